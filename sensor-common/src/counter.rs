@@ -1,0 +1,198 @@
+//! Counters of the programs: what was seen, per interface, direction and action, and why a packet is in no record.
+//!
+//! One [`InterfaceCounters`] per interface slot and CPU. The identity that the agent checks and tests hold:
+//! `Σ packets = packets in records + Σ unrecorded[cause]`, in frames as the hook saw them.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::verdict::Action;
+
+/// Interfaces that one agent can watch.
+pub const MAX_INTERFACES: usize = 64;
+
+/// Direction of a packet at an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Hook {
+    /// Received by the interface (XDP).
+    Ingress = 0,
+    /// Sent by the interface (TC).
+    Egress = 1,
+}
+
+impl Hook {
+    /// Every hook, in the order of its number.
+    pub const ALL: [Hook; 2] = [Hook::Ingress, Hook::Egress];
+    /// The name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Hook::Ingress => "ingress",
+            Hook::Egress => "egress",
+        }
+    }
+}
+
+/// Why a packet that was seen is in no flow record. Every such packet was passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Cause {
+    /// Not IPv4 or IPv6 (ARP, LLDP, 802.3 …).
+    NotIp = 0,
+    /// The frame ends inside the link header.
+    TruncatedLink = 1,
+    /// The frame ends before the IP header or datagram does.
+    TruncatedNetwork = 2,
+    /// The frame ends inside the transport header.
+    TruncatedTransport = 3,
+    /// IP header with impossible version or lengths.
+    MalformedNetwork = 4,
+    /// Transport header with impossible lengths.
+    MalformedTransport = 5,
+    /// More than two VLAN tags.
+    VlanDepth = 6,
+    /// IPv6 extension headers beyond what is followed.
+    HeaderChain = 7,
+    /// A fragment after the first: it carries no ports.
+    Fragment = 8,
+    /// Forwarded by this host and counted when it came in.
+    Forwarded = 9,
+    /// New flow, but every way of its bucket holds an active flow with history.
+    BucketFull = 10,
+    /// New flow, but another CPU held the bucket's lock for too long.
+    BucketBusy = 11,
+    /// Another writer held the record's lock for too long.
+    RecordBusy = 12,
+    /// A map look-up that cannot fail failed.
+    Internal = 13,
+}
+
+impl Cause {
+    /// Number of causes.
+    pub const COUNT: usize = 14;
+
+    /// Every cause, in the order of its number.
+    pub const ALL: [Cause; Cause::COUNT] = [
+        Cause::NotIp,
+        Cause::TruncatedLink,
+        Cause::TruncatedNetwork,
+        Cause::TruncatedTransport,
+        Cause::MalformedNetwork,
+        Cause::MalformedTransport,
+        Cause::VlanDepth,
+        Cause::HeaderChain,
+        Cause::Fragment,
+        Cause::Forwarded,
+        Cause::BucketFull,
+        Cause::BucketBusy,
+        Cause::RecordBusy,
+        Cause::Internal,
+    ];
+
+    /// The stage that could not go on, as in metrics.
+    pub const fn stage(self) -> &'static str {
+        match self {
+            Cause::NotIp
+            | Cause::TruncatedLink
+            | Cause::TruncatedNetwork
+            | Cause::TruncatedTransport
+            | Cause::MalformedNetwork
+            | Cause::MalformedTransport
+            | Cause::VlanDepth
+            | Cause::HeaderChain
+            | Cause::Fragment
+            | Cause::Forwarded => "parse",
+            Cause::BucketFull | Cause::BucketBusy => "insert",
+            Cause::RecordBusy | Cause::Internal => "update",
+        }
+    }
+
+    /// The name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Cause::NotIp => "not_ip",
+            Cause::TruncatedLink => "truncated_link",
+            Cause::TruncatedNetwork => "truncated_network",
+            Cause::TruncatedTransport => "truncated_transport",
+            Cause::MalformedNetwork => "malformed_network",
+            Cause::MalformedTransport => "malformed_transport",
+            Cause::VlanDepth => "vlan_depth",
+            Cause::HeaderChain => "header_chain",
+            Cause::Fragment => "fragment",
+            Cause::Forwarded => "forwarded",
+            Cause::BucketFull => "bucket_full",
+            Cause::BucketBusy => "bucket_busy",
+            Cause::RecordBusy => "record_busy",
+            Cause::Internal => "internal",
+        }
+    }
+}
+
+/// Packets and frame bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Volume {
+    /// Frames as the hook saw them (a super-packet is one).
+    pub packets: u64,
+    /// Frame bytes, link header included.
+    pub bytes: u64,
+}
+
+/// Slots of a table indexed by [`Cause`]: a power of two, so that a masked index is in bounds without a branch.
+pub const CAUSE_SLOTS: usize = 16;
+/// Slots of a table indexed by [`Action`], likewise.
+pub const ACTION_SLOTS: usize = 4;
+
+const _: () = assert!(Cause::COUNT <= CAUSE_SLOTS && Action::ALL.len() <= ACTION_SLOTS);
+
+/// The slot where interface `ifindex` is looked for at the `attempt`-th try (0 ≤ attempt < [`INTERFACE_PROBES`]).
+#[inline(always)]
+pub const fn interface_slot(ifindex: u32, attempt: u32) -> u32 {
+    ifindex.wrapping_add(attempt) & (MAX_INTERFACES as u32 - 1)
+}
+
+/// Slots that are tried for an interface.
+pub const INTERFACE_PROBES: u32 = 4;
+
+/// Counters of one interface on one CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct InterfaceCounters {
+    /// The interface these counters belong to, 0 = slot not in use.
+    pub ifindex: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+    /// All packets seen, by hook and action that was taken.
+    pub seen: [[Volume; ACTION_SLOTS]; 2],
+    /// Of these, packets in no record, by cause.
+    pub unrecorded: [u64; CAUSE_SLOTS],
+    /// Flow records started.
+    pub flows_created: u64,
+    /// Flow records given up for a new flow and handed to the agent whole.
+    pub evicted: u64,
+    /// Packets in records that were given up while the ring to the agent was full: counted here, lost to the agent.
+    pub evicted_lost_packets: u64,
+    /// Records given up while the ring to the agent was full.
+    pub evicted_lost_flows: u64,
+    /// Packets that `sensor_tag` marked.
+    pub tagged: u64,
+    /// Packets whose verdict was not obeyed because the agent's lease had run out.
+    pub lease_expired: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_positions() {
+        for (position, cause) in Cause::ALL.iter().enumerate() {
+            assert_eq!(*cause as usize, position);
+        }
+        for (position, action) in Action::ALL.iter().enumerate() {
+            assert_eq!(*action as usize, position);
+        }
+        for (position, hook) in Hook::ALL.iter().enumerate() {
+            assert_eq!(*hook as usize, position);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Geometry of the flow table: buckets, ways, ticks, stages, and which way a new flow may take.
+//!
+//! Bucket `b`, way `w` describes record `b · WAYS + w`. A bucket is one cache line, and the agent's scan and the
+//! kernel's look-up read nothing else to find what they want.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Ways of a bucket.
+pub const WAYS: usize = 8;
+/// Smallest and largest number of buckets that can be configured (a power of two): 8,192 to 1,048,576 flows.
+pub const MIN_BUCKETS: u32 = 1 << 10;
+/// See [`MIN_BUCKETS`].
+pub const MAX_BUCKETS: u32 = 1 << 17;
+/// Last-seen ticks are 2^26 ns (67 ms) and wrap after 73 minutes.
+pub const TICK_SHIFT: u32 = 26;
+
+/// Stage byte: the bit length of the flow's packet count (1, 2–3, 4–7, 8–15 … packets are 1, 2, 3, 4 …).
+pub const STAGE_MASK: u8 = 0x3f;
+/// Stage byte: a verdict other than pass was given, so an insert does not take this way.
+pub const STAGE_HELD: u8 = 0x40;
+/// Stage byte: TCP closed the flow.
+pub const STAGE_CLOSED: u8 = 0x80;
+
+/// One cache line of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct Bucket {
+    /// Hash of the flow in each way, 0 = free.
+    pub tags: [u32; WAYS],
+    /// Tick of each way's last packet (wraps).
+    pub seen: [u16; WAYS],
+    /// Stage byte of each way.
+    pub stages: [u8; WAYS],
+    /// 1 while a way is being given to a new flow.
+    pub lock: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<Bucket>() == 64);
+
+/// The bucket of a hash. `buckets` is a power of two.
+#[inline(always)]
+pub const fn bucket_of(hash: u32, buckets: u32) -> u32 {
+    hash & (buckets - 1)
+}
+
+/// The tag of a hash: itself, but never the "free" mark.
+#[inline(always)]
+pub const fn tag_of(hash: u32) -> u32 {
+    if hash == 0 { 1 } else { hash }
+}
+
+/// The tick of a monotonic time.
+#[inline(always)]
+pub const fn tick_of(now_ns: u64) -> u16 {
+    (now_ns >> TICK_SHIFT) as u16
+}
+
+/// The stage of a packet count: its bit length, and whether the flow is closed.
+#[inline(always)]
+pub fn stage_of(packets: u64, closed: bool) -> u8 {
+    // A binary search over the length: the BPF instruction set has no count-leading-zeros.
+    let mut value = packets;
+    let mut length = 0u8;
+    if value >> 32 != 0 {
+        value >>= 32;
+        length += 32;
+    }
+    if value >> 16 != 0 {
+        value >>= 16;
+        length += 16;
+    }
+    if value >> 8 != 0 {
+        value >>= 8;
+        length += 8;
+    }
+    if value >> 4 != 0 {
+        value >>= 4;
+        length += 4;
+    }
+    if value >> 2 != 0 {
+        value >>= 2;
+        length += 2;
+    }
+    if value >> 1 != 0 {
+        value >>= 1;
+        length += 1;
+    }
+    length += value as u8;
+    length.min(STAGE_MASK) | if closed { STAGE_CLOSED } else { 0 }
+}
+
+/// How willingly a way is given up for a new flow: 0 = not at all, else larger is sooner.
+///
+/// Free ways first, then closed flows, then flows of one packet, then flows with history that have been idle for
+/// `idle_ticks`; within a class the one idle longest. Flows with history that are active, and flows held by a
+/// verdict, are never given up: a flood of one-packet flows can push out only itself.
+#[inline(always)]
+pub fn eviction_rank(tag: u32, stage: u8, seen: u16, now: u16, idle_ticks: u32) -> u32 {
+    if tag == 0 {
+        return 4 << 16;
+    }
+    let idle = now.wrapping_sub(seen) as u32;
+    if stage & STAGE_HELD != 0 {
+        return 0;
+    }
+    if stage & STAGE_CLOSED != 0 {
+        return 3 << 16 | idle;
+    }
+    if stage & STAGE_MASK <= 1 {
+        return 2 << 16 | idle;
+    }
+    if idle >= idle_ticks { 1 << 16 | idle } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stage_is_the_bit_length() {
+        for packets in [0u64, 1, 2, 3, 4, 7, 8, 63, 64, 65_535, 65_536, u32::MAX as u64, 1 << 40] {
+            assert_eq!(stage_of(packets, false), (64 - packets.leading_zeros()) as u8, "{packets}");
+        }
+        assert_eq!(stage_of(u64::MAX, true), 63 | STAGE_CLOSED);
+    }
+
+    #[test]
+    fn history_survives_a_flood() {
+        let now = 10_000;
+        let rank = |tag, stage, seen| eviction_rank(tag, stage, seen, now, 150);
+        assert!(rank(0, 0, 0) > rank(9, STAGE_CLOSED | 5, now - 149));
+        assert!(rank(9, STAGE_CLOSED | 5, now) > rank(9, 1, now - 5_000));
+        assert!(rank(9, 1, now - 10) > rank(9, 1, now));
+        assert!(rank(9, 1, now) > rank(9, 4, now - 200));
+        assert_eq!(rank(9, 4, now - 149), 0, "an active flow with history is never evicted");
+        assert_eq!(rank(9, 1 | STAGE_HELD, now - 5_000), 0, "nor one under a verdict");
+        assert!(rank(9, 1, now.wrapping_sub(40_000)) > 0, "ticks wrap");
+    }
+}

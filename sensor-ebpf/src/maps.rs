@@ -1,0 +1,70 @@
+//! Maps and load-time constants. Sizes here are the smallest; the agent sets the real ones at load.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use sensor_common::control::Control;
+use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
+use sensor_common::flow::FlowRecord;
+use sensor_common::hash::{SEED_WORDS, Seed};
+use sensor_common::table::{Bucket, MIN_BUCKETS, WAYS};
+
+/// Bucket lines, mmapped by the agent.
+#[map]
+pub(crate) static INDEX: Array<Bucket> = Array::with_max_entries(MIN_BUCKETS, BPF_F_MMAPABLE);
+
+/// Flow records, mmapped by the agent.
+#[map]
+pub(crate) static RECORDS: Array<FlowRecord> = Array::with_max_entries(MIN_BUCKETS * WAYS as u32, BPF_F_MMAPABLE);
+
+/// The control page, mmapped by the agent.
+#[map]
+pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Counters by interface slot; a slot is in use if its `ifindex` is set.
+#[map]
+static COUNTERS: PerCpuArray<InterfaceCounters> = PerCpuArray::with_max_entries(MAX_INTERFACES as u32, 0);
+
+/// Records that were given up for a new flow, whole.
+#[map]
+pub(crate) static EVICTED: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Number of buckets, a power of two.
+#[unsafe(no_mangle)]
+pub(crate) static BUCKETS: Global<u32> = Global::new(MIN_BUCKETS);
+
+/// Where the time of a packet comes from (`sensor_common::control::CLOCK_*`).
+#[unsafe(no_mangle)]
+pub(crate) static CLOCK: Global<u8> = Global::new(0);
+
+/// 1 on CPUs that do not reorder stores (x86-64), where giving a lock back needs no barrier.
+#[unsafe(no_mangle)]
+pub(crate) static STRONG_ORDER: Global<u8> = Global::new(0);
+
+/// Hash keys of this load.
+#[unsafe(no_mangle)]
+static SEED: Seed = [0; SEED_WORDS];
+
+/// The i-th hash key.
+#[inline(always)]
+pub(crate) fn seed(position: usize) -> u64 {
+    // SAFETY: in bounds for every caller (the positions are constants below SEED_WORDS). Volatile, because the agent
+    // changes the constant between compilation and load.
+    unsafe { (&raw const SEED).cast::<u64>().add(position).read_volatile() }
+}
+
+/// This CPU's counters of a watched interface.
+#[inline(always)]
+pub(crate) fn counters(ifindex: u32) -> Option<&'static mut InterfaceCounters> {
+    for attempt in 0..INTERFACE_PROBES {
+        let slot = COUNTERS.get_ptr_mut(interface_slot(ifindex, attempt))?;
+        // SAFETY: a per-CPU map value; programs on one CPU do not preempt each other at this hook, and the agent only reads
+        // (it sets `ifindex` before it attaches).
+        let slot = unsafe { &mut *slot };
+        if slot.ifindex == ifindex {
+            return Some(slot);
+        }
+    }
+    None
+}

@@ -1,0 +1,73 @@
+//! Entry points. An interface that is not in the counters' table is passed untouched: it is not watched.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{__sk_buff, xdp_action};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_log_ebpf::{debug, trace};
+use sensor_common::counter::Hook;
+use sensor_common::verdict::Action;
+
+use crate::datapath::observe;
+use crate::frame::{SkbFrame, XdpFrame};
+use crate::maps::counters;
+use crate::tag::tag;
+
+/// Let the next program, or the stack, see the packet.
+const TC_NEXT: i32 = -1;
+/// Drop the packet.
+const TC_SHOT: i32 = 2;
+
+/// Ingress, one buffer a frame (kernels before 5.18, drivers without multi-buffer support).
+#[xdp]
+pub(crate) fn sensor_xdp(ctx: XdpContext) -> u32 {
+    ingress(&ctx, XdpFrame::new(&ctx, false))
+}
+
+/// Ingress, frames of several buffers included (jumbo frames, receive offload).
+#[xdp(frags)]
+pub(crate) fn sensor_xdp_frags(ctx: XdpContext) -> u32 {
+    ingress(&ctx, XdpFrame::new(&ctx, true))
+}
+
+#[inline(always)]
+fn ingress(ctx: &XdpContext, frame: XdpFrame) -> u32 {
+    let ifindex = ctx.ingress_ifindex() as u32;
+    let Some(counters) = counters(ifindex) else { return xdp_action::XDP_PASS };
+    let created = counters.flows_created;
+    let action = observe(frame, Hook::Ingress, ifindex, false, counters);
+    if counters.flows_created != created {
+        debug!(ctx, "interface {}: new flow", ifindex);
+    }
+    if action == Action::Drop {
+        trace!(ctx, "interface {}: dropped by verdict", ifindex);
+        return xdp_action::XDP_DROP;
+    }
+    xdp_action::XDP_PASS
+}
+
+/// Egress: locally sent packets, super-packets among them. Forwarded packets of watched interfaces were counted when
+/// they came in.
+#[classifier]
+pub(crate) fn sensor_egress(ctx: TcContext) -> i32 {
+    let skb: *const __sk_buff = ctx.as_ptr().cast();
+    // SAFETY: the context is this program's own.
+    let (ifindex, came_from) = unsafe { ((*skb).ifindex, (*skb).ingress_ifindex) };
+    let Some(own) = counters(ifindex) else { return TC_NEXT };
+    let forwarded = came_from != 0 && came_from != ifindex && counters(came_from).is_some();
+    match observe(SkbFrame::new(&ctx), Hook::Egress, ifindex, forwarded, own) {
+        Action::Drop => TC_SHOT,
+        Action::Pass | Action::Tag => TC_NEXT,
+    }
+}
+
+/// Ingress, after XDP: marks packets of tagged flows.
+#[classifier]
+pub(crate) fn sensor_tag(ctx: TcContext) -> i32 {
+    let skb: *const __sk_buff = ctx.as_ptr().cast();
+    // SAFETY: the context is this program's own.
+    if let Some(counters) = counters(unsafe { (*skb).ifindex }) {
+        tag(&ctx, counters);
+    }
+    TC_NEXT
+}

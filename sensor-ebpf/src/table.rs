@@ -1,0 +1,382 @@
+//! The flow table as the programs use it: find, lock, update, claim. Geometry and policy are in `sensor_common::table`.
+//!
+//! Locks: a record's sequence word guards its contents, a bucket's lock word guards the giving away of its ways. Order:
+//! bucket, then record. Both are tried a bounded number of times; giving up is counted and the packet passes.
+//!
+//! The functions with C linkage are "global functions" of BPF: the verifier walks each once, on its own, with nothing
+//! known of its arguments but their types. Without them it would walk the table's code again for each of the hundreds
+//! of ways through the parser. Such functions must test their pointers and return a number.
+
+use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
+use sensor_common::counter::{Cause, InterfaceCounters};
+use sensor_common::flow::FlowRecord;
+use sensor_common::hash;
+use sensor_common::packet::Packet;
+use sensor_common::table::{
+    Bucket, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, WAYS, bucket_of, eviction_rank, stage_of, tag_of, tick_of,
+};
+use sensor_common::flow::state;
+use sensor_common::verdict::{Action, Verdict};
+
+use crate::atomic;
+use crate::datapath::control;
+use crate::maps::{BUCKETS, EVICTED, INDEX, RECORDS, seed};
+
+/// How often a lock is tried before the packet goes on uncounted.
+const TRIES: u32 = 64;
+
+/// A packet on its visit to the table.
+#[repr(C)]
+pub(crate) struct Visit {
+    pub(crate) packet: Packet,
+    pub(crate) now_ns: u64,
+    pub(crate) ifindex: u32,
+    pub(crate) lease_until_ns: u64,
+}
+
+/// A way that holds the packet's flow.
+#[derive(Clone, Copy)]
+pub(crate) struct Found {
+    bucket: *mut Bucket,
+    record: *mut FlowRecord,
+    way: usize,
+    generation: u32,
+}
+
+/// Bits of what [`sensor_account`] returns: the low byte is a cause, not an action …
+const REFUSED: u64 = 1 << 8;
+/// … or there is no record yet, and the upper half is the hash.
+const MISS: u64 = 1 << 9;
+
+/// Counts the packet in its flow's record, which is started if there is none; the action of the flow's verdict, or the
+/// number of a [`Cause`].
+#[inline(always)]
+pub(crate) fn account(visit: &Visit, counters: &mut InterfaceCounters) -> Result<Action, u64> {
+    // SAFETY: both pointers come from references.
+    let mut answer = unsafe { sensor_account(visit, counters) };
+    // A function of its own beside `sensor_account`, not below it: their stacks share the kernel's 512 bytes.
+    if answer & MISS != 0 {
+        // SAFETY: as above.
+        answer = unsafe { sensor_insert(visit, (answer >> 32) as u32, counters) };
+    }
+    let answer = atomic::opaque(answer);
+    if answer & REFUSED != 0 { Err(answer & !REFUSED) } else { Ok(Action::from_number(answer as u8)) }
+}
+
+/// The packet's flow is in the table: obey its verdict and count the packet.
+///
+/// # Safety
+/// Both pointers are valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_account(visit: *const Visit, counters: *mut InterfaceCounters) -> u64 {
+    if visit.is_null() || counters.is_null() {
+        return REFUSED | Cause::Internal as u64;
+    }
+    // SAFETY: just tested, and the caller's.
+    let (visit, counters) = unsafe { (&*visit, &mut *counters) };
+    let hash = hash::hash(&visit.packet.key, seed);
+    let miss = MISS | (hash as u64) << 32;
+    let found = match find(&visit.packet, hash) {
+        Ok(Some(found)) => found,
+        Ok(None) => return miss,
+        Err(cause) => return REFUSED | cause as u64,
+    };
+    let action = verdict(found, visit, counters);
+    if action == Action::Drop {
+        return drop_packet(found, visit) as u64;
+    }
+    match update(found, visit, counters) {
+        Ok(true) => action as u64,
+        Ok(false) => miss,
+        Err(cause) => REFUSED | cause as u64,
+    }
+}
+
+/// The way that holds the packet's flow, without any lock: `update` looks again under the record's.
+#[inline(always)]
+pub(crate) fn find(packet: &Packet, hash: u32) -> Result<Option<Found>, Cause> {
+    let number = bucket_of(hash, BUCKETS.load());
+    let bucket = INDEX.get_ptr_mut(number).ok_or(Cause::Internal)?;
+    let tag = tag_of(hash);
+    for way in 0..WAYS {
+        // SAFETY: `way` is in bounds of a map value. Volatile: other CPUs write it.
+        if unsafe { (&raw const (*bucket).tags).cast::<u32>().add(way).read_volatile() } != tag {
+            continue;
+        }
+        let record = RECORDS.get_ptr_mut(number * WAYS as u32 + way as u32).ok_or(Cause::Internal)?;
+        // SAFETY: a map value. A half-written key can at worst fail to match, or match a record that `update` refuses.
+        let generation = unsafe { (&raw const (*record).generation).read_volatile() };
+        // SAFETY: as above.
+        if unsafe { &(*record).key }.same(&packet.key) {
+            return Ok(Some(Found { bucket, record, way, generation }));
+        }
+    }
+    Ok(None)
+}
+
+/// What the flow's verdict asks for now: pass without one, and without the agent's lease.
+#[inline(always)]
+pub(crate) fn verdict(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Action {
+    // SAFETY: a map value; the agent stores the word at once.
+    let word = unsafe { (&raw const (*found.record).verdict).read_volatile() };
+    let action = Verdict(word).action_at(found.generation, visit.now_ns);
+    if action != Action::Pass && visit.lease_until_ns <= visit.now_ns {
+        counters.lease_expired += 1;
+        return Action::Pass;
+    }
+    action
+}
+
+/// A dropped packet costs no lock: it is counted, and its flow stays in the table.
+#[inline(always)]
+fn drop_packet(found: Found, visit: &Visit) -> Action {
+    let way = found.way & (WAYS - 1);
+    // SAFETY: 8 aligned bytes of a map value.
+    unsafe { atomic::add(&raw mut (*found.record).dropped, 1) };
+    // SAFETY: a map value; only programs write seen and stage, and either value of a race will do.
+    let bucket = unsafe { &mut *found.bucket };
+    touch(bucket, way, tick_of(visit.now_ns));
+    if bucket.stages[way] & STAGE_HELD == 0 {
+        bucket.stages[way] |= STAGE_HELD;
+    }
+    Action::Drop
+}
+
+/// Writes the tick only if it moved on, so that the line is not dirtied by every packet.
+#[inline(always)]
+fn touch(bucket: &mut Bucket, way: usize, tick: u16) {
+    if bucket.seen[way & (WAYS - 1)] != tick {
+        bucket.seen[way & (WAYS - 1)] = tick;
+    }
+}
+
+/// Counts the packet in the record that was found; false if the record was given to another flow meanwhile.
+#[inline(always)]
+fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Result<bool, Cause> {
+    let sequence = lock(found.record).ok_or(Cause::RecordBusy)?;
+    // SAFETY: under the record's lock this CPU is the only writer.
+    let record = unsafe { &mut *found.record };
+    if record.generation != found.generation {
+        unlock(found.record, sequence);
+        return Ok(false);
+    }
+    // SAFETY: a map value; see `drop_packet`.
+    let bucket = unsafe { &mut *found.bucket };
+    let way = found.way & (WAYS - 1);
+    if record.is_reopened_by(&visit.packet) {
+        restart(record, visit, counters);
+        bucket.stages[way] = 1;
+    } else {
+        count(record, visit);
+        let stage = bucket.stages[way];
+        let closed = record.state & state::CLOSED != 0;
+        let packets = record.packets();
+        // Only a packet in many changes the stage: when the count outgrows it, when TCP closes, when a hold ends.
+        if packets >> (stage & STAGE_MASK) != 0 || closed != (stage & STAGE_CLOSED != 0) || stage & STAGE_HELD != 0 {
+            bucket.stages[way] = stage_of(packets, closed);
+        }
+    }
+    unlock(found.record, sequence);
+    touch(bucket, way, tick_of(visit.now_ns));
+    Ok(true)
+}
+
+/// A new connection on the tuple of a closed one: the old record goes to the agent, the slot stays.
+#[inline(always)]
+fn restart(record: &mut FlowRecord, visit: &Visit, counters: &mut InterfaceCounters) {
+    evict(record, counters);
+    start(record, visit);
+    count(record, visit);
+    counters.flows_created += 1;
+}
+
+/// [`FlowRecord::update`], verified once.
+#[inline(always)]
+fn count(record: &mut FlowRecord, visit: &Visit) {
+    // SAFETY: both pointers come from references.
+    unsafe { sensor_count(record, visit) };
+}
+
+/// See [`count`].
+///
+/// # Safety
+/// Both pointers are valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_count(record: *mut FlowRecord, visit: *const Visit) -> u64 {
+    if record.is_null() || visit.is_null() {
+        return 1;
+    }
+    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
+    let (record, visit) = unsafe { (&mut *record, &*visit) };
+    record.update(&visit.packet, visit.now_ns);
+    0
+}
+
+/// [`FlowRecord::start`] with the next generation, verified once.
+#[inline(always)]
+fn start(record: &mut FlowRecord, visit: &Visit) {
+    // SAFETY: both pointers come from references.
+    unsafe { sensor_start(record, visit) };
+}
+
+/// See [`start`].
+///
+/// # Safety
+/// Both pointers are valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_start(record: *mut FlowRecord, visit: *const Visit) -> u64 {
+    if record.is_null() || visit.is_null() {
+        return 1;
+    }
+    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
+    let (record, visit) = unsafe { (&mut *record, &*visit) };
+    let generation = record.generation.wrapping_add(1);
+    record.start(&visit.packet, visit.now_ns, visit.ifindex, generation);
+    0
+}
+
+/// Hands a record to the agent before it is overwritten, or counts what the agent will not see.
+#[inline(always)]
+fn evict(record: &FlowRecord, counters: &mut InterfaceCounters) {
+    // SAFETY: the record is `size_of::<FlowRecord>()` bytes of a map value, which the helper copies.
+    let sent = unsafe {
+        aya_ebpf::helpers::generated::bpf_ringbuf_output(
+            (&raw const EVICTED).cast_mut().cast(),
+            core::ptr::from_ref(record).cast_mut().cast(),
+            size_of::<FlowRecord>() as u64,
+            BPF_RB_NO_WAKEUP as u64,
+        )
+    };
+    if sent == 0 {
+        counters.evicted += 1;
+    } else {
+        counters.evicted_lost_flows += 1;
+        counters.evicted_lost_packets += record.frames();
+    }
+}
+
+/// Starts a record for a flow that has none.
+///
+/// # Safety
+/// Both pointers are valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_insert(visit: *const Visit, hash: u32, counters: *mut InterfaceCounters) -> u64 {
+    if visit.is_null() || counters.is_null() {
+        return REFUSED | Cause::Internal as u64;
+    }
+    // SAFETY: just tested, and the caller's.
+    let (visit, counters) = unsafe { (&*visit, &mut *counters) };
+    match insert(visit, hash, counters) {
+        Ok(()) => Action::Pass as u64,
+        Err(cause) => REFUSED | cause as u64,
+    }
+}
+
+#[inline(always)]
+fn insert(visit: &Visit, hash: u32, counters: &mut InterfaceCounters) -> Result<(), Cause> {
+    let number = bucket_of(hash, BUCKETS.load());
+    let bucket = INDEX.get_ptr_mut(number).ok_or(Cause::Internal)?;
+    // SAFETY: a map value.
+    let lock_word = unsafe { &raw mut (*bucket).lock };
+    if !lock_bucket(lock_word) {
+        return Err(Cause::BucketBusy);
+    }
+    let outcome = insert_locked(visit, hash, number, bucket, counters);
+    // SAFETY: 4 aligned bytes of a map value; this CPU holds the lock.
+    unsafe { atomic::release(lock_word, 0) };
+    outcome
+}
+
+#[inline(always)]
+fn lock_bucket(word: *mut u32) -> bool {
+    for _ in 0..TRIES {
+        // SAFETY: 4 aligned bytes of a map value.
+        if unsafe { atomic::swap_if(word, 0, 1) } {
+            return true;
+        }
+    }
+    false
+}
+
+#[inline(always)]
+fn insert_locked(
+    visit: &Visit,
+    hash: u32,
+    number: u32,
+    bucket: *mut Bucket,
+    counters: &mut InterfaceCounters,
+) -> Result<(), Cause> {
+    let tick = tick_of(visit.now_ns);
+    let idle_ticks = control().ok_or(Cause::Internal)?.evict_idle_ticks;
+    // Another CPU may have started the flow between the look-up and the lock: a second record would split its counts.
+    if let Some(found) = find(&visit.packet, hash)? {
+        if update(found, visit, counters)? {
+            return Ok(());
+        }
+    }
+    // SAFETY: a map value; this CPU holds the bucket's lock, and the other writers (seen, stages) only make a choice stale.
+    let bucket = unsafe { &mut *bucket };
+    let (mut best, mut way) = (0, 0);
+    for candidate in 0..WAYS {
+        let rank = eviction_rank(
+            bucket.tags[candidate],
+            bucket.stages[candidate],
+            bucket.seen[candidate],
+            tick,
+            idle_ticks,
+        );
+        if rank > best {
+            best = rank;
+            way = candidate;
+        }
+    }
+    if best == 0 {
+        return Err(Cause::BucketFull);
+    }
+    let way = way & (WAYS - 1);
+    let record = RECORDS.get_ptr_mut(number * WAYS as u32 + way as u32).ok_or(Cause::Internal)?;
+    let sequence = lock(record).ok_or(Cause::RecordBusy)?;
+    let occupied = bucket.tags[way] != 0;
+    bucket.tags[way] = 0;
+    // SAFETY: under the record's lock this CPU is the only writer.
+    let contents = unsafe { &mut *record };
+    if occupied {
+        evict(contents, counters);
+    }
+    start(contents, visit);
+    count(contents, visit);
+    bucket.stages[way] = stage_of(contents.packets(), contents.state & state::CLOSED != 0);
+    bucket.seen[way] = tick;
+    unlock(record, sequence);
+    // Last: whoever finds the tag finds a whole record.
+    // SAFETY: in bounds of a map value.
+    unsafe { atomic::release((&raw mut bucket.tags).cast::<u32>().add(way), tag_of(hash)) };
+    counters.flows_created += 1;
+    Ok(())
+}
+
+/// Takes the record's lock; the (even) sequence that `unlock` moves on.
+#[inline(always)]
+fn lock(record: *mut FlowRecord) -> Option<u32> {
+    // SAFETY: a map value.
+    let word = unsafe { &raw mut (*record).sequence };
+    for _ in 0..TRIES {
+        // SAFETY: 4 aligned bytes of a map value; volatile, because other CPUs write it.
+        let sequence = unsafe { word.read_volatile() };
+        // SAFETY: as above.
+        if sequence & 1 == 0 && unsafe { atomic::swap_if(word, sequence, sequence.wrapping_add(1)) } {
+            return Some(sequence);
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn unlock(record: *mut FlowRecord, sequence: u32) {
+    // SAFETY: 4 aligned bytes of a map value, whose lock this CPU holds.
+    unsafe { atomic::release(&raw mut (*record).sequence, sequence.wrapping_add(2)) };
+}

@@ -1,0 +1,71 @@
+//! Tagging: puts the configured mark (and DSCP) on packets of flows whose verdict is "tag". Reads the table, counts
+//! nothing there: the ingress program has counted the packet already.
+
+use aya_ebpf::helpers::generated::{bpf_l3_csum_replace, bpf_skb_store_bytes};
+use aya_ebpf::programs::TcContext;
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff};
+use sensor_common::control::{Control, NO_DSCP};
+use sensor_common::counter::InterfaceCounters;
+use sensor_common::packet::{self, Packet};
+use sensor_common::verdict::Action;
+use sensor_common::hash;
+
+use crate::datapath::{control, now_ns};
+use crate::frame::SkbFrame;
+use crate::maps::seed;
+use crate::table::{self, Visit};
+
+/// Marks the packet if its flow's verdict says so.
+#[inline(always)]
+pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
+    let Some(control) = control() else { return };
+    let Ok(packet) = packet::parse(SkbFrame::new(ctx)) else { return };
+    let hash = hash::hash(&packet.key, seed);
+    let Ok(Some(found)) = table::find(&packet, hash) else { return };
+    let visit = Visit { packet, now_ns: now_ns(control), ifindex: 0, lease_until_ns: control.lease_until_ns };
+    if table::verdict(found, &visit, counters) != Action::Tag {
+        return;
+    }
+    let skb: *mut __sk_buff = ctx.as_ptr().cast();
+    if control.tag_mask != 0 {
+        // SAFETY: the context is this program's own.
+        let mark = unsafe { (*skb).mark };
+        ctx.set_mark((mark & !control.tag_mask) | (control.tag_mark & control.tag_mask));
+    }
+    if control.tag_dscp != NO_DSCP {
+        set_dscp(skb, &visit.packet, control);
+    }
+    counters.tagged += 1;
+}
+
+/// Rewrites the six DSCP bits (RFC 2474); ECN stays, and IPv4's header checksum is mended.
+#[inline(always)]
+fn set_dscp(skb: *mut __sk_buff, packet: &Packet, control: &Control) {
+    let old = packet.traffic_class;
+    let new = ((control.tag_dscp as u8) << 2) | (old & 3);
+    if old == new {
+        return;
+    }
+    let start = packet.l3_offset;
+    if packet.key.family == 4 {
+        // The class is the low byte of the header's first 16 bits, which the checksum covers.
+        // SAFETY: the helper checks offset and length.
+        unsafe { bpf_l3_csum_replace(skb, start + 10, (old as u64) << 8, (new as u64) << 8, 2) };
+        // SAFETY: one byte of this function's stack.
+        unsafe { bpf_skb_store_bytes(skb, start + 1, (&raw const new).cast(), 1, 0) };
+    } else {
+        // Version (4), traffic class (8), flow label (20): the class spans two bytes. The flow label's first four bits
+        // are not in `packet`, so they are read back from the frame.
+        let mut second = 0u8;
+        // SAFETY: one byte of this function's stack.
+        let read = unsafe {
+            aya_ebpf::helpers::generated::bpf_skb_load_bytes(skb.cast(), start + 1, (&raw mut second).cast(), 1)
+        };
+        if read != 0 {
+            return;
+        }
+        let bytes = [0x60 | new >> 4, (new << 4) | (second & 0x0f)];
+        // SAFETY: two bytes of this function's stack.
+        unsafe { bpf_skb_store_bytes(skb, start, bytes.as_ptr().cast(), 2, 0) };
+    }
+}

@@ -1,0 +1,217 @@
+//! Programs on interfaces: attach with the best way this kernel has, and take everything off again.
+
+use anyhow::{Context as _, bail};
+use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::xdp::XdpLinkId;
+use aya::programs::{LinkOrder, ProgramError, TcAttachType, TcError, XdpMode};
+
+use super::load::{Hook, Kernel};
+
+/// How `sensor_xdp` may be attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpChoice {
+    /// Native if the driver can, else generic.
+    #[default]
+    Auto,
+    /// In the driver, before the kernel allocates a socket buffer; fails where the driver cannot.
+    Native,
+    /// In the network stack: works everywhere, costs more.
+    Generic,
+}
+
+/// How `sensor_xdp` was attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpAttachment {
+    /// In the driver.
+    Native,
+    /// In the network stack.
+    Generic,
+}
+
+/// How the TC programs were attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TcAttachment {
+    /// By a BPF link (kernel 6.6), which ends with the agent.
+    Tcx,
+    /// As a filter under a clsact qdisc.
+    Clsact,
+}
+
+/// One watched interface.
+#[derive(Debug)]
+pub struct Attached {
+    /// Name.
+    pub interface: String,
+    /// Number.
+    pub ifindex: u32,
+    /// How ingress is seen.
+    pub xdp: XdpAttachment,
+    /// How egress is seen.
+    pub egress: TcAttachment,
+    /// Why native XDP was not used, where generic was the fallback.
+    pub fallback: Option<String>,
+    xdp_link: XdpLinkId,
+    tc_links: Vec<(Hook, SchedClassifierLinkId)>,
+    /// The qdisc is ours to remove.
+    clsact_added: bool,
+}
+
+impl Kernel {
+    /// Attaches all loaded programs to `interface`. On an error nothing stays attached.
+    ///
+    /// # Errors
+    /// A missing interface, another XDP program on it, a driver without what `choice` asks for, missing privileges.
+    pub fn attach(&mut self, interface: &str, choice: XdpChoice, tcx: bool) -> anyhow::Result<Attached> {
+        let ifindex = ifindex(interface)?;
+        self.watch(ifindex)?;
+        let (xdp, xdp_link, fallback) = self.attach_xdp(interface, ifindex, choice)?;
+        let mut attached = Attached {
+            interface: interface.to_owned(),
+            ifindex,
+            xdp,
+            egress: if tcx { TcAttachment::Tcx } else { TcAttachment::Clsact },
+            fallback,
+            xdp_link,
+            tc_links: Vec::new(),
+            clsact_added: false,
+        };
+        match self.attach_tc(&mut attached) {
+            Ok(()) => Ok(attached),
+            Err(error) => {
+                // The first error is the one that helps; what could not be undone ends with the process.
+                let _ = self.detach(attached);
+                Err(error)
+            }
+        }
+    }
+
+    fn attach_xdp(
+        &mut self,
+        interface: &str,
+        ifindex: u32,
+        choice: XdpChoice,
+    ) -> anyhow::Result<(XdpAttachment, XdpLinkId, Option<String>)> {
+        let program = self.xdp_program()?;
+        let mut fallback = None;
+        if choice != XdpChoice::Generic {
+            match program.attach_to_if_index(ifindex, XdpMode::Driver) {
+                Ok(link) => return Ok((XdpAttachment::Native, link, None)),
+                Err(error) if is_busy(&error) => bail!(busy(interface)),
+                Err(error) if choice == XdpChoice::Native => {
+                    return Err(error).with_context(|| {
+                        format!("{interface}: its driver does not take native XDP; use --xdp-mode auto or generic")
+                    });
+                }
+                Err(error) => fallback = Some(chain(&error)),
+            }
+        }
+        match program.attach_to_if_index(ifindex, XdpMode::Skb) {
+            Ok(link) => Ok((XdpAttachment::Generic, link, fallback)),
+            Err(error) if is_busy(&error) => bail!(busy(interface)),
+            Err(error) => Err(error).with_context(|| format!("{interface}: XDP could not be attached")),
+        }
+    }
+
+    fn attach_tc(&mut self, attached: &mut Attached) -> anyhow::Result<()> {
+        let mut hooks = vec![(Hook::Egress, TcAttachType::Egress)];
+        if self.tagging() {
+            hooks.push((Hook::Tag, TcAttachType::Ingress));
+        }
+        if attached.egress == TcAttachment::Clsact {
+            match qdisc_add_clsact(&attached.interface) {
+                Ok(()) => attached.clsact_added = true,
+                Err(TcError::AlreadyAttached) => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("{}: qdisc clsact could not be added", attached.interface));
+                }
+            }
+        }
+        for (hook, direction) in hooks {
+            let options = match attached.egress {
+                TcAttachment::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
+                TcAttachment::Clsact => TcAttachOptions::Netlink(NlOptions::default()),
+            };
+            let link = self
+                .tc_program(hook)?
+                .attach_with_options(&attached.interface, direction, options)
+                .with_context(|| format!("{}: TC program for {hook:?} could not be attached", attached.interface))?;
+            attached.tc_links.push((hook, link));
+        }
+        Ok(())
+    }
+
+    /// Takes the programs off an interface, and the qdisc if it was added here.
+    ///
+    /// # Errors
+    /// The first failure, after everything was tried.
+    pub fn detach(&mut self, attached: Attached) -> anyhow::Result<()> {
+        let Attached { interface, tc_links, xdp_link, clsact_added, ifindex, xdp: _, egress: _, fallback: _ } = attached;
+        let mut failures = Vec::new();
+        if let Err(error) = self.xdp_program()?.detach(xdp_link) {
+            failures.push(format!("XDP: {}", chain(&error)));
+        }
+        for (hook, link) in tc_links {
+            if let Err(error) = self.tc_program(hook)?.detach(link) {
+                failures.push(format!("TC {hook:?}: {}", chain(&error)));
+            }
+        }
+        if clsact_added && let Err(error) = super::qdisc::remove_clsact(ifindex) {
+            failures.push(format!("qdisc clsact: {error:#}"));
+        }
+        if failures.is_empty() { Ok(()) } else { bail!("{interface}: detaching failed: {}", failures.join("; ")) }
+    }
+}
+
+/// Number of an interface.
+///
+/// # Errors
+/// If there is none of that name; the error lists those there are.
+pub fn ifindex(interface: &str) -> anyhow::Result<u32> {
+    let path = format!("/sys/class/net/{interface}/ifindex");
+    match std::fs::read_to_string(&path) {
+        Ok(number) => number.trim().parse().with_context(|| format!("{path} does not hold a number")),
+        Err(_) => bail!("there is no interface {interface:?}; this host has: {}", interfaces().join(", ")),
+    }
+}
+
+fn interfaces() -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir("/sys/class/net")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
+fn busy(interface: &str) -> String {
+    format!(
+        "{interface} already has an XDP program: another sensor agent or another tool; stop it, or take it off with \
+         `ip link set dev {interface} xdp off` and `xdpgeneric off`"
+    )
+}
+
+/// The kernel says EBUSY or EEXIST for an interface that has a program.
+fn is_busy(error: &ProgramError) -> bool {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return matches!(io.raw_os_error(), Some(libc::EBUSY | libc::EEXIST));
+        }
+        source = error.source();
+    }
+    false
+}
+
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

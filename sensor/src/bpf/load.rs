@@ -1,0 +1,340 @@
+//! Embedded object → loaded programs and mapped tables. Called by the agent at start, and by tests and benches that
+//! run the programs without an interface.
+
+use std::io::Read as _;
+
+use anyhow::{Context as _, bail};
+use aya::maps::{MapData, PerCpuArray, PerCpuValues, RingBuf};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use bytemuck::Zeroable as _;
+use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
+use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
+use sensor_common::flow::FlowRecord;
+use sensor_common::hash::{SEED_WORDS, Seed};
+use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
+
+use super::sys::{ControlPage, Counters, Table};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SENSOR_EBPF_OBJECT_PATH"));
+
+/// What is fixed when the programs are loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Flows the table holds: a power of two from 8,192 to 1,048,576.
+    pub flows: usize,
+    /// Whether frames of several buffers are accepted (needs kernel 5.18; see `probe`).
+    pub frags: bool,
+    /// Whether `sensor_tag` is loaded.
+    pub tagging: bool,
+    /// Level of messages from the programs, 0 (off) to 5 (trace).
+    pub log_level: u8,
+    /// Packets are stamped by [`ControlPage::set_replay_clock`] instead of the kernel's clock.
+    pub replay_clock: bool,
+    /// Hash keys; `None` draws them from the kernel's random source, which production always does.
+    pub seed: Option<Seed>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { flows: 65_536, frags: true, tagging: false, log_level: 0, replay_clock: false, seed: None }
+    }
+}
+
+/// Which of the object's programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// `sensor_xdp`, received frames.
+    Ingress,
+    /// `sensor_egress`, sent frames.
+    Egress,
+    /// `sensor_tag`, received frames after XDP.
+    Tag,
+}
+
+/// What the kernel says of a loaded program.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct ProgramInfo {
+    /// Name of the program.
+    pub name: String,
+    /// Instructions the verifier walked (kernel 5.16), a measure of what is left of its budget of a million.
+    pub verified_instructions: Option<u32>,
+    /// Bytes of machine code.
+    pub jited_bytes: u32,
+    /// Nanoseconds spent in it and runs of it, if run statistics are on (`sysctl kernel.bpf_stats_enabled`).
+    pub run_time_ns: u64,
+    /// Runs.
+    pub run_count: u64,
+}
+
+/// The programs in the kernel and the memory shared with them.
+pub struct Kernel {
+    pub(super) ebpf: Ebpf,
+    /// The flow table.
+    pub table: Table,
+    /// The control page.
+    pub control: ControlPage,
+    counters: PerCpuArray<MapData, Counters>,
+    evicted: RingBuf<MapData>,
+    xdp: &'static str,
+    tagging: bool,
+    memory_bytes: u64,
+    logs: Option<Logs>,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("table", &self.table).field("xdp", &self.xdp).finish_non_exhaustive()
+    }
+}
+
+impl Kernel {
+    /// Loads programs and maps. Nothing is attached.
+    ///
+    /// # Errors
+    /// If the kernel refuses a map or a program; the error ends with the verifier's last lines.
+    pub fn load(options: &LoadOptions) -> anyhow::Result<Kernel> {
+        let buckets = u32::try_from(options.flows / WAYS).context("the flow table is too large")?;
+        if !options.flows.is_power_of_two() || !(MIN_BUCKETS..=MAX_BUCKETS).contains(&buckets) {
+            bail!(
+                "a flow table of {} flows is not possible: use a power of two from {} to {}",
+                options.flows,
+                MIN_BUCKETS as usize * WAYS,
+                MAX_BUCKETS as usize * WAYS
+            );
+        }
+        let seed = match options.seed {
+            Some(seed) => seed,
+            None => random_seed()?,
+        };
+        let clock = if options.replay_clock { CLOCK_REPLAY } else { CLOCK_KERNEL };
+        // x86-64 does not reorder stores; elsewhere a lock is given back with a full barrier.
+        let strong_order = cfg!(target_arch = "x86_64") as u8;
+        let xdp = if options.frags { "sensor_xdp_frags" } else { "sensor_xdp" };
+        let mut ebpf = EbpfLoader::new()
+            .override_global("BUCKETS", &buckets, true)
+            .override_global("SEED", &seed[..], true)
+            .override_global("CLOCK", &clock, true)
+            .override_global("STRONG_ORDER", &strong_order, true)
+            .override_global("AYA_LOG_LEVEL", &options.log_level, false)
+            .map_max_entries("INDEX", buckets)
+            .map_max_entries("RECORDS", buckets * WAYS as u32)
+            .load(OBJECT)
+            .context("the kernel refused the maps (is this root, or CAP_BPF and CAP_NET_ADMIN? see `sensor doctor`)")?;
+        let mut kernel_programs = vec![xdp, "sensor_egress"];
+        if options.tagging {
+            kernel_programs.push("sensor_tag");
+        }
+        for name in kernel_programs {
+            load_program(&mut ebpf, name)?;
+        }
+        let memory_bytes = memory(&ebpf);
+        let index = take(&mut ebpf, "INDEX")?;
+        let records = take(&mut ebpf, "RECORDS")?;
+        let control = take(&mut ebpf, "CONTROL")?;
+        let table = Table::new(array_fd(&index)?, array_fd(&records)?, buckets as usize)?;
+        let control = ControlPage::new(array_fd(&control)?)?;
+        let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?).context("map COUNTERS")?;
+        let evicted = RingBuf::try_from(take(&mut ebpf, "EVICTED")?).context("map EVICTED")?;
+        let logs = if options.log_level > 0 { Some(logs(&mut ebpf)?) } else { None };
+        Ok(Kernel { ebpf, table, control, counters, evicted, xdp, tagging: options.tagging, memory_bytes, logs })
+    }
+
+    /// Memory of all maps, bytes, as far as it is the agent's to choose (table, ring, counters).
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
+    /// Whether `sensor_tag` was loaded.
+    pub fn tagging(&self) -> bool {
+        self.tagging
+    }
+
+    /// Gives an interface a slot in the counters' table; programs pass the packets of interfaces without one untouched.
+    ///
+    /// # Errors
+    /// If the slots around the interface's number are taken, or the kernel refuses.
+    pub fn watch(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        for attempt in 0..INTERFACE_PROBES {
+            let slot = interface_slot(ifindex, attempt);
+            let mut values = self.counters.get(&slot, 0).context("reading map COUNTERS")?.to_vec();
+            let owner = values.first().map_or(0, |counters| counters.0.ifindex);
+            if owner == ifindex {
+                return Ok(());
+            }
+            if owner == 0 {
+                for value in &mut values {
+                    *value = Counters(InterfaceCounters { ifindex, ..InterfaceCounters::zeroed() });
+                }
+                let values = PerCpuValues::try_from(values).context("counters of all CPUs")?;
+                return self.counters.set(slot, values, 0).context("writing map COUNTERS");
+            }
+        }
+        bail!(
+            "interface number {ifindex} falls on slots that other watched interfaces use: watch fewer interfaces \
+             (at most {MAX_INTERFACES}), or start a second agent for it"
+        )
+    }
+
+    /// Counters of an interface, summed over the CPUs.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn counters(&self, ifindex: u32) -> anyhow::Result<InterfaceCounters> {
+        for attempt in 0..INTERFACE_PROBES {
+            let values =
+                self.counters.get(&interface_slot(ifindex, attempt), 0).context("reading map COUNTERS")?;
+            if values.first().is_some_and(|counters| counters.0.ifindex == ifindex) {
+                return Ok(sum(values.iter().map(|counters| &counters.0), ifindex));
+            }
+        }
+        bail!("interface number {ifindex} is not watched")
+    }
+
+    /// The next record that the programs gave up for a new flow.
+    pub fn next_evicted(&mut self) -> Option<FlowRecord> {
+        let item = self.evicted.next()?;
+        bytemuck::try_pod_read_unaligned(item.get(..size_of::<FlowRecord>())?).ok()
+    }
+
+    /// Runs a program on one frame (`BPF_PROG_TEST_RUN`), `repeat` times: return value and mean duration in ns.
+    ///
+    /// `ifindex` is the interface the frame pretends to come from (ingress only; egress runs as the loopback interface).
+    ///
+    /// # Errors
+    /// If the kernel refuses, e.g. a frame shorter than an Ethernet header.
+    pub fn test_run(&mut self, hook: Hook, frame: &[u8], repeat: u32) -> anyhow::Result<(u32, u32)> {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.repeat = repeat;
+        let result = match hook {
+            Hook::Ingress => program::<Xdp>(&mut self.ebpf, self.xdp)?.test_run(options),
+            Hook::Egress => program::<SchedClassifier>(&mut self.ebpf, "sensor_egress")?.test_run(options),
+            Hook::Tag => program::<SchedClassifier>(&mut self.ebpf, "sensor_tag")?.test_run(options),
+        }
+        .with_context(|| format!("test run of {hook:?} on a frame of {} bytes", frame.len()))?;
+        Ok((result.return_value, result.duration.as_nanos() as u32))
+    }
+
+    /// What the kernel says of the loaded programs.
+    pub fn programs(&self) -> Vec<ProgramInfo> {
+        let loaded = self.ebpf.programs().filter_map(|(name, program)| Some((name, program.info().ok()?)));
+        loaded
+            .map(|(name, info)| ProgramInfo {
+                name: name.to_owned(),
+                verified_instructions: info.verified_instruction_count(),
+                jited_bytes: info.size_jitted(),
+                run_time_ns: info.run_time().as_nanos() as u64,
+                run_count: info.run_count(),
+            })
+            .collect()
+    }
+
+    pub(super) fn xdp_program(&mut self) -> anyhow::Result<&mut Xdp> {
+        program(&mut self.ebpf, self.xdp)
+    }
+
+    pub(super) fn tc_program(&mut self, hook: Hook) -> anyhow::Result<&mut SchedClassifier> {
+        program(&mut self.ebpf, if hook == Hook::Tag { "sensor_tag" } else { "sensor_egress" })
+    }
+
+    /// Passes on the messages that the programs wrote since the last call, through the `log` facade; does nothing if
+    /// they were loaded with log level 0.
+    pub fn flush_logs(&mut self) {
+        if let Some(logs) = &mut self.logs {
+            (logs.0)();
+        }
+    }
+}
+
+/// Reads the programs' messages. (aya-log's logger names the `log` crate in its type; a closure does not.)
+struct Logs(Box<dyn FnMut() + Send>);
+
+fn logs(ebpf: &mut Ebpf) -> anyhow::Result<Logs> {
+    let mut logger = aya_log::EbpfLogger::init(ebpf).context("messages of the programs (--bpf-log)")?;
+    Ok(Logs(Box::new(move || logger.flush())))
+}
+
+fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<aya::maps::Map> {
+    ebpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}: rebuild it (`cargo xtask ebpf`)"))
+}
+
+fn array_fd(map: &aya::maps::Map) -> anyhow::Result<std::os::fd::BorrowedFd<'_>> {
+    match map {
+        aya::maps::Map::Array(data) => Ok(std::os::fd::AsFd::as_fd(data.fd())),
+        other => bail!("expected an array map, found {other:?}"),
+    }
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut P>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
+{
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the eBPF object has no program {name}: rebuild it (`cargo xtask ebpf`)"))?;
+    program.try_into().with_context(|| format!("program {name} is of another type"))
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
+    let result = if name.starts_with("sensor_xdp") {
+        program::<Xdp>(ebpf, name)?.load()
+    } else {
+        program::<SchedClassifier>(ebpf, name)?.load()
+    };
+    result.with_context(|| format!("the kernel's verifier refused program {name}"))
+}
+
+/// Bytes of the maps that were created, from what the object and the options say (per-CPU maps once for each CPU).
+fn memory(ebpf: &Ebpf) -> u64 {
+    let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
+    ebpf.maps()
+        .filter_map(|(_, map)| match map {
+            aya::maps::Map::Array(data) | aya::maps::Map::RingBuf(data) => Some((data.info().ok()?, 1)),
+            aya::maps::Map::PerCpuArray(data) => Some((data.info().ok()?, cpus)),
+            _ => None,
+        })
+        .map(|(info, copies)| info.max_entries() as u64 * (info.value_size().max(1) as u64).next_multiple_of(8) * copies)
+        .sum()
+}
+
+fn random_seed() -> anyhow::Result<Seed> {
+    let mut bytes = [0u8; SEED_WORDS * 8];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut bytes))
+        .context("no random hash keys from /dev/urandom")?;
+    Ok(bytemuck::cast(bytes))
+}
+
+/// Sum over CPUs. Destructured, so that a new counter is not forgotten here.
+fn sum<'a>(values: impl Iterator<Item = &'a InterfaceCounters>, ifindex: u32) -> InterfaceCounters {
+    let mut total = InterfaceCounters { ifindex, ..InterfaceCounters::zeroed() };
+    for value in values {
+        let InterfaceCounters {
+            ifindex: _,
+            reserved: _,
+            seen,
+            unrecorded,
+            flows_created,
+            evicted,
+            evicted_lost_packets,
+            evicted_lost_flows,
+            tagged,
+            lease_expired,
+        } = value;
+        for (total, value) in total.seen.iter_mut().flatten().zip(seen.iter().flatten()) {
+            total.packets += value.packets;
+            total.bytes += value.bytes;
+        }
+        for (total, value) in total.unrecorded.iter_mut().zip(unrecorded) {
+            *total += value;
+        }
+        total.flows_created += flows_created;
+        total.evicted += evicted;
+        total.evicted_lost_packets += evicted_lost_packets;
+        total.evicted_lost_flows += evicted_lost_flows;
+        total.tagged += tagged;
+        total.lease_expired += lease_expired;
+    }
+    total
+}

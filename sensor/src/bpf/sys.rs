@@ -1,0 +1,222 @@
+//! Memory shared with the kernel programs, and the only `unsafe` of the agent.
+//!
+//! The maps INDEX, RECORDS and CONTROL are mmapped. Programs on any CPU write them at any time, so every access here is
+//! an atomic load or store; a record is copied under its sequence lock and copied again if a writer was inside.
+
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use anyhow::Context as _;
+use rustix::mm::{MapFlags, ProtFlags};
+use sensor_common::control::Control;
+use sensor_common::counter::InterfaceCounters;
+use sensor_common::flow::FlowRecord;
+use sensor_common::table::{Bucket, WAYS};
+
+/// How often a record is copied before the agent leaves it for the next poll.
+const COPY_TRIES: usize = 16;
+
+/// Counters of an interface, as aya wants its plain-data types.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Counters(pub InterfaceCounters);
+
+// SAFETY: InterfaceCounters is bytemuck::Pod: any bytes are a value, and it has no padding.
+unsafe impl aya::Pod for Counters {}
+
+/// A mmapped map.
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<AtomicU64>,
+    /// In 64-bit words.
+    len: NonZeroUsize,
+}
+
+// SAFETY: the memory is shared with the kernel anyway, and all access is atomic.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(map: impl AsFd, bytes: usize) -> anyhow::Result<Mapping> {
+        let len = NonZeroUsize::new(bytes / 8).context("an empty map cannot be mapped")?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                map,
+                0,
+            )
+        }
+        .context("mmap of a BPF map failed")?;
+        let start = NonNull::new(start.cast()).context("mmap of a BPF map gave a null pointer")?;
+        Ok(Mapping { start, len })
+    }
+
+    fn word(&self, position: usize) -> &AtomicU64 {
+        assert!(position < self.len.get(), "word {position} is outside of the map");
+        // SAFETY: in bounds of a mapping that lives as long as `self`; page-aligned memory, so 8-byte aligned words.
+        unsafe { self.start.add(position).as_ref() }
+    }
+
+    /// The 32-bit half (0 = first in memory) of a word.
+    fn half(&self, position: usize, half: usize) -> &AtomicU32 {
+        let word: *const AtomicU64 = self.word(position);
+        // SAFETY: `half & 1` stays inside the word, which is in bounds and aligned.
+        unsafe { &*word.cast::<AtomicU32>().add(half & 1) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made in `new`, and no reference into it outlives `self`.
+        if let Err(error) = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len.get() * 8) } {
+            tracing::error!(%error, "munmap of a BPF map failed");
+        }
+    }
+}
+
+const BUCKET_WORDS: usize = size_of::<Bucket>() / 8;
+const RECORD_WORDS: usize = size_of::<FlowRecord>() / 8;
+const VERDICT_WORD: usize = std::mem::offset_of!(FlowRecord, verdict) / 8;
+
+/// Number of a slot: bucket · WAYS + way.
+pub type Slot = usize;
+
+/// The flow table in shared memory.
+#[derive(Debug)]
+pub struct Table {
+    index: Mapping,
+    records: Mapping,
+    buckets: usize,
+}
+
+impl Table {
+    /// Maps the two arrays of a table of `buckets` buckets.
+    ///
+    /// # Errors
+    /// If mmap fails.
+    pub fn new(index: impl AsFd, records: impl AsFd, buckets: usize) -> anyhow::Result<Table> {
+        Ok(Table {
+            index: Mapping::new(index, buckets * size_of::<Bucket>()).context("flow table index")?,
+            records: Mapping::new(records, buckets * WAYS * size_of::<FlowRecord>()).context("flow table records")?,
+            buckets,
+        })
+    }
+
+    /// Number of buckets.
+    pub fn buckets(&self) -> usize {
+        self.buckets
+    }
+
+    /// Number of flows the table can hold.
+    pub fn capacity(&self) -> usize {
+        self.buckets * WAYS
+    }
+
+    /// A bucket line as it stands; its ways may change at once.
+    pub fn bucket(&self, number: usize) -> Bucket {
+        let mut words = [0u64; BUCKET_WORDS];
+        for (position, word) in words.iter_mut().enumerate() {
+            *word = self.index.word(number * BUCKET_WORDS + position).load(Ordering::Relaxed);
+        }
+        bytemuck::cast(words)
+    }
+
+    /// A whole copy of a record, or `None` if writers were inside at every try (look again at the next poll).
+    pub fn copy(&self, slot: Slot) -> Option<FlowRecord> {
+        let base = slot * RECORD_WORDS;
+        let sequence = self.records.half(base, 0);
+        for _ in 0..COPY_TRIES {
+            let before = sequence.load(Ordering::Acquire);
+            if before & 1 == 0 {
+                let mut words = [0u64; RECORD_WORDS];
+                for (position, word) in words.iter_mut().enumerate() {
+                    *word = self.records.word(base + position).load(Ordering::Relaxed);
+                }
+                fence(Ordering::Acquire);
+                if sequence.load(Ordering::Relaxed) == before {
+                    return Some(bytemuck::cast(words));
+                }
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
+    /// Stores a verdict word. It has effect only if it carries the record's present generation.
+    pub fn store_verdict(&self, slot: Slot, word: u64) {
+        self.records.word(slot * RECORD_WORDS + VERDICT_WORD).store(word, Ordering::Release);
+    }
+
+    /// Frees a slot if it still holds the connection of `generation` and nothing arrived since `last_ns`; the final
+    /// record if so.
+    ///
+    /// Takes the record's lock for the time of one copy. An agent that dies inside leaves the lock taken: packets of
+    /// that flow then pass uncounted (cause `record_busy`) until the table goes away with the agent.
+    pub fn release(&self, slot: Slot, generation: u32, last_ns: u64) -> Option<FlowRecord> {
+        let base = slot * RECORD_WORDS;
+        let sequence = self.records.half(base, 0);
+        let before = sequence.load(Ordering::Acquire);
+        if before & 1 != 0
+            || sequence
+                .compare_exchange(before, before.wrapping_add(1), Ordering::Acquire, Ordering::Relaxed)
+                .is_err()
+        {
+            return None;
+        }
+        let mut words = [0u64; RECORD_WORDS];
+        for (position, word) in words.iter_mut().enumerate() {
+            *word = self.records.word(base + position).load(Ordering::Relaxed);
+        }
+        let record: FlowRecord = bytemuck::cast(words);
+        let unchanged = record.generation == generation && record.last_ns == last_ns;
+        if unchanged {
+            // A program that found the slot before now sees another generation under the lock and starts anew.
+            self.records.half(base, 1).store(generation.wrapping_add(1), Ordering::Relaxed);
+            let (bucket, way) = (slot / WAYS, slot % WAYS);
+            self.index.half(bucket * BUCKET_WORDS + way / 2, way % 2).store(0, Ordering::Relaxed);
+        }
+        sequence.store(before.wrapping_add(2), Ordering::Release);
+        unchanged.then_some(record)
+    }
+}
+
+/// The control page in shared memory.
+#[derive(Debug)]
+pub struct ControlPage {
+    page: Mapping,
+}
+
+impl ControlPage {
+    /// Maps the page.
+    ///
+    /// # Errors
+    /// If mmap fails.
+    pub fn new(map: impl AsFd) -> anyhow::Result<ControlPage> {
+        Ok(ControlPage { page: Mapping::new(map, size_of::<Control>()).context("control page")? })
+    }
+
+    /// Writes every field but the lease.
+    pub fn set(&self, control: &Control) {
+        let words: [u64; size_of::<Control>() / 8] = bytemuck::cast(*control);
+        for (position, word) in words.iter().enumerate().skip(1) {
+            self.page.word(position).store(*word, Ordering::Release);
+        }
+    }
+
+    /// Verdicts hold until `until_ns` (monotonic clock).
+    pub fn set_lease(&self, until_ns: u64) {
+        self.page.word(std::mem::offset_of!(Control, lease_until_ns) / 8).store(until_ns, Ordering::Release);
+    }
+
+    /// The packet clock, for programs loaded with the replay clock.
+    pub fn set_replay_clock(&self, now_ns: u64) {
+        self.page.word(std::mem::offset_of!(Control, replay_now_ns) / 8).store(now_ns, Ordering::Release);
+    }
+}

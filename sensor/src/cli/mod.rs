@@ -1,0 +1,304 @@
+//! The command line: parses it, builds the [`Config`], calls the rest, and turns errors into one line.
+//!
+//! Exit codes: 0 done, 1 failed (one line on standard error says why), 2 the command line is wrong.
+
+mod print;
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::bpf::probe;
+use crate::config::{self, BpfLog, Config, LogFormat, Mode, XdpMode};
+use crate::replay::ExtractOptions;
+use crate::view::SortKey;
+use crate::{control, doctor, logging};
+use print::Format;
+
+/// Watches the flows of a host's interfaces, scores them with a model, and acts on the scores.
+#[derive(Debug, Parser)]
+#[command(name = "sensor", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the agent (as root). SIGINT and SIGTERM stop it and detach everything
+    Run {
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Show the largest flows of the running agent
+    Flows {
+        #[command(flatten)]
+        socket: Socket,
+        /// Order, largest first
+        #[arg(long, value_enum, default_value_t)]
+        sort: SortKey,
+        /// At most this many, 0 = all [default: 50, with --json all]
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        /// One JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the state of the running agent
+    Status {
+        #[command(flatten)]
+        socket: Socket,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what this kernel and its interfaces can do, and how to get what is missing
+    Doctor {
+        /// Interface to look at; may be repeated [default: that of the default route]
+        #[arg(short, long = "interface", value_name = "IFACE")]
+        interfaces: Vec<String>,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Work with model files
+    Model {
+        #[command(subcommand)]
+        command: ModelCommand,
+    },
+    /// Turn packet captures into feature vectors, as CSV; needs no privileges
+    Extract {
+        /// Capture files (pcap or pcapng)
+        #[arg(required = true, value_name = "CAPTURE")]
+        captures: Vec<PathBuf>,
+        /// Where the CSV goes [default: standard output]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Also write each flow's vector as of these packet counts
+        #[arg(long, value_delimiter = ',', value_name = "N,N…")]
+        snapshots: Vec<u64>,
+        /// File with labels of flows, joined to the rows
+        #[arg(long, value_name = "FILE")]
+        labels: Option<PathBuf>,
+    },
+    /// List the features that a model can be given
+    Features {
+        /// Form of the list
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// List the metrics
+    Metrics {
+        /// Form of the list
+        #[arg(long, value_enum, default_value_t)]
+        format: Format,
+    },
+    /// Print the configuration that `run` would use with the same flags
+    Config {
+        /// Print the default file, with its comments
+        #[arg(long)]
+        default: bool,
+        #[command(flatten)]
+        settings: Settings,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ModelCommand {
+    /// Load a model as the agent would, run its golden rows, and say what it is or what is wrong
+    Check {
+        /// The ONNX file
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Socket {
+    /// Control socket of the agent
+    #[arg(long, value_name = "PATH", default_value_os_t = Config::default().agent.socket)]
+    socket: PathBuf,
+}
+
+/// Settings that win over the configuration file.
+#[derive(Debug, Args)]
+struct Settings {
+    /// Interface to watch; may be repeated [default: that of the default route]
+    #[arg(short, long = "interface", value_name = "IFACE")]
+    interfaces: Vec<String>,
+    /// Configuration file; `sensor config --default` prints one
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// ONNX model; "" for none
+    #[arg(long, value_name = "FILE")]
+    model: Option<OsString>,
+    /// What is done with verdicts
+    #[arg(long, value_enum)]
+    mode: Option<Mode>,
+    /// Address of /metrics and /healthz; "" for none
+    #[arg(long, value_name = "ADDR:PORT")]
+    metrics_listen: Option<String>,
+    /// Control socket
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// How XDP is attached
+    #[arg(long, value_enum)]
+    xdp_mode: Option<XdpMode>,
+    /// Time between two polls, as in 100ms
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    poll_interval: Option<Duration>,
+    /// Form of the log lines
+    #[arg(long, value_enum)]
+    log_format: Option<LogFormat>,
+    /// Log level of the kernel programs
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    bpf_log: Option<BpfLog>,
+    /// Print one line per second on standard output
+    #[arg(long)]
+    summary: bool,
+}
+
+impl Settings {
+    /// Defaults, then the file, then the flags; checked.
+    fn resolve(self) -> Result<Config> {
+        let Settings {
+            interfaces,
+            config: file,
+            model,
+            mode,
+            metrics_listen,
+            socket,
+            xdp_mode,
+            poll_interval,
+            log_format,
+            bpf_log,
+            summary,
+        } = self;
+        let mut config = file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+        if !interfaces.is_empty() {
+            config.interfaces = interfaces;
+        }
+        if let Some(path) = model {
+            config.model.path = (!path.is_empty()).then(|| path.into());
+        }
+        if let Some(listen) = metrics_listen {
+            config.metrics.listen = match listen.as_str() {
+                "" => None,
+                text => Some(text.parse::<SocketAddr>().with_context(|| {
+                    format!("--metrics-listen \"{text}\" is not an address and port such as 127.0.0.1:9469")
+                })?),
+            };
+        }
+        if let Some(path) = socket {
+            // The agent does not change its directory, but the configuration wants to be read without knowing it.
+            config.agent.socket = std::path::absolute(path).context("--socket")?;
+        }
+        set(&mut config.mode, mode);
+        set(&mut config.kernel.xdp_mode, xdp_mode);
+        set(&mut config.kernel.bpf_log, bpf_log);
+        set(&mut config.agent.poll_interval, poll_interval);
+        set(&mut config.log.format, log_format);
+        config.log.summary |= summary;
+        config.validate().with_context(|| match &file {
+            Some(path) => format!("configuration ({} and flags)", path.display()),
+            None => "configuration".to_owned(),
+        })?;
+        Ok(config)
+    }
+}
+
+fn set<T>(value: &mut T, flag: Option<T>) {
+    if let Some(flag) = flag {
+        *value = flag;
+    }
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("sensor: error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `sensor flows | head` is no failure.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe))
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run { settings } => {
+            let config = settings.resolve()?;
+            logging::init(&config.log)?;
+            crate::agent::run(config)?;
+        }
+        Command::Flows { socket, sort, limit, json } => {
+            let limit = limit.unwrap_or(if json { 0 } else { 50 });
+            let flows = wait(control::get_flows(&socket.socket, sort, limit))?;
+            say(&if json { print::json(&flows)? } else { print::flows(&flows) })?;
+        }
+        Command::Status { socket, json } => {
+            let status = wait(control::get_status(&socket.socket))?;
+            say(&if json { print::json(&status)? } else { print::status(&status) })?;
+        }
+        Command::Doctor { interfaces, json } => return doctor(interfaces, json),
+        Command::Model { command: ModelCommand::Check { file } } => {
+            crate::model::check(&file, &mut std::io::stdout().lock())?;
+        }
+        Command::Extract { captures, output, snapshots, labels } => {
+            crate::replay::extract(&ExtractOptions { captures, output, snapshots, labels })?;
+        }
+        Command::Features { format } => say(&print::features(format)?)?,
+        Command::Metrics { format } => say(&print::metrics(format)?)?,
+        Command::Config { default: true, settings: _ } => say(config::DEFAULT_FILE)?,
+        Command::Config { default: false, settings } => say(&settings.resolve()?.to_toml()?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn doctor(interfaces: Vec<String>, json: bool) -> Result<ExitCode> {
+    let names =
+        if interfaces.is_empty() { vec![probe::default_interface()] } else { interfaces.into_iter().map(Ok).collect() };
+    let (mut found, mut errors) = (Vec::new(), Vec::new());
+    for name in names {
+        match name.and_then(|name| probe::interface(&name)) {
+            Ok(interface) => found.push(interface),
+            Err(error) => errors.push(format!("{error:#}")),
+        }
+    }
+    let report = doctor::examine(probe::kernel(), found, errors);
+    say(&if json { print::json(&report)? } else { doctor::render(&report) })?;
+    Ok(if report.can_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the client's runtime")?
+        .block_on(future)
+}
+
+/// Writes to standard output; `print!` would panic on a closed pipe.
+fn say(text: &str) -> Result<()> {
+    let mut output = std::io::stdout().lock();
+    output.write_all(text.as_bytes())?;
+    output.flush()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

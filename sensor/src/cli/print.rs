@@ -1,0 +1,292 @@
+//! Text of the commands that print: tables for people, Markdown for the documentation, JSON for programs. Pure.
+
+use std::fmt::Write;
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use sensor_common::features::{CONTRACT_VERSION, FEATURES, contract_hash};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::metrics::declared;
+use crate::view::{FlowView, LeaseState, PacketsView, StatusView};
+
+/// Form of a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Aligned columns.
+    #[default]
+    Table,
+    /// For programs.
+    Json,
+    /// For documentation.
+    Markdown,
+}
+
+/// Pretty JSON with a line feed.
+pub(super) fn json(value: &impl Serialize) -> Result<String> {
+    Ok(serde_json::to_string_pretty(value).context("cannot write JSON")? + "\n")
+}
+
+/// The feature contract.
+pub(super) fn features(format: Format) -> Result<String> {
+    let hash = contract_hash();
+    let title = format!("Feature contract {CONTRACT_VERSION}, hash {hash}, {} features", FEATURES.len());
+    let rows = || FEATURES.iter().map(|f| [f.name, f.unit, f.group, f.missing, f.definition]);
+    let columns = ["name", "unit", "group", "missing when", "definition"];
+    Ok(match format {
+        Format::Table => title + "\n\n" + &table(&columns, &[], rows()),
+        Format::Markdown => format!("{title}\n\n{}", markdown(&columns, rows())),
+        Format::Json => {
+            let list: Vec<_> = FEATURES
+                .iter()
+                .map(|feature| {
+                    json!({
+                        "name": feature.name,
+                        "unit": feature.unit,
+                        "group": feature.group,
+                        "definition": feature.definition,
+                        "missing": feature.missing,
+                    })
+                })
+                .collect();
+            json(&json!({ "version": CONTRACT_VERSION, "hash": hash, "features": list }))?
+        }
+    })
+}
+
+/// The declared metrics.
+pub(super) fn metrics(format: Format) -> Result<String> {
+    let rows = || {
+        declared::ALL.iter().map(|metric| {
+            let labels = metric.labels.join(", ");
+            [
+                metric.name.to_owned(),
+                metric.kind.name().to_owned(),
+                metric.unit.to_owned(),
+                labels,
+                metric.help.to_owned(),
+            ]
+        })
+    };
+    let columns = ["name", "type", "unit", "labels", "meaning"];
+    Ok(match format {
+        Format::Table => table(&columns, &[], rows()),
+        Format::Markdown => markdown(&columns, rows()),
+        Format::Json => {
+            let list: Vec<_> = declared::ALL
+                .iter()
+                .map(|metric| {
+                    json!({
+                        "name": metric.name,
+                        "type": metric.kind.name(),
+                        "unit": metric.unit,
+                        "labels": metric.labels,
+                        "help": metric.help,
+                    })
+                })
+                .collect();
+            json(&list)?
+        }
+    })
+}
+
+/// A list of flows.
+pub(super) fn flows(flows: &[FlowView]) -> String {
+    let columns = ["initiator", "responder", "proto", "packets", "bytes", "age", "idle", "score", "label", "verdict"];
+    let rows = flows.iter().map(|flow| {
+        let verdict = match flow.would_verdict {
+            Some(would) => format!("{} (would {would})", flow.verdict),
+            None => flow.verdict.to_string(),
+        };
+        [
+            endpoint(&flow.src, flow.sport),
+            endpoint(&flow.dst, flow.dport),
+            flow.protocol.clone(),
+            format!("{}/{}", flow.initiator_packets, flow.responder_packets),
+            format!("{}/{}", flow.initiator_bytes, flow.responder_bytes),
+            format!("{:.1}s", flow.age_seconds),
+            format!("{:.1}s", flow.idle_seconds),
+            flow.score.map_or_else(|| "-".to_owned(), |score| format!("{score:.3}")),
+            flow.label.clone().unwrap_or_else(|| "-".to_owned()),
+            verdict,
+        ]
+    });
+    table(&columns, &[3, 4, 5, 6, 7], rows)
+}
+
+fn endpoint(address: &str, port: u16) -> String {
+    match (port, address.contains(':')) {
+        (0, _) => address.to_owned(),
+        (port, true) => format!("[{address}]:{port}"),
+        (port, false) => format!("{address}:{port}"),
+    }
+}
+
+/// The agent's state.
+pub(super) fn status(status: &StatusView) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{name:11} {value}");
+    };
+    line("agent", format!("sensor {}, pid {}, up {:.0} s", status.version, status.pid, status.uptime_seconds));
+    line("mode", status.mode.to_string());
+    line(
+        "lease",
+        match status.lease.state {
+            LeaseState::Active => {
+                format!("active, {:.1} of {} s left", status.lease.remaining_seconds, status.lease.seconds)
+            }
+            LeaseState::Expired => "expired: no verdict is obeyed until the next poll".to_owned(),
+        },
+    );
+    let poll = &status.poll;
+    line(
+        "poll",
+        format!(
+            "every {:.0} ms, the last took {:.2} ms, {} late",
+            poll.interval_seconds * 1e3,
+            poll.last_seconds * 1e3,
+            poll.overruns
+        ),
+    );
+    line(
+        "model",
+        match &status.model {
+            None => "none: flows are not scored".to_owned(),
+            Some(model) => format!(
+                "{} ({}), {} features, threshold {}, {}, sha256 {}",
+                model.name,
+                model.kind,
+                model.features,
+                model.threshold,
+                model.path,
+                model.hash.get(..12).unwrap_or(&model.hash)
+            ),
+        },
+    );
+    let table = &status.table;
+    let share = if table.capacity == 0 { 0.0 } else { table.occupancy as f64 * 100.0 / table.capacity as f64 };
+    line(
+        "table",
+        format!(
+            "{} of {} flows ({share:.1} %), maps of {:.1} MiB",
+            table.occupancy,
+            table.capacity,
+            table.memory_bytes as f64 / f64::from(1 << 20)
+        ),
+    );
+    line(
+        "flows",
+        format!("{} created, {} ended, {} scores", status.flows.created, status.flows.ended, status.flows.scored),
+    );
+    line("packets", packets(&status.packets));
+    for interface in &status.interfaces {
+        let tag = interface.tag.as_deref().map_or_else(String::new, |tag| format!(", tag by {tag}"));
+        line(
+            "interface",
+            format!(
+                "{} (index {}): XDP {}, egress by {}{tag}; {}",
+                interface.name,
+                interface.ifindex,
+                interface.xdp,
+                interface.egress,
+                packets(&interface.packets)
+            ),
+        );
+    }
+    for (name, counts) in [("verdicts", &status.verdicts.stored), ("withheld", &status.verdicts.withheld)] {
+        for (action, labels) in counts {
+            let labels: Vec<_> = labels.iter().map(|(label, count)| format!("{label} {count}")).collect();
+            line(name, format!("{action}: {}", labels.join(", ")));
+        }
+    }
+    for (stage, causes) in &status.loss {
+        let causes: Vec<_> = causes.iter().map(|(cause, packets)| format!("{cause} {packets}")).collect();
+        line("no record", format!("{stage}: {}", causes.join(", ")));
+    }
+    text
+}
+
+fn packets(view: &PacketsView) -> String {
+    format!(
+        "{} seen ({} bytes), {} recorded, {} tagged, {} dropped",
+        view.seen, view.bytes, view.recorded, view.tagged, view.dropped
+    )
+}
+
+/// Aligned columns; those in `right` to the right. The last one is not padded.
+fn table<const N: usize, T: AsRef<str>>(
+    columns: &[&str; N],
+    right: &[usize],
+    rows: impl IntoIterator<Item = [T; N]>,
+) -> String {
+    let rows: Vec<_> = rows.into_iter().collect();
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].as_ref().chars().count());
+        cells.max().unwrap_or(0).max(columns[column].len())
+    };
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    let mut write = |cells: [&str; N]| {
+        let mut line = String::new();
+        for (column, (cell, width)) in cells.iter().zip(widths).enumerate() {
+            let _ = if right.contains(&column) {
+                write!(line, "{cell:>width$}  ")
+            } else {
+                write!(line, "{cell:<width$}  ")
+            };
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    };
+    write(*columns);
+    for row in &rows {
+        write(std::array::from_fn(|column| row[column].as_ref()));
+    }
+    text
+}
+
+fn markdown<const N: usize, T: AsRef<str>>(columns: &[&str; N], rows: impl IntoIterator<Item = [T; N]>) -> String {
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let mut text = line(columns.iter().map(|&cell| cell.to_owned()).collect());
+    text += &line(vec!["---".to_owned(); N]);
+    for row in rows {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let cell = cell.as_ref().replace('|', "\\|");
+            if column == 0 { format!("`{cell}`") } else { cell }
+        });
+        text += &line(cells.collect());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::tests::flow;
+
+    #[test]
+    fn lists_are_complete_in_every_form() {
+        for format in [Format::Table, Format::Json, Format::Markdown] {
+            let text = features(format).expect("text");
+            assert!(FEATURES.iter().all(|feature| text.contains(feature.name)), "{text}");
+            assert!(text.contains(&contract_hash()));
+            let text = metrics(format).expect("text");
+            assert!(declared::ALL.iter().all(|metric| text.contains(metric.name)), "{text}");
+        }
+        let text = metrics(Format::Markdown).expect("text");
+        assert!(text.lines().all(|line| line.matches(" | ").count() == 4), "five columns: {text}");
+    }
+
+    #[test]
+    fn flows_as_a_table() {
+        let text = flows(&[flow("1-1", 1_000_000, Some(0.25)), flow("2-1", 5, None)]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[1].contains("198.18.0.1:40000  [2001:db8::1]:443  tcp"), "{text}");
+        assert!(lines[1].ends_with("0.250  scan   pass (would drop)") && lines[2].ends_with("pass"), "{text}");
+        assert_eq!(endpoint("198.18.0.1", 0), "198.18.0.1");
+    }
+}

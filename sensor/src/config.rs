@@ -1,0 +1,411 @@
+//! The agent's settings: one struct, filled from defaults, then the file, then the command line.
+//!
+//! Invariant: a [`Config`] that passed [`Config::validate`] needs no further checks of ranges anywhere.
+//! `config/sensor.toml` lists every setting with its default; a test holds the two together. Called by `cli`.
+
+mod kinds;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use ipnet::IpNet;
+use sensor_common::counter::MAX_INTERFACES;
+use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
+use serde::{Deserialize, Serialize};
+
+pub use self::kinds::{ActionName, BpfLog, LogFormat, Mode, XdpMode};
+
+/// The documented default configuration file.
+pub const DEFAULT_FILE: &str = include_str!("../../config/sensor.toml");
+
+/// Everything that can be set. Each field is explained in `config/sensor.toml`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Interfaces to watch; empty: the one of the default route.
+    pub interfaces: Vec<String>,
+    /// What is done with verdicts.
+    pub mode: Mode,
+    /// The programs and the flow table.
+    pub kernel: KernelConfig,
+    /// The poll loop.
+    pub agent: AgentConfig,
+    /// The model.
+    pub model: ModelConfig,
+    /// From score to verdict.
+    pub policy: PolicyConfig,
+    /// What a verdict of action tag does.
+    pub tag: TagConfig,
+    /// The metrics endpoint.
+    pub metrics: MetricsConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// `[kernel]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KernelConfig {
+    /// How XDP is attached.
+    pub xdp_mode: XdpMode,
+    /// Capacity of the flow table, in flows (a power of two).
+    pub flows: u32,
+    /// Idle time after which a flow with history may be given up for a new one.
+    #[serde(with = "duration")]
+    pub evict_idle: Duration,
+    /// Log level of the programs.
+    pub bpf_log: BpfLog,
+}
+
+/// `[agent]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AgentConfig {
+    /// Time between two polls of the table.
+    #[serde(with = "duration")]
+    pub poll_interval: Duration,
+    /// Verdicts are obeyed for this long after the last poll.
+    #[serde(with = "duration")]
+    pub lease: Duration,
+    /// A flow without packets for this long has ended.
+    #[serde(with = "duration")]
+    pub idle_timeout: Duration,
+    /// A flow that is older than this is ended and starts anew.
+    #[serde(with = "duration")]
+    pub active_timeout: Duration,
+    /// A closed TCP flow is kept this long for late segments.
+    #[serde(with = "duration")]
+    pub closed_linger: Duration,
+    /// A long flow is scored again after this long.
+    #[serde(with = "duration")]
+    pub rescore_interval: Duration,
+    /// The control socket.
+    pub socket: PathBuf,
+}
+
+/// `[model]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// The ONNX file; `None` (in the file: ""): flows are recorded and counted, nothing is scored.
+    #[serde(with = "empty_is_none")]
+    pub path: Option<PathBuf>,
+    /// Largest number of flows in one inference call.
+    pub max_batch: u32,
+    /// Flows scored in one poll; the rest waits for the next.
+    pub max_flows_per_poll: u32,
+}
+
+/// `[policy]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyConfig {
+    /// Score from which on a flow gets a verdict, in place of the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f64>,
+    /// Packets of a flow before its first score (a power of two).
+    pub min_packets: u32,
+    /// How long a verdict holds unless it is renewed.
+    #[serde(with = "duration")]
+    pub verdict_ttl: Duration,
+    /// Flows with an endpoint in one of these are never dropped.
+    pub never_drop: Vec<IpNet>,
+    /// Action per label of the model; other labels get the mode's action.
+    pub label_actions: BTreeMap<String, ActionName>,
+}
+
+/// `[tag]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TagConfig {
+    /// Whether `sensor_tag` is attached in modes tag and enforce.
+    pub enabled: bool,
+    /// Value put under `mask` of the skb mark.
+    pub mark: u32,
+    /// Bits of the skb mark that may change.
+    pub mask: u32,
+    /// DSCP to set, 0–63.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dscp: Option<u8>,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Address of /metrics and /healthz; `None` (in the file: ""): none.
+    #[serde(with = "empty_is_none")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// Form of the lines.
+    pub format: LogFormat,
+    /// Level, or directives as in `info,sensor::policy=debug`.
+    pub level: String,
+    /// Print one line per second with the totals on standard output.
+    pub summary: bool,
+}
+
+impl Default for KernelConfig {
+    fn default() -> KernelConfig {
+        KernelConfig {
+            xdp_mode: XdpMode::Auto,
+            flows: 65_536,
+            evict_idle: Duration::from_secs(10),
+            bpf_log: BpfLog::Off,
+        }
+    }
+}
+
+impl Default for AgentConfig {
+    fn default() -> AgentConfig {
+        AgentConfig {
+            poll_interval: Duration::from_millis(100),
+            lease: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+            active_timeout: Duration::from_secs(30 * 60),
+            closed_linger: Duration::from_secs(2),
+            rescore_interval: Duration::from_secs(10),
+            socket: PathBuf::from("/run/sensor/sensor.sock"),
+        }
+    }
+}
+
+impl Default for ModelConfig {
+    fn default() -> ModelConfig {
+        ModelConfig { path: Some(PathBuf::from("models/sensor.onnx")), max_batch: 256, max_flows_per_poll: 8192 }
+    }
+}
+
+impl Default for PolicyConfig {
+    fn default() -> PolicyConfig {
+        let prefix = |octets: [u8; 4], length| IpNet::new_assert(octets.into(), length);
+        let prefix6 = |first: u16, last: u16, length| {
+            IpNet::new_assert(std::net::Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last).into(), length)
+        };
+        PolicyConfig {
+            threshold: None,
+            min_packets: 4,
+            verdict_ttl: Duration::from_secs(10 * 60),
+            never_drop: vec![
+                prefix([127, 0, 0, 0], 8),
+                prefix6(0, 1, 128),
+                prefix([169, 254, 0, 0], 16),
+                prefix6(0xfe80, 0, 10),
+            ],
+            label_actions: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for TagConfig {
+    fn default() -> TagConfig {
+        TagConfig { enabled: true, mark: 0x53, mask: 0xff, dscp: None }
+    }
+}
+
+impl Default for MetricsConfig {
+    fn default() -> MetricsConfig {
+        MetricsConfig { listen: Some(SocketAddr::from(([127, 0, 0, 1], 9469))) }
+    }
+}
+
+impl Default for LogConfig {
+    fn default() -> LogConfig {
+        LogConfig { format: LogFormat::Text, level: "info".to_owned(), summary: false }
+    }
+}
+
+impl KernelConfig {
+    /// Buckets of the flow table.
+    pub const fn buckets(&self) -> u32 {
+        self.flows / WAYS as u32
+    }
+}
+
+impl Config {
+    /// Reads a file. Ranges are checked by [`Config::validate`], after the command line was applied.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a line of it is not a setting; the message names the line.
+    pub fn load(path: &Path) -> Result<Config> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+        Config::parse(&text, &path.display().to_string())
+    }
+
+    /// Parses the text of a file; `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, name: &str) -> Result<Config> {
+        toml::from_str(text).map_err(|error| {
+            let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or_default());
+            let line = before.matches('\n').count() + 1;
+            let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+            anyhow!("{name}:{line}:{column}: {}", error.message().trim_end().replace('\n', "; "))
+        })
+    }
+
+    /// The configuration as TOML.
+    ///
+    /// # Errors
+    /// A path that is not UTF-8.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).context("cannot write the configuration as TOML")
+    }
+
+    /// Checks every range and every relation between settings.
+    ///
+    /// # Errors
+    /// The first setting that cannot work, with what would.
+    pub fn validate(&self) -> Result<()> {
+        let Config { interfaces, mode: _, kernel, agent, model, policy, tag, metrics: _, log } = self;
+        check_interfaces(interfaces)?;
+
+        let (least, most) = (MIN_BUCKETS * WAYS as u32, MAX_BUCKETS * WAYS as u32);
+        ensure!(
+            kernel.flows.is_power_of_two() && (least..=most).contains(&kernel.flows),
+            "kernel.flows = {}: must be a power of two from {least} to {most}",
+            kernel.flows
+        );
+        within("kernel.evict_idle", kernel.evict_idle, SECOND, 60 * MINUTE)?;
+
+        within("agent.poll_interval", agent.poll_interval, Duration::from_millis(10), SECOND)?;
+        within("agent.lease", agent.lease, Duration::from_millis(50), MINUTE)?;
+        ensure!(
+            agent.lease >= agent.poll_interval * 5,
+            "agent.lease = {}: must be at least five times agent.poll_interval ({}), or one slow poll ends enforcement",
+            show(agent.lease),
+            show(agent.poll_interval)
+        );
+        within("agent.idle_timeout", agent.idle_timeout, SECOND, 60 * MINUTE)?;
+        within("agent.active_timeout", agent.active_timeout, 10 * SECOND, 24 * 60 * MINUTE)?;
+        within("agent.closed_linger", agent.closed_linger, Duration::ZERO, MINUTE)?;
+        within("agent.rescore_interval", agent.rescore_interval, SECOND, 60 * MINUTE)?;
+        let socket = agent.socket.as_os_str().len();
+        ensure!(
+            agent.socket.is_absolute() && socket <= 107,
+            "agent.socket = \"{}\": must be an absolute path of at most 107 bytes",
+            agent.socket.display()
+        );
+
+        number("model.max_batch", model.max_batch, 1, 4096)?;
+        number("model.max_flows_per_poll", model.max_flows_per_poll, model.max_batch, 1 << 20)?;
+
+        if let Some(threshold) = policy.threshold {
+            ensure!((0.0..=1.0).contains(&threshold), "policy.threshold = {threshold}: must be from 0.0 to 1.0");
+        }
+        number("policy.min_packets", policy.min_packets, 1, 65_536)?;
+        ensure!(
+            policy.min_packets.is_power_of_two(),
+            "policy.min_packets = {}: must be a power of two, because flows are looked at when their count doubles",
+            policy.min_packets
+        );
+        within("policy.verdict_ttl", policy.verdict_ttl, 2 * SECOND, 24 * 60 * MINUTE)?;
+
+        ensure!(
+            tag.mark & !tag.mask == 0,
+            "tag.mark = {:#x}: has bits outside tag.mask = {:#x}; widen the mask",
+            tag.mark,
+            tag.mask
+        );
+        if let Some(dscp) = tag.dscp {
+            ensure!(dscp <= 63, "tag.dscp = {dscp}: must be from 0 to 63");
+        }
+        crate::logging::check(&log.level)
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn show(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string()
+}
+
+fn within(name: &str, value: Duration, least: Duration, most: Duration) -> Result<()> {
+    ensure!(
+        (least..=most).contains(&value),
+        "{name} = \"{}\": must be from {} to {}",
+        show(value),
+        show(least),
+        show(most)
+    );
+    Ok(())
+}
+
+fn number(name: &str, value: u32, least: u32, most: u32) -> Result<()> {
+    ensure!((least..=most).contains(&value), "{name} = {value}: must be from {least} to {most}");
+    Ok(())
+}
+
+fn check_interfaces(interfaces: &[String]) -> Result<()> {
+    ensure!(
+        interfaces.len() <= MAX_INTERFACES,
+        "interfaces: {} are named, one agent can watch {MAX_INTERFACES}",
+        interfaces.len()
+    );
+    for (position, name) in interfaces.iter().enumerate() {
+        let plain = !name.is_empty() && name.len() <= 15 && !name.contains(['/', ' ', '\0']);
+        ensure!(plain, "interfaces: \"{name}\" is not an interface name (1 to 15 bytes, no slash or space)");
+        if interfaces[..position].contains(name) {
+            bail!("interfaces: \"{name}\" is named twice");
+        }
+    }
+    Ok(())
+}
+
+/// Durations as people write them: `100ms`, `5s`, `10m`.
+mod duration {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_duration(*value))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text)
+            .map_err(|error| D::Error::custom(format!("\"{text}\" is not a duration such as \"100ms\": {error}")))
+    }
+}
+
+/// An optional value that the file spells "" when it is absent, so that a default can be switched off.
+mod empty_is_none {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => value.serialize(serializer),
+            None => serializer.serialize_str(""),
+        }
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'de>,
+    {
+        let text = String::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(|error| D::Error::custom(format!("\"{text}\": {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests;

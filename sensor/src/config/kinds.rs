@@ -1,0 +1,120 @@
+//! The choices among settings, each with its name in the file, on the command line and in JSON.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use sensor_common::verdict::Action;
+use serde::{Deserialize, Serialize};
+
+/// What the agent does with verdicts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// No packet is touched; what would have been done is counted.
+    #[default]
+    Observe,
+    /// Packets of flows under a verdict carry the configured skb mark and DSCP.
+    Tag,
+    /// Verdicts of action drop are obeyed.
+    Enforce,
+}
+
+/// How XDP is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native, else generic.
+    #[default]
+    Auto,
+    /// In the driver, or fail.
+    Native,
+    /// In the network stack, on any interface.
+    Generic,
+}
+
+/// Log level of the kernel programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum BpfLog {
+    /// Log calls are pruned from the programs at load.
+    #[default]
+    Off = 0,
+    /// Errors.
+    Error = 1,
+    /// And warnings.
+    Warn = 2,
+    /// And notices.
+    Info = 3,
+    /// And details.
+    Debug = 4,
+    /// Everything.
+    Trace = 5,
+}
+
+/// An action as it is named in settings and JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ActionName {
+    /// See [`Action::Pass`].
+    Pass,
+    /// See [`Action::Tag`].
+    Tag,
+    /// See [`Action::Drop`].
+    Drop,
+}
+
+/// Form of the log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+macro_rules! names {
+    ($($type:ident { $($variant:ident = $name:literal),+ })+) => {
+        $(
+            impl $type {
+                /// The name in settings, logs and JSON.
+                pub const fn name(self) -> &'static str {
+                    match self { $($type::$variant => $name),+ }
+                }
+            }
+            impl fmt::Display for $type {
+                fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.pad(self.name())
+                }
+            }
+        )+
+    };
+}
+
+names! {
+    Mode { Observe = "observe", Tag = "tag", Enforce = "enforce" }
+    XdpMode { Auto = "auto", Native = "native", Generic = "generic" }
+    ActionName { Pass = "pass", Tag = "tag", Drop = "drop" }
+}
+
+impl From<Action> for ActionName {
+    fn from(action: Action) -> ActionName {
+        match action {
+            Action::Pass => ActionName::Pass,
+            Action::Tag => ActionName::Tag,
+            Action::Drop => ActionName::Drop,
+        }
+    }
+}
+
+impl From<ActionName> for Action {
+    fn from(name: ActionName) -> Action {
+        match name {
+            ActionName::Pass => Action::Pass,
+            ActionName::Tag => Action::Tag,
+            ActionName::Drop => Action::Drop,
+        }
+    }
+}

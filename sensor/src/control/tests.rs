@@ -1,0 +1,93 @@
+//! The socket's life, and a round trip of each request with a stand-in for the poll thread.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::config::Mode;
+use crate::view::tests::flow;
+use crate::view::{self, FlowsView, LeaseState, LeaseView, PacketsView, PollView, TableView, VerdictsView};
+
+fn sample_status() -> StatusView {
+    StatusView {
+        version: "0.1.0".to_owned(),
+        pid: 7,
+        mode: Mode::Observe,
+        uptime_seconds: 1.5,
+        lease: LeaseView { state: LeaseState::Active, remaining_seconds: 4.5, seconds: 5.0 },
+        poll: PollView { interval_seconds: 0.1, last_seconds: 0.001, overruns: 0 },
+        model: None,
+        interfaces: Vec::new(),
+        table: TableView { capacity: 65_536, occupancy: 3, memory_bytes: 1 << 20 },
+        packets: PacketsView::default(),
+        flows: FlowsView::default(),
+        verdicts: VerdictsView::default(),
+        loss: BTreeMap::new(),
+    }
+}
+
+/// Answers as the poll thread does.
+async fn answer(mut requests: mpsc::Receiver<Request>) {
+    while let Some(request) = requests.recv().await {
+        match request {
+            Request::Flows { sort, limit, reply } => {
+                let mut flows = vec![flow("1-1", 10, None), flow("2-1", 30, Some(0.25)), flow("3-1", 20, None)];
+                view::sort_flows(&mut flows, sort, limit);
+                let _ = reply.send(flows);
+            }
+            Request::Status { reply } => {
+                let _ = reply.send(sample_status());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn round_trip() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("run/sensor.sock");
+    let socket = ControlSocket::bind(&path).await.expect("binds");
+    let mode = fs::metadata(&path).expect("exists").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let (sender, receiver) = mpsc::channel(4);
+    let poll = tokio::spawn(answer(receiver));
+    let server = tokio::spawn(socket.serve(sender));
+
+    assert_eq!(get_status(&path).await.expect("status"), sample_status());
+    let flows = get_flows(&path, SortKey::Bytes, 2).await.expect("flows");
+    assert_eq!(flows, [flow("2-1", 30, Some(0.25)), flow("3-1", 20, None)]);
+    assert_eq!(get_flows(&path, SortKey::Score, 0).await.expect("flows").len(), 3);
+    let error = fetch::<StatusView>(&path, "/v1/flows?sort=luck").await.expect_err("unknown order").to_string();
+    assert!(error.contains("400") && error.contains("luck"), "{error}");
+
+    let error = ControlSocket::bind(&path).await.expect_err("in use").to_string();
+    assert!(error.contains("another sensor agent") && error.contains(&std::process::id().to_string()), "{error}");
+    assert_eq!(get_status(&path).await.expect("the first goes on"), sample_status());
+
+    poll.abort();
+    let _ = poll.await;
+    let error = get_status(&path).await.expect_err("stopping").to_string();
+    assert!(error.contains("stopping"), "{error}");
+    server.abort();
+    let _ = server.await;
+    assert!(!path.exists(), "removed on shutdown");
+    let error = get_status(&path).await.expect_err("gone").to_string();
+    assert!(error.contains("sensor run"), "{error}");
+}
+
+#[tokio::test]
+async fn stale_sockets_are_removed_and_other_files_are_not() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("sensor.sock");
+    // The standard library leaves the file behind, as a killed agent does.
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("binds"));
+    assert!(path.exists());
+    let first = ControlSocket::bind(&path).await.expect("replaces it");
+
+    // Whoever took the name keeps it.
+    fs::remove_file(&path).expect("removes");
+    fs::write(&path, "not a socket").expect("writes");
+    drop(first);
+    assert!(path.exists());
+    let error = ControlSocket::bind(&path).await.expect_err("a file").to_string();
+    assert!(error.contains("not a socket"), "{error}");
+}

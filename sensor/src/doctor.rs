@@ -1,0 +1,375 @@
+//! `sensor doctor`: what is here, what will be used, what is missing and how to get it.
+//!
+//! [`examine`] is pure: probed capabilities in, findings out. Called by `cli`.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use crate::bpf::probe::{AttachedXdp, Capabilities, InterfaceCapabilities, MIN_KERNEL};
+
+/// Largest MTU whose frames fit one buffer of every driver (a page less headroom and tail).
+const SINGLE_BUFFER_MTU: u32 = 3498;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Sensor runs, with less.
+    Note,
+    /// Sensor cannot run.
+    Missing,
+    /// Could not be asked.
+    Unknown,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub item: &'static str,
+    /// How bad it is.
+    pub level: Level,
+    /// What was found.
+    pub found: String,
+    /// What Sensor will do with it.
+    pub used: String,
+    /// What the user can do; empty if nothing needs doing.
+    pub remedy: String,
+}
+
+/// An interface and its findings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InterfaceReport {
+    /// What was probed.
+    #[serde(flatten)]
+    pub capabilities: InterfaceCapabilities,
+    /// What it means.
+    pub findings: Vec<Finding>,
+}
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Whether `sensor run` can work here.
+    pub can_run: bool,
+    /// What was probed.
+    pub kernel: Capabilities,
+    /// What it means.
+    pub findings: Vec<Finding>,
+    /// Per interface.
+    pub interfaces: Vec<InterfaceReport>,
+    /// Interfaces that could not be probed, and why.
+    pub errors: Vec<String>,
+}
+
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, item: &'static str, level: Level, found: impl Into<String>, used: &str, remedy: &str) {
+        self.0.push(Finding {
+            item,
+            level,
+            found: found.into(),
+            used: used.to_owned(),
+            remedy: if level == Level::Ok { String::new() } else { remedy.to_owned() },
+        });
+    }
+
+    /// A question that the kernel answers only to the privileged.
+    fn ask(&mut self, item: &'static str, privileged: bool, answer: bool, otherwise: Level, used: &str, remedy: &str) {
+        if privileged {
+            self.add(item, level(answer, otherwise), yes(answer), used, remedy);
+        } else {
+            self.add(item, Level::Unknown, "cannot be asked without the privileges above", "", "");
+        }
+    }
+}
+
+fn level(good: bool, otherwise: Level) -> Level {
+    if good { Level::Ok } else { otherwise }
+}
+
+fn yes(value: bool) -> &'static str {
+    if value { "yes" } else { "no" }
+}
+
+/// Judges what was probed.
+pub fn examine(kernel: Capabilities, interfaces: Vec<InterfaceCapabilities>, errors: Vec<String>) -> Report {
+    let findings = judge_kernel(&kernel);
+    let interfaces: Vec<_> = interfaces
+        .into_iter()
+        .map(|capabilities| InterfaceReport { findings: judge_interface(&capabilities), capabilities })
+        .collect();
+    let can_run = errors.is_empty()
+        && !findings
+            .iter()
+            .chain(interfaces.iter().flat_map(|interface| &interface.findings))
+            .any(|finding| finding.level == Level::Missing);
+    Report { can_run, kernel, findings, interfaces, errors }
+}
+
+fn judge_kernel(kernel: &Capabilities) -> Vec<Finding> {
+    let Capabilities {
+        release,
+        version,
+        machine,
+        privileges,
+        btf,
+        jit,
+        xdp,
+        classifier,
+        ring_buffer,
+        xdp_frags,
+        tcx,
+        bpf_fs,
+    } = kernel;
+    let mut findings = Findings(Vec::new());
+    let missing = privileges.missing();
+    let privileged = missing.is_empty();
+
+    findings.add(
+        "kernel",
+        level(*version >= MIN_KERNEL, Level::Missing),
+        format!("{release} ({machine})"),
+        "",
+        "Sensor needs 5.15 or later",
+    );
+    findings.add(
+        "privileges",
+        level(missing.is_empty(), Level::Missing),
+        match (missing.is_empty(), privileges.root) {
+            (true, true) => "root".to_owned(),
+            (true, false) => "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON".to_owned(),
+            (false, _) => format!("without {}", missing.join(", ")),
+        },
+        "",
+        "run as root, or give the service CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+    );
+    let missing = Level::Missing;
+    findings.ask("xdp programs", privileged, *xdp, missing, "ingress", "a kernel with CONFIG_BPF_SYSCALL=y");
+    let remedy = "a kernel with CONFIG_NET_CLS_BPF";
+    findings.ask("classifiers", privileged, *classifier, missing, "egress and tagging", remedy);
+    let remedy = "a kernel with CONFIG_BPF_SYSCALL=y, 5.8 or later";
+    findings.ask("ring buffer", privileged, *ring_buffer, missing, "evicted records", remedy);
+    findings.add(
+        "btf",
+        level(*btf, Level::Note),
+        yes(*btf),
+        "names in verifier messages; Sensor's programs read no kernel types",
+        "a kernel with CONFIG_DEBUG_INFO_BTF=y",
+    );
+    findings.add(
+        "jit",
+        match jit {
+            Some(on) => level(*on, Level::Note),
+            None => Level::Unknown,
+        },
+        match jit {
+            Some(true) => "on",
+            Some(false) => "off: every packet costs several times as much",
+            None => "unknown",
+        },
+        "",
+        "sysctl -w net.core.bpf_jit_enable=1",
+    );
+    let used = if *xdp_frags { "jumbo frames in native mode" } else { "native mode up to one buffer a frame" };
+    let remedy = "5.18 or later for native XDP with jumbo frames; generic mode works without";
+    findings.ask("xdp frags", privileged, *xdp_frags, Level::Note, used, remedy);
+    findings.add(
+        "tcx",
+        level(*tcx, Level::Note),
+        yes(*tcx),
+        if *tcx { "egress by link" } else { "egress by a clsact qdisc" },
+        "6.6 or later; clsact does the same, but others can remove it",
+    );
+    findings.add(
+        "bpf fs",
+        level(*bpf_fs, Level::Note),
+        yes(*bpf_fs),
+        "",
+        "mount -t bpf bpf /sys/fs/bpf (for bpftool; Sensor pins nothing)",
+    );
+    findings.0
+}
+
+fn judge_interface(interface: &InterfaceCapabilities) -> Vec<Finding> {
+    let mut findings = Findings(Vec::new());
+    let up = if interface.up { "up" } else { "down" };
+    findings.add(
+        "link",
+        level(interface.up, Level::Note),
+        format!(
+            "{}, {up}, MTU {}, {} receive and {} transmit queues",
+            interface.driver, interface.mtu, interface.rx_queues, interface.tx_queues
+        ),
+        "",
+        &format!("ip link set {} up", interface.name),
+    );
+    let source = if interface.native_known { "the driver says so" } else { "from a list of drivers" };
+    findings.add(
+        "native xdp",
+        level(interface.native_xdp, Level::Note),
+        format!("{} ({source})", yes(interface.native_xdp)),
+        if interface.native_xdp { "native, else generic" } else { "generic" },
+        "nothing to do: generic mode sees the same packets at a higher cost each",
+    );
+    if interface.native_xdp && interface.mtu > SINGLE_BUFFER_MTU {
+        let frags = interface.native_frags;
+        findings.add(
+            "jumbo frames",
+            match frags {
+                Some(frags) => level(frags, Level::Note),
+                None => Level::Unknown,
+            },
+            format!("MTU {}, driver with frags: {}", interface.mtu, frags.map_or("unknown", yes)),
+            if frags == Some(true) { "native" } else { "native if the driver takes it, else generic" },
+            "an MTU of at most 3498 for native mode",
+        );
+    }
+    if let Some(AttachedXdp { mode, program_id }) = &interface.xdp_attached {
+        let id = program_id.map_or_else(String::new, |id| format!(", program id {id}"));
+        findings.add(
+            "other xdp program",
+            Level::Missing,
+            format!("attached, {mode}{id}"),
+            "an interface has one XDP program: attaching will be refused",
+            &format!("stop its owner (bpftool net show), or: ip link set dev {} xdp off", interface.name),
+        );
+    }
+    if let Some(on) = interface.rx_vlan_offload {
+        findings.add(
+            "rx-vlan-offload",
+            level(!on, Level::Note),
+            if on { "on: native XDP does not see received VLAN tags" } else { "off" },
+            if on { "received frames of all VLANs count as untagged" } else { "VLAN ids are part of the flow" },
+            &format!("only if VLANs reuse addresses: ethtool -K {} rxvlan off", interface.name),
+        );
+    }
+    if interface.hardware_receive_offload == Some(true) {
+        findings.add(
+            "lro / gro-hw",
+            Level::Note,
+            "on: received packets are merged before Sensor sees them",
+            "merged packets count as one, and some drivers refuse native XDP: then generic",
+            &format!("where the driver lets you: ethtool -K {} lro off rx-gro-hw off", interface.name),
+        );
+    }
+    findings.0
+}
+
+/// The report as text.
+pub fn render(report: &Report) -> String {
+    let mut text = String::new();
+    let mut list = |title: &str, findings: &[Finding]| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{title}");
+        for Finding { item, level, found, used, remedy } in findings {
+            let mark = match level {
+                Level::Ok => "ok",
+                Level::Note => "note",
+                Level::Missing => "MISSING",
+                Level::Unknown => "unknown",
+            };
+            let used = if used.is_empty() { String::new() } else { format!(" → {used}") };
+            let _ = writeln!(text, "  {mark:7} {item:17} {found}{used}");
+            if !remedy.is_empty() {
+                let _ = writeln!(text, "  {:7} {:17} fix: {remedy}", "", "");
+            }
+        }
+    };
+    list("kernel", &report.findings);
+    for interface in &report.interfaces {
+        list(&format!("interface {}", interface.capabilities.name), &interface.findings);
+    }
+    for error in &report.errors {
+        let _ = writeln!(text, "  MISSING {error}");
+    }
+    text.push_str(if report.can_run { "sensor can run here\n" } else { "sensor cannot run here: see MISSING above\n" });
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bpf::probe::Privileges;
+
+    fn kernel() -> Capabilities {
+        Capabilities {
+            release: "6.12.0".to_owned(),
+            version: (6, 12),
+            machine: "x86_64".to_owned(),
+            privileges: Privileges { root: true, bpf: true, net_admin: true, perfmon: true, sys_admin: true },
+            btf: true,
+            jit: Some(true),
+            xdp: true,
+            classifier: true,
+            ring_buffer: true,
+            xdp_frags: true,
+            tcx: true,
+            bpf_fs: true,
+        }
+    }
+
+    fn interface() -> InterfaceCapabilities {
+        InterfaceCapabilities {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            up: true,
+            driver: "ice".to_owned(),
+            mtu: 1500,
+            rx_queues: 4,
+            tx_queues: 4,
+            native_xdp: true,
+            native_frags: Some(true),
+            native_known: true,
+            xdp_attached: None,
+            rx_vlan_offload: Some(false),
+            hardware_receive_offload: Some(false),
+        }
+    }
+
+    #[test]
+    fn a_good_machine_has_nothing_to_do() {
+        let report = examine(kernel(), vec![interface()], Vec::new());
+        assert!(report.can_run);
+        let text = render(&report);
+        assert!(!text.contains("fix:") && text.ends_with("sensor can run here\n"), "{text}");
+    }
+
+    #[test]
+    fn an_old_kernel_runs_with_less() {
+        let old = Capabilities { version: (5, 15), xdp_frags: false, tcx: false, btf: false, ..kernel() };
+        let report = examine(old, vec![InterfaceCapabilities { native_xdp: false, ..interface() }], Vec::new());
+        assert!(report.can_run);
+        let text = render(&report);
+        assert!(text.contains("clsact") && text.contains("generic"), "{text}");
+    }
+
+    #[test]
+    fn what_stops_sensor_is_missing() {
+        let unprivileged =
+            Capabilities { privileges: Privileges::default(), xdp: false, ring_buffer: false, ..kernel() };
+        let report = examine(unprivileged, vec![], vec![]);
+        assert!(!report.can_run);
+        let xdp = report.findings.iter().find(|finding| finding.item == "xdp programs").expect("listed");
+        assert_eq!(xdp.level, Level::Unknown, "an unprivileged question has no answer");
+
+        assert!(!examine(Capabilities { version: (5, 10), ..kernel() }, vec![], vec![]).can_run);
+        assert!(!examine(Capabilities { ring_buffer: false, ..kernel() }, vec![], vec![]).can_run);
+        let taken = AttachedXdp { mode: "native", program_id: Some(7) };
+        let report =
+            examine(kernel(), vec![InterfaceCapabilities { xdp_attached: Some(taken), ..interface() }], vec![]);
+        assert!(!report.can_run && render(&report).contains("program id 7"));
+        assert!(!examine(kernel(), vec![], vec!["there is no interface x".to_owned()]).can_run);
+    }
+
+    #[test]
+    fn json_has_the_capabilities() {
+        let json = serde_json::to_value(examine(kernel(), vec![interface()], vec![])).expect("JSON");
+        assert_eq!((&json["can_run"], &json["kernel"]["tcx"]), (&true.into(), &true.into()));
+        assert_eq!(json["interfaces"][0]["driver"], "ice");
+    }
+}

@@ -1,0 +1,229 @@
+//! `/metrics` and `/healthz` over TCP, and the connection loop that the control socket shares.
+//!
+//! Nothing here can hold the agent up: connections are bounded in number, headers in size and time, and request bodies
+//! are not read. Started by `agent` on its tokio runtime.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+use crate::metrics::{Metrics, text};
+
+/// Connections served at once; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 32;
+/// A client that sends no complete request head for this long is cut off (idle keep-alive connections too).
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A connection ends after this long, whatever it does: a client that never reads cannot keep its place.
+const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
+/// Bytes of a request head, and of what is read ahead.
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+
+/// Whether the poll thread lives: it says so at every poll.
+#[derive(Debug)]
+pub struct Health {
+    started: Instant,
+    /// Nanoseconds from `started` to the last poll, 0 = none yet.
+    last_ns: AtomicU64,
+    stale_after: Duration,
+}
+
+impl Health {
+    /// `stale_after`: the lease, after which the programs do not obey the agent any more.
+    pub fn new(now: Instant, stale_after: Duration) -> Health {
+        Health { started: now, last_ns: AtomicU64::new(0), stale_after }
+    }
+
+    /// Called at each poll.
+    pub fn tick(&self, now: Instant) {
+        let ns = u64::try_from(now.saturating_duration_since(self.started).as_nanos()).unwrap_or(u64::MAX);
+        self.last_ns.store(ns.max(1), Ordering::Relaxed);
+    }
+
+    /// Time since the last poll; `None` before the first.
+    pub fn age(&self, now: Instant) -> Option<Duration> {
+        match self.last_ns.load(Ordering::Relaxed) {
+            0 => None,
+            ns => Some(now.saturating_duration_since(self.started).saturating_sub(Duration::from_nanos(ns))),
+        }
+    }
+
+    /// Whether the last poll is recent enough for the lease to hold.
+    pub fn is_fresh(&self, now: Instant) -> bool {
+        self.age(now).is_some_and(|age| age < self.stale_after)
+    }
+}
+
+/// What the endpoints show.
+#[derive(Clone, Debug)]
+pub struct HttpState {
+    /// The metrics.
+    pub metrics: Arc<Metrics>,
+    /// The poll thread's sign of life.
+    pub health: Arc<Health>,
+}
+
+/// Listens where `[metrics] listen` says.
+///
+/// # Errors
+/// The address is in use or not this host's; the message names the setting.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address} for /metrics; change metrics.listen or --metrics-listen (\"\" for none)")
+    })
+}
+
+/// Serves until the task is dropped.
+pub async fn serve(listener: TcpListener, state: HttpState) {
+    let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(state);
+    accept_loop(&listener, router).await;
+}
+
+/// A listener of either kind.
+pub(crate) trait Accept: Sync {
+    /// Its connections.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// Waits for the next one.
+    fn accept_stream(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
+}
+
+impl Accept for TcpListener {
+    type Stream = TcpStream;
+    async fn accept_stream(&self) -> std::io::Result<TcpStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Accept for UnixListener {
+    type Stream = UnixStream;
+    async fn accept_stream(&self) -> std::io::Result<UnixStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+/// Accepts and serves connections for ever, each in its own task, at most [`MAX_CONNECTIONS`] at once.
+pub(crate) async fn accept_loop(listener: &impl Accept, router: Router) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // Fails only once the semaphore is closed, which nobody does.
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let stream = match listener.accept_stream().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                // Out of descriptors, or the peer has gone: neither ends the service, but the first must not spin.
+                tracing::debug!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .max_buf_size(MAX_HEAD_BYTES)
+                .serve_connection(TokioIo::new(stream), service);
+            // A client that hangs up or sends nonsense is its own affair.
+            let _ = tokio::time::timeout(CONNECTION_LIFETIME, connection).await;
+            drop(place);
+        });
+    }
+}
+
+async fn metrics(State(state): State<HttpState>, headers: HeaderMap) -> Response {
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (kind, body) = if text::accepts_open_metrics(accept) {
+        (text::OPEN_METRICS, state.metrics.open_metrics())
+    } else {
+        (text::PROMETHEUS, state.metrics.prometheus())
+    };
+    ([(CONTENT_TYPE, kind), (CACHE_CONTROL, "no-store")], body).into_response()
+}
+
+async fn healthz(State(HttpState { health, .. }): State<HttpState>) -> Response {
+    let now = Instant::now();
+    let (code, status) =
+        if health.is_fresh(now) { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "stale") };
+    let body = json!({
+        "status": status,
+        "last_poll_seconds": health.age(now).map(|age| age.as_secs_f64()),
+        "stale_after_seconds": health.stale_after.as_secs_f64(),
+    });
+    (code, [(CACHE_CONTROL, "no-store")], axum::Json(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Empty};
+    use hyper::body::Bytes;
+
+    use super::*;
+
+    async fn get(address: SocketAddr, path: &str, accept: &str) -> (StatusCode, String, String) {
+        let stream = TcpStream::connect(address).await.expect("connects");
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
+        tokio::spawn(connection);
+        let request = hyper::Request::get(path).header("host", "x").header(ACCEPT, accept).body(Empty::<Bytes>::new());
+        let response = sender.send_request(request.expect("request")).await.expect("answer");
+        let kind = response.headers().get(CONTENT_TYPE).map(|kind| kind.to_str().expect("text").to_owned());
+        let status = response.status();
+        let body = response.into_body().collect().await.expect("body").to_bytes();
+        (status, kind.unwrap_or_default(), String::from_utf8(body.to_vec()).expect("UTF-8"))
+    }
+
+    #[tokio::test]
+    async fn endpoints() {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let state = HttpState {
+            metrics: Arc::new(Metrics::new()),
+            health: Arc::new(Health::new(Instant::now(), Duration::from_secs(5))),
+        };
+        let server = tokio::spawn(serve(listener, state.clone()));
+
+        let (status, _, body) = get(address, "/healthz", "*/*").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
+        state.health.tick(Instant::now());
+        let (status, _, body) = get(address, "/healthz", "*/*").await;
+        assert_eq!(status, StatusCode::OK);
+        assert!(body.contains("\"status\":\"ok\""), "{body}");
+
+        let (status, kind, body) = get(address, "/metrics", "*/*").await;
+        assert_eq!((status, kind.as_str()), (StatusCode::OK, text::PROMETHEUS));
+        assert!(body.contains("# TYPE sensor_scored_flows_total counter") && !body.contains("# EOF"), "{body}");
+        let (_, kind, body) = get(address, "/metrics", "application/openmetrics-text;version=1.0.0").await;
+        assert_eq!(kind, text::OPEN_METRICS);
+        assert!(body.ends_with("# EOF\n") && body.contains("# TYPE sensor_scored_flows counter"), "{body}");
+
+        assert_eq!(get(address, "/", "*/*").await.0, StatusCode::NOT_FOUND);
+        let error = bind(address).await.expect_err("in use").to_string();
+        assert!(error.contains("metrics.listen"), "{error}");
+        server.abort();
+    }
+
+    #[test]
+    fn health_goes_stale() {
+        let start = Instant::now();
+        let health = Health::new(start, Duration::from_secs(5));
+        assert!(!health.is_fresh(start), "not before the first poll");
+        health.tick(start);
+        assert!(health.is_fresh(start + Duration::from_secs(4)));
+        assert!(!health.is_fresh(start + Duration::from_secs(6)));
+        health.tick(start + Duration::from_secs(6));
+        assert!(health.is_fresh(start + Duration::from_secs(7)));
+    }
+}

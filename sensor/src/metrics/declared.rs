@@ -1,0 +1,139 @@
+//! Every metric, declared once: name, kind, unit, labels and help. Registration, the exposition, `sensor metrics` and
+//! docs/metrics.md come from this table. No label ever holds an address or a port: cardinality is bounded by the
+//! number of interfaces, labels of the model, and the enumerations of `sensor-common`.
+
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Unit;
+
+/// Kind of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows (from 0 at the agent's start).
+    Counter,
+    /// A level.
+    Gauge,
+    /// A distribution.
+    Histogram,
+}
+
+impl Kind {
+    /// The name in the exposition.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        }
+    }
+}
+
+/// One metric.
+#[derive(Debug)]
+pub struct Metric {
+    /// Full name in the Prometheus text format.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: Kind,
+    /// Unit of the value.
+    pub unit: &'static str,
+    /// Label names, in order.
+    pub labels: &'static [&'static str],
+    /// What it counts. The final stop is added by the exposition.
+    pub help: &'static str,
+}
+
+impl Metric {
+    /// Name and unit as OpenMetrics wants them given: without `_total`, and without the unit's suffix.
+    pub(super) fn open_metrics(&self) -> (&'static str, Option<Unit>) {
+        let base = if self.kind == Kind::Counter { self.name.trim_end_matches("_total") } else { self.name };
+        for (suffix, unit) in [("_seconds", Unit::Seconds), ("_bytes", Unit::Bytes)] {
+            if let Some(name) = base.strip_suffix(suffix) {
+                return (name, Some(unit));
+            }
+        }
+        (base, None)
+    }
+
+    pub(super) fn metric_type(&self) -> MetricType {
+        match self.kind {
+            Kind::Counter => MetricType::Counter,
+            Kind::Gauge => MetricType::Gauge,
+            Kind::Histogram => MetricType::Histogram,
+        }
+    }
+}
+
+macro_rules! declare {
+    ($($id:ident: $kind:ident $name:literal, $unit:literal, [$($label:literal),*], $help:expr;)+) => {
+        $(
+            #[doc = $help]
+            pub static $id: Metric =
+                Metric { name: $name, kind: Kind::$kind, unit: $unit, labels: &[$($label),*], help: $help };
+        )+
+
+        /// All of them, in the order of the documentation.
+        pub static ALL: &[&Metric] = &[$(&$id),+];
+    };
+}
+
+declare! {
+    BUILD_INFO: Gauge "sensor_build_info", "1", ["version"], "Always 1; the version of the agent";
+    PACKETS: Counter "sensor_packets_total", "packets", ["interface", "direction", "action"],
+        "Frames that the programs saw (a super-packet is one), by what was done with them";
+    BYTES: Counter "sensor_bytes_total", "bytes", ["interface", "direction", "action"],
+        "Bytes of the frames that the programs saw, link headers included";
+    LOOKUPS: Counter "sensor_lookups_total", "lookups", ["interface", "result"],
+        "Look-ups in the flow table: hit = the flow had a record, miss = the packet was the first of a flow";
+    LOSS: Counter "sensor_loss_packets_total", "packets", ["stage", "cause"],
+        "Packets that were passed but are in no flow record, or whose record never reached the agent";
+    LEASE_EXPIRED: Counter "sensor_lease_expired_packets_total", "packets", ["interface"],
+        "Packets that passed against a verdict because the lease of the agent had run out";
+    TAGGED: Counter "sensor_tagged_packets_total", "packets", ["interface"],
+        "Packets that sensor_tag marked";
+    KERNEL_CREATED: Counter "sensor_kernel_flows_created_total", "flows", ["interface"],
+        "Flow records that the programs started";
+    EVICTIONS: Counter "sensor_kernel_evictions_total", "flows", ["interface", "outcome"],
+        "Flow records given up for a new flow: delivered to the agent, or lost because the ring was full";
+    CREATED: Counter "sensor_flows_created_total", "flows", [], "Flow records started, all interfaces";
+    ENDED: Counter "sensor_flows_ended_total", "flows", ["reason"], "Flows that ended, by reason";
+    ACTIVE: Gauge "sensor_flows_active", "flows", [], "Flow records in use";
+    CAPACITY: Gauge "sensor_table_capacity", "flows", [], "Flow records that the table can hold";
+    OCCUPANCY: Gauge "sensor_table_occupancy_ratio", "ratio", [], "Share of the table in use, 0 to 1";
+    MAP_MEMORY: Gauge "sensor_map_memory_bytes", "bytes", [], "Memory of the kernel maps, fixed at load";
+    SCORED: Counter "sensor_scored_flows_total", "flows", [], "Scores that the model gave (a flow can have several)";
+    INFERENCE: Histogram "sensor_inference_seconds", "seconds", [], "Duration of one inference call (one batch)";
+    INFERENCE_ERRORS: Counter "sensor_inference_errors_total", "calls", [],
+        "Inference calls that failed; their flows keep their verdicts and are scored again later";
+    VERDICTS: Counter "sensor_verdicts_total", "verdicts", ["action", "label"], "Verdicts stored in flow records";
+    WOULD: Counter "sensor_would_verdicts_total", "verdicts", ["action", "label"],
+        "Verdicts that the mode withheld: what would have been done in mode enforce";
+    MODEL_INFO: Gauge "sensor_model_info", "1", ["hash", "name"], "Always 1; the model in use, absent without one";
+    LEASE: Gauge "sensor_lease_active", "1", [], "1 while the programs obey verdicts, 0 after the lease ran out";
+    POLL: Histogram "sensor_poll_seconds", "seconds", [], "Duration of one poll of the flow table";
+    OVERRUNS: Counter "sensor_poll_overruns_total", "polls", [], "Polls that took longer than the poll interval";
+    PROGRAM_TIME: Counter "sensor_program_run_seconds_total", "seconds", ["program"],
+        "Time in the kernel programs (0 while the statistics of the kernel are off)";
+    PROGRAM_RUNS: Counter "sensor_program_runs_total", "runs", ["program"],
+        "Runs of the kernel programs (0 while the statistics of the kernel are off)";
+    PROCESS_CPU: Counter "process_cpu_seconds_total", "seconds", [], "User and system CPU time of the agent";
+    PROCESS_MEMORY: Gauge "process_resident_memory_bytes", "bytes", [], "Resident memory of the agent";
+    PROCESS_START: Gauge "process_start_time_seconds", "seconds", [], "Start of the agent, Unix time";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions() {
+        let mut names: Vec<_> = ALL.iter().map(|metric| metric.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len(), "names are unique");
+        for metric in ALL {
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+            assert!(metric.name.starts_with("sensor_") || metric.name.starts_with("process_"), "{}", metric.name);
+            assert!(!metric.help.ends_with('.') && !metric.help.contains(['\\', '"', '\n']), "{}", metric.help);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The agent's metrics: typed methods for the poll thread, text for `/metrics`, totals for the summary and the status.
+//!
+//! Every metric is declared in [`declared`]; every value has one writer, the poll thread. Nothing here blocks for
+//! longer than it takes to copy a few hundred numbers.
+
+pub mod declared;
+mod process;
+mod state;
+pub mod text;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Metric as Registered, Registry};
+use sensor_common::counter::InterfaceCounters;
+use sensor_common::verdict::Action;
+
+use self::declared::Metric;
+pub use self::state::EndReason;
+use self::state::{Interface, Shared, StateCollector, VerdictCounts, seen};
+use crate::view::{PacketsView, VerdictsView};
+
+/// Cumulative totals, for the summary line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Frames seen.
+    pub packets: u64,
+    /// Bytes seen.
+    pub bytes: u64,
+    /// Frames dropped.
+    pub dropped: u64,
+    /// Flow records in use now.
+    pub flows_active: u64,
+    /// Flow records started.
+    pub flows_created: u64,
+    /// Flows ended.
+    pub flows_ended: u64,
+    /// Scores given.
+    pub scored: u64,
+    /// Verdicts stored.
+    pub verdicts: u64,
+    /// Verdicts that the mode withheld.
+    pub would_verdicts: u64,
+    /// Packets lost to the table or on the way to the agent (not those that no flow can be made of).
+    pub lost: u64,
+}
+
+/// All metrics of one agent.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    shared: Arc<Shared>,
+    flows_active: Gauge<u64, AtomicU64>,
+    capacity: Gauge<u64, AtomicU64>,
+    occupancy: Gauge<f64, AtomicU64>,
+    map_memory: Gauge<u64, AtomicU64>,
+    scored: Counter,
+    inference: Histogram,
+    inference_errors: Counter,
+    lease: Gauge<u64, AtomicU64>,
+    poll: Histogram,
+    overruns: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
+impl Metrics {
+    /// Registers everything. One per process and agent.
+    pub fn new() -> Metrics {
+        let mut registry = Registry::default();
+        let shared = Arc::new(Shared::default());
+        let started_unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |age| age.as_secs_f64());
+        let metrics = Metrics {
+            flows_active: register(&mut registry, &declared::ACTIVE, Gauge::default()),
+            capacity: register(&mut registry, &declared::CAPACITY, Gauge::default()),
+            occupancy: register(&mut registry, &declared::OCCUPANCY, Gauge::default()),
+            map_memory: register(&mut registry, &declared::MAP_MEMORY, Gauge::default()),
+            scored: register(&mut registry, &declared::SCORED, Counter::default()),
+            // 20 µs to 1.3 s: from a small batch of a small model to one that must not be used.
+            inference: register(&mut registry, &declared::INFERENCE, histogram(20e-6)),
+            inference_errors: register(&mut registry, &declared::INFERENCE_ERRORS, Counter::default()),
+            lease: register(&mut registry, &declared::LEASE, Gauge::default()),
+            // 50 µs to 3.3 s: from an idle table to one whose polls are late.
+            poll: register(&mut registry, &declared::POLL, histogram(50e-6)),
+            overruns: register(&mut registry, &declared::OVERRUNS, Counter::default()),
+            shared: shared.clone(),
+            registry: Registry::default(),
+        };
+        registry.register_collector(Box::new(StateCollector { shared, started_unix }));
+        Metrics { registry, ..metrics }
+    }
+
+    /// Takes over the kernel's counters of an interface: sums over all CPUs since the programs were loaded.
+    pub fn kernel(&self, interface: &str, counters: &InterfaceCounters) {
+        let mut state = self.shared.lock();
+        let value = Interface::new(counters, state.interfaces.get(interface));
+        match state.interfaces.get_mut(interface) {
+            Some(entry) => *entry = value,
+            None => drop(state.interfaces.insert(interface.to_owned(), value)),
+        }
+    }
+
+    /// Takes over a program's statistics: cumulative time and runs.
+    pub fn program(&self, program: &str, run_time: Duration, runs: u64) {
+        self.shared.lock().programs.insert(program.to_owned(), (run_time.as_secs_f64(), runs));
+    }
+
+    /// Sets the table's capacity and the records in use, both in flows.
+    pub fn table(&self, capacity: u64, occupied: u64) {
+        self.capacity.set(capacity);
+        self.flows_active.set(occupied);
+        self.occupancy.set(if capacity == 0 { 0.0 } else { occupied as f64 / capacity as f64 });
+    }
+
+    /// Sets the memory of all maps, in bytes.
+    pub fn map_memory(&self, bytes: u64) {
+        self.map_memory.set(bytes);
+    }
+
+    /// Counts flows that ended.
+    pub fn flows_ended(&self, reason: EndReason, flows: u64) {
+        *self.shared.lock().ended.entry(reason).or_default() += flows;
+    }
+
+    /// Counts one inference call that scored a batch of flows.
+    pub fn inference(&self, flows: u64, duration: Duration) {
+        self.scored.inc_by(flows);
+        self.inference.observe(duration.as_secs_f64());
+    }
+
+    /// Counts one inference call that failed.
+    pub fn inference_error(&self) {
+        self.inference_errors.inc();
+    }
+
+    /// Counts verdicts that were stored in records. `label` is one of the model's.
+    pub fn verdicts(&self, action: Action, label: &str, verdicts: u64) {
+        add(&mut self.shared.lock().verdicts, action, label, verdicts);
+    }
+
+    /// Counts verdicts that the mode withheld. `label` is one of the model's.
+    pub fn would_verdicts(&self, action: Action, label: &str, verdicts: u64) {
+        add(&mut self.shared.lock().would, action, label, verdicts);
+    }
+
+    /// Counts packets that the agent itself lost (stage "agent").
+    pub fn agent_loss(&self, cause: &'static str, packets: u64) {
+        *self.shared.lock().agent_loss.entry(cause).or_default() += packets;
+    }
+
+    /// Sets whether the programs obey verdicts.
+    pub fn lease(&self, active: bool) {
+        self.lease.set(active as u64);
+    }
+
+    /// Counts one poll, and whether it took longer than the interval.
+    pub fn poll(&self, duration: Duration, overrun: bool) {
+        self.poll.observe(duration.as_secs_f64());
+        self.overruns.inc_by(overrun as u64);
+    }
+
+    /// Polls that took longer than the interval.
+    pub fn overruns(&self) -> u64 {
+        self.overruns.get()
+    }
+
+    /// Names the model in use: hash and name.
+    pub fn model(&self, model: Option<(&str, &str)>) {
+        self.shared.lock().model = model.map(|(hash, name)| (hash.to_owned(), name.to_owned()));
+    }
+
+    /// The exposition in OpenMetrics 1.0 text.
+    pub fn open_metrics(&self) -> String {
+        let mut text = String::with_capacity(16 * 1024);
+        // Writing to a string fails only if a metric's own encoding does, and then the rest still stands.
+        if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
+            tracing::error!(%error, "cannot encode the metrics");
+        }
+        text
+    }
+
+    /// The exposition in Prometheus text 0.0.4.
+    pub fn prometheus(&self) -> String {
+        text::prometheus(&self.open_metrics())
+    }
+
+    /// Totals over all interfaces.
+    pub fn totals(&self) -> Totals {
+        let state = self.shared.lock();
+        let mut totals = Totals {
+            flows_active: self.flows_active.get(),
+            scored: self.scored.get(),
+            flows_ended: state.ended.values().sum(),
+            verdicts: state.verdicts.values().sum(),
+            would_verdicts: state.would.values().sum(),
+            lost: state.losses().iter().filter(|(stage, _, _)| *stage != "parse").map(|(_, _, n)| n).sum(),
+            ..Totals::default()
+        };
+        for Interface { counters, .. } in state.interfaces.values() {
+            let all = seen(counters);
+            totals.packets += all.packets;
+            totals.bytes += all.bytes;
+            totals.dropped += counters.seen.iter().map(|hook| hook[Action::Drop as usize].packets).sum::<u64>();
+            totals.flows_created += counters.flows_created;
+        }
+        totals
+    }
+
+    /// Packets seen, in records and not, for the status. `interface`: of one, else of all.
+    pub fn packets_view(&self, interface: Option<&str>) -> PacketsView {
+        let state = self.shared.lock();
+        let mut view = PacketsView::default();
+        for (name, Interface { counters, .. }) in &state.interfaces {
+            if interface.is_some_and(|wanted| wanted != name) {
+                continue;
+            }
+            let all = seen(counters);
+            let of = |action: Action| counters.seen.iter().map(|hook| hook[action as usize].packets).sum::<u64>();
+            view.seen += all.packets;
+            view.bytes += all.bytes;
+            view.passed += of(Action::Pass);
+            view.tagged += of(Action::Tag);
+            view.dropped += of(Action::Drop);
+            view.unrecorded += counters.unrecorded.iter().sum::<u64>();
+        }
+        view.recorded = view.seen.saturating_sub(view.unrecorded);
+        view
+    }
+
+    /// Verdicts by action and label, for the status.
+    pub fn verdicts_view(&self) -> VerdictsView {
+        let state = self.shared.lock();
+        VerdictsView { stored: by_action(&state.verdicts), withheld: by_action(&state.would) }
+    }
+
+    /// Packets by stage and cause of their loss, without those that are 0, for the status.
+    pub fn loss_view(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
+        let mut view: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+        for (stage, cause, packets) in self.shared.lock().losses().into_iter().filter(|(_, _, packets)| *packets > 0) {
+            view.entry(stage.to_owned()).or_default().insert(cause.to_owned(), packets);
+        }
+        view
+    }
+}
+
+fn histogram(smallest: f64) -> Histogram {
+    Histogram::new(exponential_buckets(smallest, 2.0, 17))
+}
+
+fn register<M: Registered + Clone>(registry: &mut Registry, metric: &'static Metric, value: M) -> M {
+    match metric.open_metrics() {
+        (name, Some(unit)) => registry.register_with_unit(name, metric.help, unit, value.clone()),
+        (name, None) => registry.register(name, metric.help, value.clone()),
+    }
+    value
+}
+
+fn add(counts: &mut VerdictCounts, action: Action, label: &str, verdicts: u64) {
+    *counts.entry((action, label.to_owned())).or_default() += verdicts;
+}
+
+fn by_action(counts: &VerdictCounts) -> BTreeMap<String, BTreeMap<String, u64>> {
+    let mut view: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
+    for ((action, label), count) in counts {
+        view.entry(action.name().to_owned()).or_default().insert(label.clone(), *count);
+    }
+    view
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+//! The labelled values behind the exposition, and how they are written. The poll thread writes them through
+//! [`super::Metrics`]; a scrape copies them and encodes the copy, so it never holds the poll thread up for long.
+//!
+//! Counters of the kernel are cumulative there and only copied here, which makes each of them monotone.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use sensor_common::counter::{Cause, Hook, InterfaceCounters, Volume};
+use sensor_common::verdict::Action;
+
+use super::declared::{self, Kind, Metric};
+use super::process;
+
+/// Why a flow ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EndReason {
+    /// No packet for the idle timeout.
+    Idle,
+    /// TCP closed it.
+    Closed,
+    /// Older than the active timeout.
+    Active,
+    /// Given up by the kernel for a new flow.
+    Evicted,
+    /// The agent stopped.
+    Shutdown,
+}
+
+impl EndReason {
+    /// Every reason.
+    pub const ALL: [EndReason; 5] =
+        [EndReason::Idle, EndReason::Closed, EndReason::Active, EndReason::Evicted, EndReason::Shutdown];
+
+    /// The name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            EndReason::Idle => "idle",
+            EndReason::Closed => "closed",
+            EndReason::Active => "active",
+            EndReason::Evicted => "evicted",
+            EndReason::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// One interface: the kernel's sums, and the look-ups that hit, which are derived from them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Interface {
+    pub(super) counters: InterfaceCounters,
+    pub(super) hits: u64,
+}
+
+impl Interface {
+    pub(super) fn new(counters: &InterfaceCounters, before: Option<&Interface>) -> Interface {
+        let unparsed: u64 =
+            Cause::ALL.iter().filter(|cause| cause.stage() == "parse").map(|&cause| lost(counters, cause)).sum();
+        let without = unparsed + lost(counters, Cause::Internal) + misses(counters);
+        let hits = seen(counters).packets.saturating_sub(without);
+        // The parts of the difference are read one after the other while packets arrive: it must not step back.
+        Interface { counters: *counters, hits: hits.max(before.map_or(0, |interface| interface.hits)) }
+    }
+}
+
+/// Packets and bytes of an interface, all hooks and actions.
+pub(super) fn seen(counters: &InterfaceCounters) -> Volume {
+    let mut total = Volume::default();
+    for volume in counters.seen.iter().flatten() {
+        total.packets += volume.packets;
+        total.bytes += volume.bytes;
+    }
+    total
+}
+
+pub(super) fn lost(counters: &InterfaceCounters, cause: Cause) -> u64 {
+    counters.unrecorded[cause as usize]
+}
+
+fn misses(counters: &InterfaceCounters) -> u64 {
+    counters.flows_created + lost(counters, Cause::BucketFull) + lost(counters, Cause::BucketBusy)
+}
+
+/// Stage and cause of packets in records that the kernel gave up while the ring to the agent was full.
+pub(super) const EVICTED_LOST: (&str, &str) = ("evict", "ring_full");
+/// Stage of losses that the agent reports.
+pub(super) const AGENT_STAGE: &str = "agent";
+
+/// Verdicts by action and label.
+pub(super) type VerdictCounts = BTreeMap<(Action, String), u64>;
+
+/// All labelled values.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    pub(super) interfaces: BTreeMap<String, Interface>,
+    pub(super) agent_loss: BTreeMap<&'static str, u64>,
+    pub(super) ended: BTreeMap<EndReason, u64>,
+    pub(super) verdicts: VerdictCounts,
+    pub(super) would: VerdictCounts,
+    pub(super) programs: BTreeMap<String, (f64, u64)>,
+    pub(super) model: Option<(String, String)>,
+}
+
+impl State {
+    /// Packets in no record, by stage and cause, all interfaces.
+    pub(super) fn losses(&self) -> Vec<(&'static str, &'static str, u64)> {
+        let sum = |of: &dyn Fn(&InterfaceCounters) -> u64| -> u64 {
+            self.interfaces.values().map(|interface| of(&interface.counters)).sum()
+        };
+        let kernel = Cause::ALL.iter().map(|&cause| (cause.stage(), cause.name(), sum(&|c| lost(c, cause))));
+        let evicted = (EVICTED_LOST.0, EVICTED_LOST.1, sum(&|c| c.evicted_lost_packets));
+        let agent = self.agent_loss.iter().map(|(&cause, &packets)| (AGENT_STAGE, cause, packets));
+        kernel.chain([evicted]).chain(agent).collect()
+    }
+}
+
+/// [`State`], shared between the poll thread and the registry.
+#[derive(Debug, Default)]
+pub(super) struct Shared(Mutex<State>);
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // Whoever panicked left whole numbers behind; metrics go on.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A sample's value.
+enum Value {
+    Count(u64),
+    Real(f64),
+}
+
+impl Value {
+    fn encode(self, kind: Kind, encoder: MetricEncoder<'_>) -> fmt::Result {
+        match (kind, self) {
+            (Kind::Counter, Value::Count(value)) => ConstCounter::new(value).encode(encoder),
+            (Kind::Counter, Value::Real(value)) => ConstCounter::new(value).encode(encoder),
+            (_, Value::Count(value)) => ConstGauge::new(value).encode(encoder),
+            (_, Value::Real(value)) => ConstGauge::new(value).encode(encoder),
+        }
+    }
+}
+
+struct Writer<'a>(DescriptorEncoder<'a>);
+
+impl Writer<'_> {
+    /// Writes a metric with all its samples; none, if there are no samples.
+    fn family<const N: usize>(
+        &mut self,
+        metric: &'static Metric,
+        samples: impl IntoIterator<Item = ([String; N], Value)>,
+    ) -> fmt::Result {
+        let mut samples = samples.into_iter().peekable();
+        if samples.peek().is_none() {
+            return Ok(());
+        }
+        debug_assert_eq!(metric.labels.len(), N, "{}", metric.name);
+        let (name, unit) = metric.open_metrics();
+        // The registry adds the stop to what it registers, not to what a collector writes.
+        let help = format!("{}.", metric.help);
+        let mut encoder = self.0.encode_descriptor(name, &help, unit.as_ref(), metric.metric_type())?;
+        for (values, value) in samples {
+            if N == 0 {
+                // A family of no labels would be written with empty braces. There is one sample.
+                return value.encode(metric.kind, encoder);
+            }
+            let labels: Vec<(&str, &str)> = metric.labels.iter().copied().zip(values.iter().map(|v| &**v)).collect();
+            value.encode(metric.kind, encoder.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Encodes [`Shared`] and the process's own numbers at each scrape.
+#[derive(Debug)]
+pub(super) struct StateCollector {
+    pub(super) shared: std::sync::Arc<Shared>,
+    pub(super) started_unix: f64,
+}
+
+impl Collector for StateCollector {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let state = self.shared.lock().clone();
+        let mut writer = Writer(encoder);
+        kernel(&mut writer, &state)?;
+        agent(&mut writer, &state)?;
+
+        let none: [String; 0] = [];
+        writer.family(&declared::PROCESS_START, [(none.clone(), Value::Real(self.started_unix))])?;
+        writer.family(&declared::PROCESS_CPU, [(none.clone(), Value::Real(process::cpu_seconds()))])?;
+        writer.family(&declared::PROCESS_MEMORY, process::resident_bytes().map(|bytes| (none, Value::Count(bytes))))
+    }
+}
+
+fn kernel(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
+    let volumes = |of: fn(&Volume) -> u64| {
+        state.interfaces.iter().flat_map(move |(name, interface)| {
+            Hook::ALL.iter().flat_map(move |&hook| {
+                Action::ALL.iter().map(move |&action| {
+                    let volume = &interface.counters.seen[hook as usize][action as usize];
+                    ([name.clone(), hook.name().into(), action.name().into()], Value::Count(of(volume)))
+                })
+            })
+        })
+    };
+    let single = |of: fn(&InterfaceCounters) -> u64| {
+        state.interfaces.iter().map(move |(name, i)| ([name.clone()], Value::Count(of(&i.counters))))
+    };
+    writer.family(&declared::PACKETS, volumes(|volume| volume.packets))?;
+    writer.family(&declared::BYTES, volumes(|volume| volume.bytes))?;
+    writer.family(
+        &declared::LOOKUPS,
+        state.interfaces.iter().flat_map(|(name, interface)| {
+            [("hit", interface.hits), ("miss", misses(&interface.counters))]
+                .map(|(result, count)| ([name.clone(), result.to_owned()], Value::Count(count)))
+        }),
+    )?;
+    let losses = state.losses().into_iter();
+    writer.family(&declared::LOSS, losses.map(|(stage, cause, n)| ([stage.into(), cause.into()], Value::Count(n))))?;
+    writer.family(&declared::LEASE_EXPIRED, single(|counters| counters.lease_expired))?;
+    writer.family(&declared::TAGGED, single(|counters| counters.tagged))?;
+    writer.family(&declared::KERNEL_CREATED, single(|counters| counters.flows_created))?;
+    writer.family(
+        &declared::EVICTIONS,
+        state.interfaces.iter().flat_map(|(name, Interface { counters, .. })| {
+            [("delivered", counters.evicted), ("lost", counters.evicted_lost_flows)]
+                .map(|(outcome, flows)| ([name.clone(), outcome.to_owned()], Value::Count(flows)))
+        }),
+    )?;
+    let created = state.interfaces.values().map(|interface| interface.counters.flows_created).sum();
+    writer.family(&declared::CREATED, [([], Value::Count(created))])
+}
+
+fn agent(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
+    writer.family(
+        &declared::ENDED,
+        EndReason::ALL.iter().map(|reason| {
+            ([reason.name().to_owned()], Value::Count(state.ended.get(reason).copied().unwrap_or_default()))
+        }),
+    )?;
+    for (metric, counts) in [(&declared::VERDICTS, &state.verdicts), (&declared::WOULD, &state.would)] {
+        let samples = counts
+            .iter()
+            .map(|((action, label), count)| ([action.name().to_owned(), label.clone()], Value::Count(*count)));
+        writer.family(metric, samples)?;
+    }
+    let programs = || state.programs.iter().map(|(name, values)| ([name.clone()], values));
+    writer.family(&declared::PROGRAM_TIME, programs().map(|(name, (seconds, _))| (name, Value::Real(*seconds))))?;
+    writer.family(&declared::PROGRAM_RUNS, programs().map(|(name, (_, runs))| (name, Value::Count(*runs))))?;
+    let model = state.model.clone().map(|(hash, name)| ([hash, name], Value::Count(1)));
+    writer.family(&declared::MODEL_INFO, model)?;
+    writer.family(&declared::BUILD_INFO, [([env!("CARGO_PKG_VERSION").to_owned()], Value::Count(1))])
+}

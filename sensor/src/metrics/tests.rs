@@ -1,0 +1,103 @@
+//! The exposition holds what is declared, counts what it is given, and never steps back.
+
+use bytemuck::Zeroable;
+use sensor_common::counter::{Cause, Hook};
+
+use super::*;
+
+/// Metrics with a sample of everything.
+fn sample() -> Metrics {
+    let metrics = Metrics::new();
+    let mut counters = InterfaceCounters::zeroed();
+    counters.seen[Hook::Ingress as usize][Action::Pass as usize].packets = 90;
+    counters.seen[Hook::Ingress as usize][Action::Pass as usize].bytes = 9_000;
+    counters.seen[Hook::Egress as usize][Action::Drop as usize].packets = 10;
+    counters.unrecorded[Cause::NotIp as usize] = 5;
+    counters.unrecorded[Cause::BucketFull as usize] = 3;
+    counters.flows_created = 7;
+    counters.evicted_lost_packets = 2;
+    metrics.kernel("eth0", &counters);
+    metrics.kernel("eth1", &counters);
+    metrics.program("sensor_xdp", Duration::from_millis(1500), 1000);
+    metrics.table(65_536, 16_384);
+    metrics.map_memory(50_000_000);
+    metrics.flows_ended(EndReason::Idle, 4);
+    metrics.inference(100, Duration::from_micros(700));
+    metrics.inference_error();
+    metrics.verdicts(Action::Drop, "scan \"x\"\\", 2);
+    metrics.would_verdicts(Action::Tag, "scan", 3);
+    metrics.agent_loss("unreadable", 1);
+    metrics.lease(true);
+    metrics.poll(Duration::from_millis(2), true);
+    metrics.model(Some(("abc", "baseline")));
+    metrics
+}
+
+#[test]
+fn every_declared_metric_is_exposed_with_its_labels_and_nothing_else() {
+    let text = sample().prometheus();
+    let mut exposed = Vec::new();
+    for line in text.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+            let metric = declared::ALL.iter().find(|metric| metric.name == name).expect(line);
+            assert_eq!(metric.kind.name(), kind);
+            assert!(text.contains(&format!("# HELP {name} {}.\n", metric.help)), "{name}");
+            exposed.push(name);
+        } else if !line.starts_with('#') && !line.contains("_bucket{") {
+            let name = line.split(['{', ' ']).next().expect("a name");
+            if let Some(metric) = declared::ALL.iter().find(|metric| metric.name == name) {
+                let labels: Vec<_> =
+                    metric.labels.iter().filter(|label| line.contains(&format!("{label}=\""))).collect();
+                assert_eq!(labels.len(), metric.labels.len(), "{line}");
+                assert_eq!(line.contains('{'), !labels.is_empty(), "{line}");
+            }
+        }
+    }
+    let mut declared: Vec<_> = declared::ALL.iter().map(|metric| metric.name).collect();
+    exposed.sort_unstable();
+    declared.sort_unstable();
+    assert_eq!(exposed, declared, "each once");
+}
+
+#[test]
+fn values() {
+    let metrics = sample();
+    let text = metrics.prometheus();
+    for line in [
+        "sensor_packets_total{interface=\"eth0\",direction=\"ingress\",action=\"pass\"} 90",
+        "sensor_packets_total{interface=\"eth1\",direction=\"egress\",action=\"drop\"} 10",
+        "sensor_lookups_total{interface=\"eth0\",result=\"hit\"} 85",
+        "sensor_lookups_total{interface=\"eth0\",result=\"miss\"} 10",
+        "sensor_loss_packets_total{stage=\"parse\",cause=\"not_ip\"} 10",
+        "sensor_loss_packets_total{stage=\"evict\",cause=\"ring_full\"} 4",
+        "sensor_loss_packets_total{stage=\"agent\",cause=\"unreadable\"} 1",
+        "sensor_flows_created_total 14",
+        "sensor_flows_ended_total{reason=\"idle\"} 4",
+        "sensor_flows_ended_total{reason=\"closed\"} 0",
+        "sensor_table_occupancy_ratio 0.25",
+        "sensor_verdicts_total{action=\"drop\",label=\"scan \\\"x\\\"\\\\\"} 2",
+        "sensor_program_run_seconds_total{program=\"sensor_xdp\"} 1.5",
+        "sensor_inference_seconds_count 1",
+        "sensor_lease_active 1",
+        "sensor_model_info{hash=\"abc\",name=\"baseline\"} 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    let totals = metrics.totals();
+    assert_eq!((totals.packets, totals.bytes, totals.dropped, totals.lost), (200, 18_000, 20, 6 + 4 + 1));
+    let view = metrics.packets_view(Some("eth0"));
+    assert_eq!((view.seen, view.recorded, view.unrecorded, view.dropped), (100, 92, 8, 10));
+    assert_eq!(metrics.loss_view()["insert"]["bucket_full"], 6);
+    assert_eq!(metrics.verdicts_view().withheld["tag"]["scan"], 3);
+}
+
+#[test]
+fn derived_counters_do_not_step_back() {
+    let metrics = Metrics::new();
+    let mut counters = InterfaceCounters::zeroed();
+    counters.seen[0][0].packets = 10;
+    metrics.kernel("eth0", &counters);
+    counters.flows_created = 1; // the packet of this flow is not yet in `seen`
+    metrics.kernel("eth0", &counters);
+    assert!(metrics.prometheus().contains("sensor_lookups_total{interface=\"eth0\",result=\"hit\"} 10\n"));
+}

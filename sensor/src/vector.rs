@@ -1,0 +1,43 @@
+//! A record's feature vector: what a model is given, in the order that its contract names.
+//!
+//! A value that does not exist stays NaN: only the model knows what to put in its place, and its graph does so.
+
+use sensor_common::features::Feature;
+use sensor_common::flow::FlowRecord;
+
+/// Fills `row` with the values of `features` for `record`, rounded to 32-bit floats; a missing one is NaN.
+///
+/// # Panics
+/// If `row` and `features` differ in length.
+pub fn fill(features: &[&Feature], record: &FlowRecord, row: &mut [f32]) {
+    assert_eq!(features.len(), row.len(), "a row holds one value per feature");
+    for (value, feature) in row.iter_mut().zip(features) {
+        *value = (feature.value)(record) as f32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sensor_common::features::by_name;
+
+    use super::*;
+
+    #[test]
+    fn missing_is_not_zero() {
+        let mut frame = [0u8; 46];
+        frame[12..16].copy_from_slice(&[0x08, 0x00, 0x45, 0]);
+        frame[17] = 32;
+        frame[23] = sensor_common::packet::protocol::UDP;
+        let packet = sensor_common::packet::parse(&frame[..]).expect("well-formed");
+        let mut record = FlowRecord::zeroed();
+        record.start(&packet, 5, 0, 1);
+        record.update(&packet, 5);
+        let features: Vec<_> = ["fwd_payload_bytes", "bwd_packets", "bwd_l3_mean", "fwd_syn"]
+            .map(|name| by_name(name).expect(name))
+            .into();
+        let mut row = [7.0; 4];
+        fill(&features, &record, &mut row);
+        assert_eq!(row[..2], [4.0, 0.0]);
+        assert!(row[2].is_nan() && row[3].is_nan());
+    }
+}

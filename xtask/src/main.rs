@@ -1,0 +1,101 @@
+//! The project's own commands, `cargo xtask <command>`.
+//!
+//! Invariant: every command works from a fresh clone, says each command it runs (`$ ...`) and, before it installs
+//! anything, what and why. Depends on no other crate of the workspace, so that it builds before they do.
+
+mod apt;
+mod cmd;
+mod docs;
+mod ebpf;
+mod linker;
+mod lint;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Builds, runs and checks Sensor. Start with `cargo xtask run`: it installs what the build needs (after saying what),
+/// builds the eBPF programs and the agent, and attaches it to the interface of the default route.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what building the eBPF object needs: a Rust toolchain with rust-src, and bpf-linker.
+    ///
+    /// As root on Debian 12 that is Debian's own rustc-web with LLVM 22; elsewhere rustup's nightly with rust-src.
+    /// bpf-linker goes into target/tools, apart from your own ~/.cargo/bin. Nothing is done when all is there.
+    Setup(setup::Options),
+    /// Build the eBPF object into target/bpf/sensor-ebpf.o; the agent's build embeds that file.
+    ///
+    /// The toolchain is the first of: $SENSOR_EBPF_OBJECT (a prebuilt object, used as it is), $SENSOR_BPF_RUSTC,
+    /// rustup's newest nightly with rust-src, any rustc with rust-src. The object has the same bytes from any folder.
+    Ebpf,
+    /// Build everything and run the agent, by default with its live summary.
+    ///
+    /// Example: `cargo xtask run -i eth0 --mode observe`. Arguments that are not listed here go to `sensor run`.
+    /// Attaching needs root: as another user, the built binary (not cargo) is started through sudo.
+    Run(run::RunArgs),
+    /// Run every test of the workspace, with cargo-nextest where it is installed.
+    ///
+    /// Tests attach programs inside network namespaces of their own and so need root: as another user, cargo builds
+    /// as you and only the test binaries run through sudo.
+    Test(test::TestArgs),
+    /// Run the benches. Example: `cargo xtask bench datapath`.
+    Bench(run::BenchArgs),
+    /// Write docs/metrics.md and docs/features.md from what the agent itself declares.
+    Docs(docs::DocsArgs),
+    /// Check format, lints (host and BPF), dependencies and generated documents. Changes no file of the project.
+    Lint,
+}
+
+fn main() -> ExitCode {
+    match perform(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line with its causes and no backtrace: what failed is a command, not this program.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    match task {
+        Task::Setup(options) => setup::setup(options),
+        Task::Ebpf => ebpf::build(),
+        Task::Run(args) => run::run(args),
+        Task::Test(args) => test::test(args),
+        Task::Bench(args) => run::bench(args),
+        Task::Docs(args) => docs::docs(args),
+        Task::Lint => lint::lint(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_keeps_its_own_flags_and_passes_the_rest_on() {
+        let cli = Cli::parse_from(["cargo xtask", "run", "--debug", "-i", "eth0", "--mode", "tag"]);
+        let Task::Run(args) = cli.command else { panic!("not the run command") };
+        assert!(args.debug && !args.demo);
+        assert_eq!(args.args, ["-i", "eth0", "--mode", "tag"]);
+    }
+}

@@ -1,0 +1,68 @@
+//! `cargo xtask run` and `bench`: build what is needed as the current user, then become the program, as root.
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::{cmd, ebpf, setup};
+
+/// What to run, and its arguments.
+#[derive(Args)]
+pub(crate) struct RunArgs {
+    /// Show the agent at work instead: network namespaces with ordinary and hostile traffic, no interface of yours
+    #[arg(long)]
+    pub(crate) demo: bool,
+    /// Build with debug assertions and without the release optimisations
+    #[arg(long)]
+    pub(crate) debug: bool,
+    /// Arguments of `sensor run` (or of the demo), e.g. `-i eth0 --mode observe`; see `sensor run --help`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    pub(crate) args: Vec<String>,
+}
+
+/// Which benches to run.
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    /// Names of benches (`datapath`) and their arguments; without any, all benches
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "NAME")]
+    args: Vec<String>,
+}
+
+/// `cargo xtask run`. Returns only on failure.
+///
+/// # Errors
+/// When setup or a build fails, or the program cannot be started as root.
+pub(crate) fn run(args: RunArgs) -> Result<()> {
+    let RunArgs { demo, debug, mut args } = args;
+    setup::ensure(if demo { setup::Options::TESTS } else { setup::Options::BUILD })?;
+    ebpf::build()?;
+    let mut build = cmd::cargo();
+    build.args(["build", "-p", "sensor", "--bin", "sensor"]);
+    if demo {
+        build.args(["-p", "sensor-tests", "--bin", "sensor-demo"]);
+    }
+    if !debug {
+        build.arg("--release");
+    }
+    cmd::run(&mut build)?;
+
+    let profile_dir = if debug { "debug" } else { "release" };
+    if demo {
+        return cmd::exec_as_root(&cmd::host_binary(profile_dir, "sensor-demo")?, &args);
+    }
+    args.insert(0, "run".to_owned());
+    if !args.iter().any(|arg| arg == "--summary") {
+        args.push("--summary".to_owned());
+    }
+    cmd::exec_as_root(&cmd::host_binary(profile_dir, "sensor")?, &args)
+}
+
+/// `cargo xtask bench`. Returns only on failure.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn bench(args: BenchArgs) -> Result<()> {
+    setup::ensure(setup::Options::BUILD)?;
+    ebpf::build()?;
+    cmd::run(cmd::cargo().args(["build", "--release", "-p", "sensor-tests", "--bin", "sensor-bench"]))?;
+    cmd::exec_as_root(&cmd::host_binary("release", "sensor-bench")?, &args.args)
+}
