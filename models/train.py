@@ -79,7 +79,7 @@ def contract(sensor):
     """Version and hash of the feature contract, from the agent that will serve the model."""
     listing = subprocess.run([str(sensor), "features", "--format", "json"], capture_output=True, text=True, check=True)
     document = json.loads(listing.stdout)
-    return document["contract_version"], document["contract_hash"]
+    return document["version"], document["hash"]
 
 
 def golden_rows(rows, rng):

@@ -16,9 +16,7 @@ pub fn hash(key: &FlowKey, seed: impl Fn(usize) -> u64) -> u32 {
     let words = key.words();
     // Pairs share a multiplication ("multilinear-HM" in the paper), which halves their number.
     let pair = |a: usize, b: usize, position: usize| {
-        (words[a] as u64)
-            .wrapping_add(seed(position))
-            .wrapping_mul((words[b] as u64).wrapping_add(seed(position + 1)))
+        (words[a] as u64).wrapping_add(seed(position)).wrapping_mul((words[b] as u64).wrapping_add(seed(position + 1)))
     };
     let mut sum = seed(0)
         .wrapping_add(pair(8, 9, 1))

@@ -49,7 +49,9 @@ pub(crate) unsafe fn release(word: *mut u32, value: u32) {
         unsafe { word.write_volatile(value) };
     } else {
         // SAFETY: the caller's `word` is a map value; an exchange is a full barrier.
-        unsafe { asm!("{value} = xchg32_32({word} + 0, {value})", word = in(reg) word, value = inout(wreg) value => _) };
+        unsafe {
+            asm!("{value} = xchg32_32({word} + 0, {value})", word = in(reg) word, value = inout(wreg) value => _)
+        };
     }
 }
 

@@ -10,12 +10,12 @@
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use sensor_common::counter::{Cause, InterfaceCounters};
 use sensor_common::flow::FlowRecord;
+use sensor_common::flow::state;
 use sensor_common::hash;
 use sensor_common::packet::Packet;
 use sensor_common::table::{
     Bucket, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, WAYS, bucket_of, eviction_rank, stage_of, tag_of, tick_of,
 };
-use sensor_common::flow::state;
 use sensor_common::verdict::{Action, Verdict};
 
 use crate::atomic;
@@ -322,13 +322,8 @@ fn insert_locked(
     let bucket = unsafe { &mut *bucket };
     let (mut best, mut way) = (0, 0);
     for candidate in 0..WAYS {
-        let rank = eviction_rank(
-            bucket.tags[candidate],
-            bucket.stages[candidate],
-            bucket.seen[candidate],
-            tick,
-            idle_ticks,
-        );
+        let rank =
+            eviction_rank(bucket.tags[candidate], bucket.stages[candidate], bucket.seen[candidate], tick, idle_ticks);
         if rank > best {
             best = rank;
             way = candidate;

@@ -6,9 +6,9 @@ use aya_ebpf::programs::TcContext;
 use aya_ebpf::{EbpfContext as _, bindings::__sk_buff};
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::InterfaceCounters;
+use sensor_common::hash;
 use sensor_common::packet::{self, Packet};
 use sensor_common::verdict::Action;
-use sensor_common::hash;
 
 use crate::datapath::{control, now_ns};
 use crate::frame::SkbFrame;

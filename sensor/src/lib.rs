@@ -1,15 +1,20 @@
-//! The Sensor agent.
+//! The Sensor agent: reads flow records from the kernel, scores them with a model, writes verdicts back.
+//!
+//! `main → agent → {harvest, model, policy, metrics, http, control} → bpf → bpf::sys`. See ARCHITECTURE.md.
 
+pub mod agent;
 pub mod bpf;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod doctor;
+pub mod harvest;
 pub mod http;
 pub mod logging;
 pub mod metrics;
-pub mod summary;
-pub mod view;
 pub mod model;
+pub mod policy;
 pub mod replay;
+pub mod summary;
 pub mod vector;
+pub mod view;

@@ -231,7 +231,7 @@ pub struct TableView {
     pub memory_bytes: u64,
 }
 
-/// Packets, as the hooks saw them. `seen = recorded + unrecorded = passed + tagged + dropped`.
+/// Packets, as the hooks saw them. `seen = recorded + unrecorded + dropped = passed + tagged + dropped`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PacketsView {
     /// All.

@@ -6,23 +6,10 @@ use aya::programs::xdp::XdpLinkId;
 use aya::programs::{LinkOrder, ProgramError, TcAttachType, TcError, XdpMode};
 
 use super::load::{Hook, Kernel};
-
-/// How `sensor_xdp` may be attached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum XdpChoice {
-    /// Native if the driver can, else generic.
-    #[default]
-    Auto,
-    /// In the driver, before the kernel allocates a socket buffer; fails where the driver cannot.
-    Native,
-    /// In the network stack: works everywhere, costs more.
-    Generic,
-}
+use crate::config::XdpMode as Choice;
 
 /// How `sensor_xdp` was attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XdpAttachment {
     /// In the driver.
     Native,
@@ -30,14 +17,33 @@ pub enum XdpAttachment {
     Generic,
 }
 
+impl XdpAttachment {
+    /// The name in logs and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            XdpAttachment::Native => "native",
+            XdpAttachment::Generic => "generic",
+        }
+    }
+}
+
 /// How the TC programs were attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcAttachment {
     /// By a BPF link (kernel 6.6), which ends with the agent.
     Tcx,
     /// As a filter under a clsact qdisc.
     Clsact,
+}
+
+impl TcAttachment {
+    /// The name in logs and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            TcAttachment::Tcx => "tcx",
+            TcAttachment::Clsact => "clsact",
+        }
+    }
 }
 
 /// One watched interface.
@@ -64,7 +70,7 @@ impl Kernel {
     ///
     /// # Errors
     /// A missing interface, another XDP program on it, a driver without what `choice` asks for, missing privileges.
-    pub fn attach(&mut self, interface: &str, choice: XdpChoice, tcx: bool) -> anyhow::Result<Attached> {
+    pub fn attach(&mut self, interface: &str, choice: Choice, tcx: bool) -> anyhow::Result<Attached> {
         let ifindex = ifindex(interface)?;
         self.watch(ifindex)?;
         let (xdp, xdp_link, fallback) = self.attach_xdp(interface, ifindex, choice)?;
@@ -92,15 +98,15 @@ impl Kernel {
         &mut self,
         interface: &str,
         ifindex: u32,
-        choice: XdpChoice,
+        choice: Choice,
     ) -> anyhow::Result<(XdpAttachment, XdpLinkId, Option<String>)> {
         let program = self.xdp_program()?;
         let mut fallback = None;
-        if choice != XdpChoice::Generic {
+        if choice != Choice::Generic {
             match program.attach_to_if_index(ifindex, XdpMode::Driver) {
                 Ok(link) => return Ok((XdpAttachment::Native, link, None)),
                 Err(error) if is_busy(&error) => bail!(busy(interface)),
-                Err(error) if choice == XdpChoice::Native => {
+                Err(error) if choice == Choice::Native => {
                     return Err(error).with_context(|| {
                         format!("{interface}: its driver does not take native XDP; use --xdp-mode auto or generic")
                     });
@@ -125,7 +131,8 @@ impl Kernel {
                 Ok(()) => attached.clsact_added = true,
                 Err(TcError::AlreadyAttached) => {}
                 Err(error) => {
-                    return Err(error).with_context(|| format!("{}: qdisc clsact could not be added", attached.interface));
+                    return Err(error)
+                        .with_context(|| format!("{}: qdisc clsact could not be added", attached.interface));
                 }
             }
         }
@@ -148,7 +155,8 @@ impl Kernel {
     /// # Errors
     /// The first failure, after everything was tried.
     pub fn detach(&mut self, attached: Attached) -> anyhow::Result<()> {
-        let Attached { interface, tc_links, xdp_link, clsact_added, ifindex, xdp: _, egress: _, fallback: _ } = attached;
+        let Attached { interface, tc_links, xdp_link, clsact_added, ifindex, xdp: _, egress: _, fallback: _ } =
+            attached;
         let mut failures = Vec::new();
         if let Err(error) = self.xdp_program()?.detach(xdp_link) {
             failures.push(format!("XDP: {}", chain(&error)));

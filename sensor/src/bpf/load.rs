@@ -182,8 +182,7 @@ impl Kernel {
     /// If the kernel refuses to read the map.
     pub fn counters(&self, ifindex: u32) -> anyhow::Result<InterfaceCounters> {
         for attempt in 0..INTERFACE_PROBES {
-            let values =
-                self.counters.get(&interface_slot(ifindex, attempt), 0).context("reading map COUNTERS")?;
+            let values = self.counters.get(&interface_slot(ifindex, attempt), 0).context("reading map COUNTERS")?;
             if values.first().is_some_and(|counters| counters.0.ifindex == ifindex) {
                 return Ok(sum(values.iter().map(|counters| &counters.0), ifindex));
             }
@@ -294,7 +293,9 @@ fn memory(ebpf: &Ebpf) -> u64 {
             aya::maps::Map::PerCpuArray(data) => Some((data.info().ok()?, cpus)),
             _ => None,
         })
-        .map(|(info, copies)| info.max_entries() as u64 * (info.value_size().max(1) as u64).next_multiple_of(8) * copies)
+        .map(|(info, copies)| {
+            info.max_entries() as u64 * (info.value_size().max(1) as u64).next_multiple_of(8) * copies
+        })
         .sum()
 }
 

@@ -44,14 +44,7 @@ impl Mapping {
         let len = NonZeroUsize::new(bytes / 8).context("an empty map cannot be mapped")?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
         let start = unsafe {
-            rustix::mm::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED,
-                map,
-                0,
-            )
+            rustix::mm::mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, map, 0)
         }
         .context("mmap of a BPF map failed")?;
         let start = NonNull::new(start.cast()).context("mmap of a BPF map gave a null pointer")?;
@@ -164,9 +157,7 @@ impl Table {
         let sequence = self.records.half(base, 0);
         let before = sequence.load(Ordering::Acquire);
         if before & 1 != 0
-            || sequence
-                .compare_exchange(before, before.wrapping_add(1), Ordering::Acquire, Ordering::Relaxed)
-                .is_err()
+            || sequence.compare_exchange(before, before.wrapping_add(1), Ordering::Acquire, Ordering::Relaxed).is_err()
         {
             return None;
         }

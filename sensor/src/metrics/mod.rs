@@ -232,7 +232,7 @@ impl Metrics {
             view.dropped += of(Action::Drop);
             view.unrecorded += counters.unrecorded.iter().sum::<u64>();
         }
-        view.recorded = view.seen.saturating_sub(view.unrecorded);
+        view.recorded = view.seen.saturating_sub(view.unrecorded).saturating_sub(view.dropped);
         view
     }
 

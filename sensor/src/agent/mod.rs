@@ -1,0 +1,227 @@
+//! `sensor run`: brings everything up in an order in which any failure leaves nothing behind, waits for a signal, and
+//! takes everything down again.
+//!
+//! Order: checks → model → sockets → programs → attach → poll. Traffic is touched by none of it before the last step.
+
+mod clock;
+mod poll;
+mod report;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bytemuck::Zeroable as _;
+use sensor_common::control::{Control, NO_DSCP};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use self::poll::Poller;
+use crate::bpf::attach::Attached;
+use crate::bpf::load::{Kernel, LoadOptions};
+use crate::bpf::probe::{self, Capabilities};
+use crate::config::{Config, Mode};
+use crate::control::ControlSocket;
+use crate::harvest::ticks;
+use crate::http::{self, Health, HttpState};
+use crate::metrics::Metrics;
+use crate::model::Model;
+
+/// Requests that may wait for the poll thread.
+const REQUESTS: usize = 16;
+
+/// Runs the agent until SIGINT or SIGTERM.
+///
+/// # Errors
+/// Whatever kept it from starting, or from taking its programs off at the end; nothing stays attached.
+pub fn run(mut config: Config) -> Result<()> {
+    let capabilities = probe::kernel();
+    check(&capabilities)?;
+    if config.interfaces.is_empty() {
+        config.interfaces = vec![probe::default_interface()?];
+    }
+    let model = load_model(&config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    runtime.block_on(serve(config, model, &capabilities))
+}
+
+/// What the kernel must have before anything is tried.
+fn check(capabilities: &Capabilities) -> Result<()> {
+    let missing = capabilities.privileges.missing();
+    ensure!(
+        missing.is_empty(),
+        "this needs root, or the capabilities {}; run it with sudo, or see `sensor doctor`",
+        missing.join(", ")
+    );
+    for (there, what) in [
+        (capabilities.xdp, "XDP programs"),
+        (capabilities.classifier, "TC programs"),
+        (capabilities.ring_buffer, "BPF ring buffers"),
+    ] {
+        ensure!(
+            there,
+            "this kernel ({}.{}) does not take {what}: Sensor needs Linux 5.15 or newer with CONFIG_BPF_SYSCALL; see \
+             `sensor doctor`",
+            capabilities.version.0,
+            capabilities.version.1
+        );
+    }
+    Ok(())
+}
+
+fn load_model(config: &Config) -> Result<Option<Model>> {
+    let Some(path) = &config.model.path else { return Ok(None) };
+    if !Path::new(path).exists() {
+        bail!(
+            "there is no model at {}: name one with --model FILE, or set model.path = \"\" to count flows without scores",
+            path.display()
+        );
+    }
+    let mut model = Model::load(path)?;
+    if let Some(threshold) = config.policy.threshold {
+        model.threshold = threshold as f32;
+    }
+    for label in config.policy.label_actions.keys() {
+        ensure!(
+            model.labels.contains(label),
+            "policy.label_actions names \"{label}\", which the model does not know; its labels are {}",
+            model.labels.join(", ")
+        );
+    }
+    Ok(Some(model))
+}
+
+async fn serve(config: Config, model: Option<Model>, capabilities: &Capabilities) -> Result<()> {
+    // Before anything is attached, so that a signal at any time ends in an orderly stop.
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let metrics = Arc::new(Metrics::new());
+    let health = Arc::new(Health::new(Instant::now(), config.agent.lease));
+    let control = ControlSocket::bind(&config.agent.socket).await?;
+    let listener = match config.metrics.listen {
+        Some(address) => Some(http::bind(address).await?),
+        None => None,
+    };
+    let (kernel, attached) = bring_up(&config, capabilities)?;
+    announce(&config, &kernel, &attached, model.as_ref());
+
+    let (requests, inbox) = mpsc::channel(REQUESTS);
+    let mut tasks = vec![tokio::spawn(control.serve(requests))];
+    if let Some(listener) = listener {
+        tasks.push(tokio::spawn(http::serve(listener, HttpState { metrics: metrics.clone(), health: health.clone() })));
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let (done, mut ended) = oneshot::channel();
+    let poller = Poller::new(config, kernel, attached, model, metrics, health);
+    let thread = std::thread::Builder::new()
+        .name("sensor-poll".to_owned())
+        .spawn({
+            let stop = stop.clone();
+            move || {
+                let result = poller.run(inbox, &stop);
+                // The other side waits for this or has seen the signal; either way it joins the thread.
+                let _ = done.send(());
+                result
+            }
+        })
+        .context("cannot start the poll thread")?;
+    tracing::info!("ready");
+    let reason = tokio::select! {
+        _ = interrupt.recv() => "SIGINT",
+        _ = terminate.recv() => "SIGTERM",
+        _ = &mut ended => "the poll thread",
+    };
+    tracing::info!("stopping because of {reason}");
+    stop.store(true, Ordering::Relaxed);
+    // The thread looks at the flag every few milliseconds; a second signal is not needed.
+    let result = tokio::task::spawn_blocking(move || thread.join()).await.context("waiting for the poll thread")?;
+    end_tasks(tasks).await;
+    match result {
+        Ok(result) => result,
+        Err(_) => bail!("the poll thread panicked; its programs are detached. Please report this with the log above"),
+    }
+}
+
+/// Loads and attaches; on a failure takes off what was attached.
+fn bring_up(config: &Config, capabilities: &Capabilities) -> Result<(Kernel, Vec<Attached>)> {
+    let mut kernel = Kernel::load(&LoadOptions {
+        flows: config.kernel.flows as usize,
+        frags: capabilities.xdp_frags,
+        tagging: config.tag.enabled && config.mode != Mode::Observe,
+        log_level: config.kernel.bpf_log as u8,
+        replay_clock: false,
+        seed: None,
+    })?;
+    kernel.control.set(&Control {
+        tag_mark: config.tag.mark,
+        tag_mask: config.tag.mask,
+        tag_dscp: config.tag.dscp.map_or(NO_DSCP, u32::from),
+        evict_idle_ticks: ticks(config.kernel.evict_idle) as u32,
+        ..Control::zeroed()
+    });
+    let mut attached = Vec::new();
+    for interface in &config.interfaces {
+        match kernel.attach(interface, config.kernel.xdp_mode, capabilities.tcx) {
+            Ok(one) => attached.push(one),
+            Err(error) => {
+                for one in attached {
+                    if let Err(error) = kernel.detach(one) {
+                        tracing::error!("{error:#}");
+                    }
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok((kernel, attached))
+}
+
+/// One line for each thing that an operator wants to know of a start.
+fn announce(config: &Config, kernel: &Kernel, attached: &[Attached], model: Option<&Model>) {
+    for Attached { interface, xdp, egress, fallback, .. } in attached {
+        match fallback {
+            None => tracing::info!("{interface}: attached, XDP {}, egress {}", xdp.name(), egress.name()),
+            Some(reason) => tracing::warn!(
+                "{interface}: attached, XDP {}, egress {}; native XDP was refused: {reason}",
+                xdp.name(),
+                egress.name()
+            ),
+        }
+    }
+    tracing::info!(
+        "flow table: {} flows; kernel maps: {:.1} MiB",
+        kernel.table.capacity(),
+        kernel.memory_bytes() as f64 / (1 << 20) as f64
+    );
+    match model {
+        Some(model) => tracing::info!(
+            "model {} ({}), {} features, labels {}, threshold {}",
+            model.name,
+            &model.hash[..model.hash.len().min(12)],
+            model.features.len(),
+            model.labels.join("|"),
+            model.threshold
+        ),
+        None => tracing::info!("no model: flows are counted, not scored"),
+    }
+    let meaning = match config.mode {
+        Mode::Observe => "no packet is touched",
+        Mode::Tag => "packets of reported flows are marked",
+        Mode::Enforce => "packets of reported flows are dropped",
+    };
+    tracing::info!("mode {}: {meaning}", config.mode);
+}
+
+async fn end_tasks(tasks: Vec<JoinHandle<()>>) {
+    for task in tasks {
+        task.abort();
+        // Cancelled is what it is meant to be; awaited, because the control socket's file goes with its task.
+        let _ = task.await;
+    }
+}

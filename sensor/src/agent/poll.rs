@@ -1,0 +1,361 @@
+//! The poll thread: lease, scan, score, decide, store; between two polls it answers the control socket.
+//!
+//! Owns the kernel programs, the model and the memory of every slot, so nothing here is locked. A failure inside one
+//! poll (a model that cannot be run, a record that writers keep) is counted and the next poll goes on.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use sensor_common::flow::FlowRecord;
+use sensor_common::table::{Bucket, WAYS, tick_of};
+use sensor_common::verdict::{Action, Verdict};
+use tokio::sync::mpsc;
+
+use super::clock::now_ns;
+use super::report;
+use crate::bpf::attach::Attached;
+use crate::bpf::load::Kernel;
+use crate::config::Config;
+use crate::harvest::{Memory, Step, Timeouts};
+use crate::http::Health;
+use crate::metrics::{EndReason, Metrics};
+use crate::model::{Model, Score};
+use crate::policy::Policy;
+use crate::summary::{self, Summary};
+use crate::view::Request;
+
+/// Verdicts that are logged one by one in a second; the rest is one line with their number.
+const LOGGED_PER_SECOND: u32 = 20;
+
+/// A flow whose record was copied in this poll.
+#[derive(Clone, Copy)]
+struct Candidate {
+    /// `None`: the flow has ended, and no verdict can be stored any more.
+    slot: Option<usize>,
+}
+
+/// Everything the poll thread owns.
+pub(super) struct Poller {
+    pub(super) config: Config,
+    pub(super) kernel: Kernel,
+    pub(super) attached: Vec<Attached>,
+    pub(super) model: Option<Model>,
+    pub(super) policy: Policy,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) memories: Vec<Memory>,
+    pub(super) started: Instant,
+    pub(super) lease_until_ns: u64,
+    pub(super) last_poll: Duration,
+    health: Arc<Health>,
+    timeouts: Timeouts,
+    occupied: u64,
+    /// Bucket at which the next scan starts: a scan that found too much to score goes on where it stopped.
+    cursor: usize,
+    candidates: Vec<Candidate>,
+    records: Vec<FlowRecord>,
+    scores: Vec<Score>,
+    logged: u32,
+    unlogged: u32,
+    seen_check: Option<report::SeenCheck>,
+}
+
+impl Poller {
+    /// Everything is loaded and attached; nothing has been polled.
+    pub(super) fn new(
+        config: Config,
+        kernel: Kernel,
+        attached: Vec<Attached>,
+        model: Option<Model>,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+    ) -> Poller {
+        let (labels, threshold, min_packets) = match &model {
+            Some(model) => (model.labels.as_slice(), model.threshold, model.min_packets),
+            None => (&[][..], f32::INFINITY, 0),
+        };
+        let policy = Policy::new(config.mode, &config.policy, labels, threshold, min_packets);
+        let agent = &config.agent;
+        let timeouts = Timeouts::new(
+            agent.idle_timeout,
+            agent.closed_linger,
+            agent.active_timeout,
+            agent.rescore_interval,
+            policy.min_packets(),
+        );
+        let memories = vec![Memory::default(); kernel.table.capacity()];
+        metrics.map_memory(kernel.memory_bytes());
+        metrics.model(model.as_ref().map(|model| (model.hash.as_str(), model.name.as_str())));
+        Poller {
+            seen_check: Some(report::SeenCheck::new(&attached)),
+            config,
+            kernel,
+            attached,
+            model,
+            policy,
+            metrics,
+            memories,
+            started: Instant::now(),
+            lease_until_ns: 0,
+            last_poll: Duration::ZERO,
+            health,
+            timeouts,
+            occupied: 0,
+            cursor: 0,
+            candidates: Vec::new(),
+            records: Vec::new(),
+            scores: Vec::new(),
+            logged: 0,
+            unlogged: 0,
+        }
+    }
+
+    /// Polls until `stop` is set, then ends all flows and takes the programs off.
+    ///
+    /// # Errors
+    /// If the programs could not be taken off an interface.
+    pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>, stop: &AtomicBool) -> anyhow::Result<()> {
+        let interval = self.config.agent.poll_interval;
+        let mut next = Instant::now();
+        let mut second = Instant::now();
+        let mut summary = self
+            .config
+            .log
+            .summary
+            .then(|| Summary::new(self.config.mode, std::io::stdout().is_terminal(), self.metrics.totals()));
+        while !stop.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            self.poll();
+            self.last_poll = begun.elapsed();
+            self.metrics.poll(self.last_poll, self.last_poll > interval);
+            self.health.tick(Instant::now());
+            let elapsed = second.elapsed();
+            if elapsed >= Duration::from_secs(1) {
+                second = Instant::now();
+                self.every_second();
+                if let Some(summary) = &mut summary {
+                    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+                    let line = summary.line(&summary::clock(now), elapsed, self.metrics.totals());
+                    // A reader that went away must not stop the agent.
+                    let _ = writeln!(std::io::stdout(), "{line}");
+                }
+            }
+            next = (next + interval).max(Instant::now());
+            while let Some(wait) = next.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) {
+                while let Ok(request) = requests.try_recv() {
+                    self.answer(request);
+                }
+                // Short naps, so that a request does not wait for the next poll.
+                std::thread::sleep(wait.min(Duration::from_millis(10)));
+            }
+        }
+        self.shut_down()
+    }
+
+    /// One poll.
+    fn poll(&mut self) {
+        let now = now_ns();
+        self.lease_until_ns = now + self.config.agent.lease.as_nanos() as u64;
+        self.kernel.control.set_lease(self.lease_until_ns);
+        self.metrics.lease(true);
+        self.candidates.clear();
+        self.records.clear();
+        self.take_evicted();
+        self.scan(now);
+        self.score(now);
+        self.metrics.table(self.kernel.table.capacity() as u64, self.occupied);
+        self.kernel.flush_logs();
+    }
+
+    /// Records that the programs gave up for new flows.
+    fn take_evicted(&mut self) {
+        let mut ended = 0;
+        // Bounded: in a flood the programs refill the ring while it is read.
+        while ended < self.config.model.max_flows_per_poll as u64 {
+            let Some(record) = self.kernel.next_evicted() else { break };
+            ended += 1;
+            self.ended(record);
+        }
+        if ended > 0 {
+            self.metrics.flows_ended(EndReason::Evicted, ended);
+        }
+    }
+
+    /// A flow that ended is scored a last time.
+    fn ended(&mut self, record: FlowRecord) {
+        let room = self.records.len() < self.config.model.max_flows_per_poll as usize;
+        if self.model.is_some() && room && record.packets() >= self.policy.min_packets() {
+            self.candidates.push(Candidate { slot: None });
+            self.records.push(record);
+        }
+    }
+
+    /// Looks at every bucket once, from the cursor on.
+    fn scan(&mut self, now: u64) {
+        let buckets = self.kernel.table.buckets();
+        let start = self.cursor;
+        self.cursor = 0;
+        self.occupied = 0;
+        let mut full = false;
+        for offset in 0..buckets {
+            let number = (start + offset) % buckets;
+            let bucket = self.kernel.table.bucket(number);
+            if bucket.tags == [0; WAYS] && !self.memories[number * WAYS..][..WAYS].iter().any(Memory::is_occupied) {
+                continue;
+            }
+            self.scan_bucket(number, &bucket, now, full);
+            if !full && self.records.len() >= self.config.model.max_flows_per_poll as usize {
+                full = true;
+                self.cursor = (number + 1) % buckets;
+            }
+        }
+    }
+
+    fn scan_bucket(&mut self, number: usize, bucket: &Bucket, now: u64, full: bool) {
+        let now_ms = self.started.elapsed().as_millis() as u32;
+        for way in 0..WAYS {
+            let slot = number * WAYS + way;
+            let (tag, stage, seen) = (bucket.tags[way], bucket.stages[way], bucket.seen[way]);
+            self.occupied += (tag != 0) as u64;
+            match self.memories[slot].look(tag, stage, seen, tick_of(now), now_ms, &self.timeouts) {
+                Step::Leave => {}
+                Step::Release(reason) => self.release(slot, reason),
+                Step::Score if self.model.is_none() || full => {}
+                Step::Score => {
+                    // Writers inside at every try: the next poll looks again.
+                    if let Some(record) = self.kernel.table.copy(slot) {
+                        self.memories[slot].mark_scored(seen, now_ms, record.generation);
+                        self.candidates.push(Candidate { slot: Some(slot) });
+                        self.records.push(record);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Frees a slot, unless a packet arrived meanwhile.
+    fn release(&mut self, slot: usize, reason: EndReason) {
+        let Some(record) = self.kernel.table.copy(slot) else { return };
+        let Some(record) = self.kernel.table.release(slot, record.generation, record.last_ns) else { return };
+        self.memories[slot].forget();
+        self.occupied = self.occupied.saturating_sub(1);
+        self.metrics.flows_ended(reason, 1);
+        self.ended(record);
+    }
+
+    /// Scores what was copied, and stores what the policy decides.
+    fn score(&mut self, now: u64) {
+        let Some(model) = &mut self.model else { return };
+        let (mut first, batch) = (0, self.config.model.max_batch as usize);
+        let mut scores = std::mem::take(&mut self.scores);
+        while first < self.records.len() {
+            let last = (first + batch).min(self.records.len());
+            let begun = Instant::now();
+            match model.score(&self.records[first..last], &mut scores) {
+                Ok(()) => self.metrics.inference((last - first) as u64, begun.elapsed()),
+                Err(error) => {
+                    self.metrics.inference_error();
+                    tracing::error!("inference failed, {} flows stay unscored: {error:#}", last - first);
+                }
+            }
+            for (offset, score) in scores.iter().enumerate() {
+                if let Candidate { slot: Some(slot) } = self.candidates[first + offset] {
+                    let record = &self.records[first + offset];
+                    let decision = self.policy.decide(record, *score);
+                    let memory = &mut self.memories[slot];
+                    memory.score = Some(*score);
+                    let label = model.labels.get(score.label as usize).map_or("?", String::as_str);
+                    let new = memory.would != Some(decision.would).filter(|action| *action != Action::Pass);
+                    memory.would = Some(decision.would).filter(|action| *action != Action::Pass);
+                    if decision.would == Action::Pass {
+                        continue;
+                    }
+                    if decision.action != Action::Pass {
+                        let until = now + self.config.policy.verdict_ttl.as_nanos() as u64;
+                        let verdict = Verdict::new(decision.action, score.label, record.generation, until);
+                        self.kernel.table.store_verdict(slot, verdict.0);
+                        memory.verdict = Some((decision.action, verdict.until_ns()));
+                    }
+                    // A renewed verdict is neither counted nor logged again.
+                    if !new {
+                        continue;
+                    }
+                    if decision.action == Action::Pass {
+                        self.metrics.would_verdicts(decision.would, label, 1);
+                    } else {
+                        self.metrics.verdicts(decision.action, label, 1);
+                        if decision.action != decision.would {
+                            self.metrics.would_verdicts(decision.would, label, 1);
+                        }
+                    }
+                    if self.logged < LOGGED_PER_SECOND {
+                        self.logged += 1;
+                        report::log_verdict(record, *score, label, decision, model);
+                    } else {
+                        self.unlogged += 1;
+                    }
+                }
+            }
+            first = last;
+        }
+        self.scores = scores;
+    }
+
+    fn every_second(&mut self) {
+        for attached in &self.attached {
+            match self.kernel.counters(attached.ifindex) {
+                Ok(counters) => self.metrics.kernel(&attached.interface, &counters),
+                Err(error) => tracing::warn!("counters of {}: {error:#}", attached.interface),
+            }
+        }
+        for program in self.kernel.programs() {
+            self.metrics.program(&program.name, Duration::from_nanos(program.run_time_ns), program.run_count);
+        }
+        if self.unlogged > 0 {
+            tracing::info!(verdicts = self.unlogged, "more verdicts in the last second, not logged one by one");
+        }
+        (self.logged, self.unlogged) = (0, 0);
+        let packets = |interface: &str| self.metrics.packets_view(Some(interface)).seen;
+        if self.seen_check.as_mut().is_some_and(|check| check.is_done(packets)) {
+            self.seen_check = None;
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        // Nobody waits any more if a reply cannot be sent.
+        match request {
+            Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
+            Request::Status { reply } => drop(reply.send(report::status(self))),
+        }
+    }
+
+    /// Ends every flow, publishes the last counters, takes the programs off.
+    fn shut_down(mut self) -> anyhow::Result<()> {
+        // Lease first: from here on nothing is dropped or marked.
+        self.kernel.control.set_lease(0);
+        self.metrics.lease(false);
+        let mut failures = Vec::new();
+        self.every_second();
+        for attached in std::mem::take(&mut self.attached) {
+            if let Err(error) = self.kernel.detach(attached) {
+                failures.push(format!("{error:#}"));
+            }
+        }
+        self.take_evicted();
+        self.metrics.flows_ended(EndReason::Shutdown, self.occupied);
+        let totals = self.metrics.totals();
+        tracing::info!(
+            packets = totals.packets,
+            flows = totals.flows_created,
+            scored = totals.scored,
+            verdicts = totals.verdicts,
+            would_verdicts = totals.would_verdicts,
+            dropped = totals.dropped,
+            lost = totals.lost,
+            "stopped; programs detached"
+        );
+        anyhow::ensure!(failures.is_empty(), "{}", failures.join("; "));
+        Ok(())
+    }
+}

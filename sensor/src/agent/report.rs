@@ -1,0 +1,202 @@
+//! What the poll thread says of itself: flow list, status, verdict lines, and whether packets are seen at all.
+
+use std::time::{Duration, Instant};
+
+use sensor_common::flow::{FlowRecord, state};
+use sensor_common::table::WAYS;
+use sensor_common::verdict::{Action, Verdict};
+
+use super::clock::now_ns;
+use super::poll::Poller;
+use crate::bpf::attach::Attached;
+use crate::config::ActionName;
+use crate::model::{Model, Score};
+use crate::policy::{Decision, endpoints};
+use crate::view::{
+    FlowView, FlowsView, InterfaceView, LeaseState, LeaseView, ModelView, PollView, SortKey, StatusView, TableView,
+    protocol_name, sort_flows,
+};
+
+/// How long an interface may receive packets that no program sees before the agent says so.
+const SEEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// The largest flows.
+pub(super) fn flows(poller: &Poller, sort: SortKey, limit: usize) -> Vec<FlowView> {
+    let table = &poller.kernel.table;
+    let now = now_ns();
+    let mut flows = Vec::new();
+    for number in 0..table.buckets() {
+        let tags = table.bucket(number).tags;
+        for (way, _) in tags.iter().enumerate().filter(|(_, tag)| **tag != 0) {
+            let slot = number * WAYS + way;
+            if let Some(record) = table.copy(slot) {
+                flows.push(flow(poller, slot, &record, now));
+            }
+        }
+        // Bounded memory: of a full table only what can still be among the first is kept.
+        if limit > 0 && flows.len() >= limit * 2 + 1024 {
+            sort_flows(&mut flows, sort, limit);
+        }
+    }
+    sort_flows(&mut flows, sort, limit);
+    flows
+}
+
+fn flow(poller: &Poller, slot: usize, record: &FlowRecord, now: u64) -> FlowView {
+    let memory = &poller.memories[slot];
+    let known = memory.generation == record.generation;
+    let score = memory.score.filter(|_| known);
+    let label = score.zip(poller.model.as_ref()).and_then(|(score, model)| model.labels.get(score.label as usize));
+    let (src, sport, dst, dport) = oriented(record);
+    let reverse = record.reverse();
+    let interface = poller.attached.iter().find(|attached| attached.ifindex == record.ifindex);
+    FlowView {
+        id: format!("{slot}-{}", record.generation),
+        interface: interface.map_or_else(|| record.ifindex.to_string(), |attached| attached.interface.clone()),
+        src,
+        sport,
+        dst,
+        dport,
+        protocol: protocol_name(record.key.protocol),
+        vlans: record.key.vlans.iter().copied().filter(|vlan| *vlan != 0).collect(),
+        initiator_packets: record.forward().packets,
+        initiator_bytes: record.forward().l3_bytes,
+        responder_packets: reverse.map_or(0, |half| half.packets),
+        responder_bytes: reverse.map_or(0, |half| half.l3_bytes),
+        dropped_packets: record.dropped,
+        age_seconds: seconds(now, record.first_ns),
+        idle_seconds: seconds(now, record.last_ns),
+        score: score.map(|score| score.score as f64),
+        label: label.cloned(),
+        verdict: Verdict(record.verdict).action_at(record.generation, now).into(),
+        would_verdict: memory.would.filter(|_| known && memory.verdict.is_none()).map(ActionName::from),
+    }
+}
+
+/// Addresses and ports as initiator → responder.
+fn oriented(record: &FlowRecord) -> (String, u16, String, u16) {
+    let [low, high] = endpoints(record).map(|address| address.to_string());
+    if record.state & state::INITIATOR_HIGH == 0 {
+        (low, record.key.low_port, high, record.key.high_port)
+    } else {
+        (high, record.key.high_port, low, record.key.low_port)
+    }
+}
+
+fn seconds(now: u64, then: u64) -> f64 {
+    now.saturating_sub(then) as f64 / 1e9
+}
+
+/// The state of the agent.
+pub(super) fn status(poller: &Poller) -> StatusView {
+    let Poller { config, kernel, attached, model, metrics, .. } = poller;
+    let totals = metrics.totals();
+    let remaining = poller.lease_until_ns.saturating_sub(now_ns());
+    StatusView {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        mode: config.mode,
+        uptime_seconds: poller.started.elapsed().as_secs_f64(),
+        lease: LeaseView {
+            state: if remaining > 0 { LeaseState::Active } else { LeaseState::Expired },
+            remaining_seconds: remaining as f64 / 1e9,
+            seconds: config.agent.lease.as_secs_f64(),
+        },
+        poll: PollView {
+            interval_seconds: config.agent.poll_interval.as_secs_f64(),
+            last_seconds: poller.last_poll.as_secs_f64(),
+            overruns: metrics.overruns(),
+        },
+        model: model.as_ref().map(|model| ModelView {
+            path: config.model.path.as_ref().map_or_else(String::new, |path| path.display().to_string()),
+            name: model.name.clone(),
+            hash: model.hash.clone(),
+            kind: "classifier".to_owned(),
+            features: model.features.len(),
+            labels: model.labels.clone(),
+            threshold: model.threshold as f64,
+        }),
+        interfaces: attached
+            .iter()
+            .map(|attached| InterfaceView {
+                name: attached.interface.clone(),
+                ifindex: attached.ifindex,
+                xdp: attached.xdp.name().to_owned(),
+                egress: attached.egress.name().to_owned(),
+                tag: kernel.tagging().then(|| attached.egress.name().to_owned()),
+                packets: metrics.packets_view(Some(&attached.interface)),
+            })
+            .collect(),
+        table: TableView {
+            capacity: kernel.table.capacity() as u64,
+            occupancy: totals.flows_active,
+            memory_bytes: kernel.memory_bytes(),
+        },
+        packets: metrics.packets_view(None),
+        flows: FlowsView { created: totals.flows_created, ended: totals.flows_ended, scored: totals.scored },
+        verdicts: metrics.verdicts_view(),
+        loss: metrics.loss_view(),
+    }
+}
+
+/// One line per verdict: who, what, why, and what was done.
+pub(super) fn log_verdict(record: &FlowRecord, score: Score, label: &str, decision: Decision, model: &Model) {
+    let (src, sport, dst, dport) = oriented(record);
+    tracing::info!(
+        src,
+        sport,
+        dst,
+        dport,
+        protocol = protocol_name(record.key.protocol),
+        packets = record.packets(),
+        label,
+        score = score.score,
+        action = decision.action.name(),
+        would = decision.would.name(),
+        model = &model.hash[..model.hash.len().min(12)],
+        "{}",
+        if decision.action == Action::Pass { "verdict withheld by the mode" } else { "verdict" }
+    );
+}
+
+/// Proves after attaching that the programs see packets: an attachment that succeeded is no proof.
+pub(super) struct SeenCheck {
+    since: Instant,
+    /// Interface and its own count of received packets at the start.
+    waiting: Vec<(String, u64)>,
+}
+
+impl SeenCheck {
+    pub(super) fn new(attached: &[Attached]) -> SeenCheck {
+        let waiting = attached.iter().map(|one| (one.interface.clone(), received(&one.interface))).collect();
+        SeenCheck { since: Instant::now(), waiting }
+    }
+
+    /// Takes out the interfaces that were proven or have been quiet; warns of those that received packets unseen.
+    pub(super) fn is_done(&mut self, seen: impl Fn(&str) -> u64) -> bool {
+        self.waiting.retain(|(interface, _)| seen(interface) == 0);
+        if self.since.elapsed() < SEEN_WITHIN {
+            return self.waiting.is_empty();
+        }
+        for (interface, before) in self.waiting.drain(..) {
+            let packets = received(&interface).saturating_sub(before);
+            if packets > 0 {
+                tracing::warn!(
+                    interface,
+                    packets,
+                    "attached, but the interface received packets that the programs did not see; try --xdp-mode generic"
+                );
+            } else {
+                tracing::info!(interface, "no traffic yet");
+            }
+        }
+        true
+    }
+}
+
+fn received(interface: &str) -> u64 {
+    std::fs::read_to_string(format!("/sys/class/net/{interface}/statistics/rx_packets"))
+        .ok()
+        .and_then(|number| number.trim().parse().ok())
+        .unwrap_or(0)
+}
