@@ -156,6 +156,7 @@ fn bring_up(config: &Config, capabilities: &Capabilities) -> Result<(Kernel, Vec
         tagging: config.tag.enabled && config.mode != Mode::Observe,
         log_level: config.kernel.bpf_log as u8,
         replay_clock: false,
+        floors: false,
         seed: None,
     })?;
     kernel.control.set(&Control {

@@ -31,13 +31,15 @@ pub struct LoadOptions {
     pub log_level: u8,
     /// Packets are stamped by [`ControlPage::set_replay_clock`] instead of the kernel's clock.
     pub replay_clock: bool,
+    /// Whether the floors of `cargo xtask bench` are loaded beside the real programs.
+    pub floors: bool,
     /// Hash keys; `None` draws them from the kernel's random source, which production always does.
     pub seed: Option<Seed>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { flows: 65_536, frags: true, tagging: false, log_level: 0, replay_clock: false, seed: None }
+        LoadOptions { flows: 65_536, frags: true, tagging: false, log_level: 0, replay_clock: false, floors: false, seed: None }
     }
 }
 
@@ -50,6 +52,10 @@ pub enum Hook {
     Egress,
     /// `sensor_tag`, received frames after XDP.
     Tag,
+    /// `floor_drop`, for benches: nothing but the call.
+    FloorDrop,
+    /// `floor_clock`, for benches: parse and clock.
+    FloorClock,
 }
 
 /// What the kernel says of a loaded program.
@@ -124,6 +130,9 @@ impl Kernel {
         let mut kernel_programs = vec![xdp, "sensor_egress"];
         if options.tagging {
             kernel_programs.push("sensor_tag");
+        }
+        if options.floors {
+            kernel_programs.extend(["floor_drop", "floor_clock"]);
         }
         for name in kernel_programs {
             load_program(&mut ebpf, name)?;
@@ -208,6 +217,8 @@ impl Kernel {
         options.repeat = repeat;
         let result = match hook {
             Hook::Ingress => program::<Xdp>(&mut self.ebpf, self.xdp)?.test_run(options),
+            Hook::FloorDrop => program::<Xdp>(&mut self.ebpf, "floor_drop")?.test_run(options),
+            Hook::FloorClock => program::<Xdp>(&mut self.ebpf, "floor_clock")?.test_run(options),
             Hook::Egress => program::<SchedClassifier>(&mut self.ebpf, "sensor_egress")?.test_run(options),
             Hook::Tag => program::<SchedClassifier>(&mut self.ebpf, "sensor_tag")?.test_run(options),
         }
@@ -276,7 +287,7 @@ where
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
-    let result = if name.starts_with("sensor_xdp") {
+    let result = if name.starts_with("sensor_xdp") || name.starts_with("floor") {
         program::<Xdp>(ebpf, name)?.load()
     } else {
         program::<SchedClassifier>(ebpf, name)?.load()
