@@ -313,10 +313,10 @@ fn insert_locked(
     let tick = tick_of(visit.now_ns);
     let idle_ticks = control().ok_or(Cause::Internal)?.evict_idle_ticks;
     // Another CPU may have started the flow between the look-up and the lock: a second record would split its counts.
-    if let Some(found) = find(&visit.packet, hash)? {
-        if update(found, visit, counters)? {
-            return Ok(());
-        }
+    if let Some(found) = find(&visit.packet, hash)?
+        && update(found, visit, counters)?
+    {
+        return Ok(());
     }
     // SAFETY: a map value; this CPU holds the bucket's lock, and the other writers (seen, stages) only make a choice stale.
     let bucket = unsafe { &mut *bucket };

@@ -8,7 +8,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::{LogConfig, LogFormat};
+use crate::config::{BpfLog, LogConfig, LogFormat};
+
+/// Where messages of the kernel programs come from, as log directives name it.
+const PROGRAMS: &str = "sensor_ebpf";
 
 /// Checks directives such as `info,sensor::policy=debug`.
 ///
@@ -22,11 +25,16 @@ pub fn check(level: &str) -> Result<()> {
 ///
 /// # Errors
 /// The directives of the environment or the configuration cannot be parsed, or there is a logger already.
-pub fn init(config: &LogConfig) -> Result<()> {
-    let filter = match ["SENSOR_LOG", "RUST_LOG"].iter().find_map(|name| Some((name, std::env::var(name).ok()?))) {
+pub fn init(config: &LogConfig, programs: BpfLog) -> Result<()> {
+    let mut filter = match ["SENSOR_LOG", "RUST_LOG"].iter().find_map(|name| Some((name, std::env::var(name).ok()?))) {
         Some((name, level)) => filter(&level).with_context(|| format!("environment variable {name}=\"{level}\""))?,
         None => filter(&config.level)?,
     };
+    // Who asked the programs for messages wants to read them, whatever the level of the agent's own.
+    if programs != BpfLog::Off {
+        let directive = format!("{PROGRAMS}={}", programs.name());
+        filter = filter.add_directive(directive.parse().with_context(|| format!("log directive {directive}"))?);
+    }
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),

@@ -78,6 +78,9 @@ fn flags(toolchain: &Toolchain, linker: &Path) -> Vec<String> {
         // BTF is made from debug information.
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        // Else LLVM turns every zeroing of a few fields into a call of a byte loop, which the verifier has to walk
+        // (docs/decisions/0004).
+        "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
         format!("-Clinker={}", linker.display()),
     ];
     // BTF holds file names: without these the object would differ from folder to folder.

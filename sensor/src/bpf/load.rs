@@ -5,7 +5,8 @@ use std::io::Read as _;
 
 use anyhow::{Context as _, bail};
 use aya::maps::{MapData, PerCpuArray, PerCpuValues, RingBuf};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{Program, SchedClassifier, TestRun as _, Xdp};
+pub use aya::programs::{TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
@@ -39,7 +40,15 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { flows: 65_536, frags: true, tagging: false, log_level: 0, replay_clock: false, floors: false, seed: None }
+        LoadOptions {
+            flows: 65_536,
+            frags: true,
+            tagging: false,
+            log_level: 0,
+            replay_clock: false,
+            floors: false,
+            seed: None,
+        }
     }
 }
 
@@ -207,7 +216,7 @@ impl Kernel {
 
     /// Runs a program on one frame (`BPF_PROG_TEST_RUN`), `repeat` times: return value and mean duration in ns.
     ///
-    /// `ifindex` is the interface the frame pretends to come from (ingress only; egress runs as the loopback interface).
+    /// The frame comes from the loopback interface (number 1). [`Kernel::runner`] can say more of it.
     ///
     /// # Errors
     /// If the kernel refuses, e.g. a frame shorter than an Ethernet header.
@@ -215,15 +224,13 @@ impl Kernel {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         options.repeat = repeat;
-        let result = match hook {
-            Hook::Ingress => program::<Xdp>(&mut self.ebpf, self.xdp)?.test_run(options),
-            Hook::FloorDrop => program::<Xdp>(&mut self.ebpf, "floor_drop")?.test_run(options),
-            Hook::FloorClock => program::<Xdp>(&mut self.ebpf, "floor_clock")?.test_run(options),
-            Hook::Egress => program::<SchedClassifier>(&mut self.ebpf, "sensor_egress")?.test_run(options),
-            Hook::Tag => program::<SchedClassifier>(&mut self.ebpf, "sensor_tag")?.test_run(options),
-        }
-        .with_context(|| format!("test run of {hook:?} on a frame of {} bytes", frame.len()))?;
+        let result = self.runner().run(hook, options)?;
         Ok((result.return_value, result.duration.as_nanos() as u32))
+    }
+
+    /// Test runs that several threads can do at once.
+    pub fn runner(&self) -> Runner<'_> {
+        Runner { ebpf: &self.ebpf, xdp: self.xdp }
     }
 
     /// What the kernel says of the loaded programs.
@@ -254,6 +261,42 @@ impl Kernel {
         if let Some(logs) = &mut self.logs {
             (logs.0)();
         }
+    }
+}
+
+/// Runs the loaded programs on frames, without an interface. Shared by threads, for tests of what CPUs do to each other.
+#[derive(Clone, Copy)]
+pub struct Runner<'a> {
+    ebpf: &'a Ebpf,
+    xdp: &'static str,
+}
+
+impl std::fmt::Debug for Runner<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runner").field("xdp", &self.xdp).finish_non_exhaustive()
+    }
+}
+
+impl Runner<'_> {
+    /// Runs a program. Contexts are `struct xdp_md` for XDP programs and `struct __sk_buff` for the others.
+    ///
+    /// # Errors
+    /// If the program was not loaded, or the kernel refuses frame or context.
+    pub fn run(&self, hook: Hook, options: TestRunOptions<'_>) -> anyhow::Result<TestRunResult> {
+        let len = options.data_in.map_or(0, <[u8]>::len);
+        let name = match hook {
+            Hook::Ingress => self.xdp,
+            Hook::Egress => "sensor_egress",
+            Hook::Tag => "sensor_tag",
+            Hook::FloorDrop => "floor_drop",
+            Hook::FloorClock => "floor_clock",
+        };
+        match self.ebpf.program(name) {
+            Some(Program::Xdp(program)) => program.test_run(options),
+            Some(Program::SchedClassifier(program)) => program.test_run(options),
+            _ => bail!("the eBPF object has no program {name}: rebuild it (`cargo xtask ebpf`)"),
+        }
+        .with_context(|| format!("test run of {name} on a frame of {len} bytes"))
     }
 }
 

@@ -53,15 +53,19 @@ impl Mapping {
 
     fn word(&self, position: usize) -> &AtomicU64 {
         assert!(position < self.len.get(), "word {position} is outside of the map");
-        // SAFETY: in bounds of a mapping that lives as long as `self`; page-aligned memory, so 8-byte aligned words.
-        unsafe { self.start.add(position).as_ref() }
+        // SAFETY: in bounds of the mapping.
+        let word = unsafe { self.start.add(position) };
+        // SAFETY: the mapping lives as long as `self`, and starts at a page, so its words are aligned.
+        unsafe { word.as_ref() }
     }
 
     /// The 32-bit half (0 = first in memory) of a word.
     fn half(&self, position: usize, half: usize) -> &AtomicU32 {
         let word: *const AtomicU64 = self.word(position);
-        // SAFETY: `half & 1` stays inside the word, which is in bounds and aligned.
-        unsafe { &*word.cast::<AtomicU32>().add(half & 1) }
+        // SAFETY: `half & 1` stays inside the word.
+        let half = unsafe { word.cast::<AtomicU32>().add(half & 1) };
+        // SAFETY: in bounds and aligned, as the word is, and shared memory is only ever accessed atomically.
+        unsafe { &*half }
     }
 }
 

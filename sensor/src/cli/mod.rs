@@ -242,7 +242,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run { settings } => {
             let config = settings.resolve()?;
-            logging::init(&config.log)?;
+            logging::init(&config.log, config.kernel.bpf_log)?;
             crate::agent::run(config)?;
         }
         Command::Flows { socket, sort, limit, json } => {

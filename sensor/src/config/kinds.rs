@@ -95,6 +95,7 @@ macro_rules! names {
 
 names! {
     Mode { Observe = "observe", Tag = "tag", Enforce = "enforce" }
+    BpfLog { Off = "off", Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
     XdpMode { Auto = "auto", Native = "native", Generic = "generic" }
     ActionName { Pass = "pass", Tag = "tag", Drop = "drop" }
 }
