@@ -62,7 +62,7 @@ The same on *calibrate*: {calibrate}; on *train*: {train}.
   guesser are the same flows, and are told apart by chance.
 * At 50 flows a second, {per_thousand:.2f} false reports per 1,000 benign flows are {per_hour:,.0f} an hour (95 % upper bound
   {bound_per_hour:,.0f}), and {benign:,} flows could show nothing below {rule_of_three:.2f} per 1,000 (3 / n). This is too many to
-  drop on: run in mode `observe` on your own traffic first, and read `sensor_verdicts_total` before you enforce.
+  drop on: run in mode `observe` on your own traffic first, and read `sensor_would_verdicts_total` before you enforce.
 * The attacks are those of common tools (nmap, hping3, slowhttptest, hydra and an HTTP load generator) and of few public
   captures. Whoever shapes traffic like a browser's is not found.
 * Benign traffic is HTTP, TLS, SSH, DNS, echo and bulk streams of our own, and short public captures of applications.

@@ -244,7 +244,12 @@ fn ipv4<F: Frame>(frame: F, start: u32) -> Result<Network, Refusal> {
     if ip.byte::<0>() >> 4 != 4 || header_len < 20 {
         return Err(Cause::MalformedNetwork);
     }
-    let len = datagram_len(frame, start, ip.be16::<2>() as u32)?;
+    // A length of 0 is BIG TCP, and then the frame is larger than the field could say.
+    let stated = ip.be16::<2>() as u32;
+    if stated == 0 && frame.wire_len().saturating_sub(start) <= u16::MAX as u32 {
+        return Err(Cause::MalformedNetwork);
+    }
+    let len = datagram_len(frame, start, stated)?;
     if len < header_len {
         return Err(Cause::MalformedNetwork);
     }
@@ -271,9 +276,9 @@ fn ipv6<F: Frame>(frame: F, start: u32) -> Result<Network, Refusal> {
     if ip.byte::<0>() >> 4 != 6 {
         return Err(Cause::MalformedNetwork);
     }
-    // A length of 0 is a jumbogram or BIG TCP: the frame's own length holds then.
+    // A length of 0 is a jumbogram or BIG TCP if the frame is larger than the field could say, else an empty payload.
     let stated = match ip.be16::<4>() as u32 {
-        0 => 0,
+        0 if frame.wire_len().saturating_sub(start) > u16::MAX as u32 + 40 => 0,
         payload => payload + 40,
     };
     let len = datagram_len(frame, start, stated)?;

@@ -16,7 +16,9 @@ pub const TICK_SHIFT: u32 = 26;
 
 /// Stage byte: the bit length of the flow's packet count (1, 2–3, 4–7, 8–15 … packets are 1, 2, 3, 4 …).
 pub const STAGE_MASK: u8 = 0x3f;
-/// Stage byte: a verdict other than pass was given, so an insert does not take this way.
+/// A stage up to here, 2 to 3 packets, is no history yet.
+const NO_HISTORY: u8 = 2;
+/// Stage byte: packets of the flow are being dropped, so an insert does not take this way while they come.
 pub const STAGE_HELD: u8 = 0x40;
 /// Stage byte: TCP closed the flow.
 pub const STAGE_CLOSED: u8 = 0x80;
@@ -57,6 +59,17 @@ pub const fn tick_of(now_ns: u64) -> u16 {
     (now_ns >> TICK_SHIFT) as u16
 }
 
+/// Ticks that a packet may be ahead of whoever looks, because the looker read its clock before: 275 s. Timeouts end at
+/// 60 of the 73 minutes that ticks can tell apart, so no idle time is mistaken for it.
+const AHEAD: u16 = 4096;
+
+/// Ticks since a way's last packet, as seen at tick `now`.
+#[inline(always)]
+pub const fn idle_of(now: u16, seen: u16) -> u16 {
+    let idle = now.wrapping_sub(seen);
+    if idle > u16::MAX - AHEAD { 0 } else { idle }
+}
+
 /// The stage of a packet count: its bit length, and whether the flow is closed.
 #[inline(always)]
 pub fn stage_of(packets: u64, closed: bool) -> u8 {
@@ -93,23 +106,22 @@ pub fn stage_of(packets: u64, closed: bool) -> u8 {
 
 /// How willingly a way is given up for a new flow: 0 = not at all, else larger is sooner.
 ///
-/// Free ways first, then closed flows, then flows of one packet, then flows with history that have been idle for
-/// `idle_ticks`; within a class the one idle longest. Flows with history that are active, and flows held by a
-/// verdict, are never given up: a flood of one-packet flows can push out only itself.
+/// Free ways first, then closed flows, then flows of at most [`NO_HISTORY`] packets, then flows that have been idle for
+/// `idle_ticks`; within a class the one idle longest. Active flows with history, or held by a verdict, are never given
+/// up: a flood of attempts (a SYN and the answer to it are two packets) can push out only itself.
 #[inline(always)]
 pub fn eviction_rank(tag: u32, stage: u8, seen: u16, now: u16, idle_ticks: u32) -> u32 {
     if tag == 0 {
         return 4 << 16;
     }
-    let idle = now.wrapping_sub(seen) as u32;
-    if stage & STAGE_HELD != 0 {
-        return 0;
-    }
-    if stage & STAGE_CLOSED != 0 {
-        return 3 << 16 | idle;
-    }
-    if stage & STAGE_MASK <= 1 {
-        return 2 << 16 | idle;
+    let idle = idle_of(now, seen) as u32;
+    if stage & STAGE_HELD == 0 {
+        if stage & STAGE_CLOSED != 0 {
+            return 3 << 16 | idle;
+        }
+        if stage & STAGE_MASK <= NO_HISTORY {
+            return 2 << 16 | idle;
+        }
     }
     if idle >= idle_ticks { 1 << 16 | idle } else { 0 }
 }
@@ -135,7 +147,9 @@ mod tests {
         assert!(rank(9, 1, now - 10) > rank(9, 1, now));
         assert!(rank(9, 1, now) > rank(9, 4, now - 200));
         assert_eq!(rank(9, 4, now - 149), 0, "an active flow with history is never evicted");
-        assert_eq!(rank(9, 1 | STAGE_HELD, now - 5_000), 0, "nor one under a verdict");
+        assert_eq!(rank(9, 1 | STAGE_HELD, now - 149), 0, "nor one under a verdict");
+        assert_eq!(rank(9, 4, now + 1), 0, "nor one whose packet was stamped by a CPU that is ahead");
+        assert!(rank(9, 1 | STAGE_HELD, now - 150) > 0, "but a verdict without packets holds no way");
         assert!(rank(9, 1, now.wrapping_sub(40_000)) > 0, "ticks wrap");
     }
 }

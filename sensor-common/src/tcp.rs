@@ -34,7 +34,8 @@ pub(crate) fn follow(record: &mut FlowRecord, packet: &Packet, side: usize, now_
     let mut new = bits;
     if flags & RST != 0 {
         new |= state::RST | state::CLOSED;
-        if bits & state::ESTABLISHED == 0 {
+        // A flow that was first seen in mid-connection was established before.
+        if bits & state::ESTABLISHED == 0 && bits & (state::SYN | state::SYN_ACK) != 0 {
             new |= state::RST_EARLY;
         }
     } else if flags & SYN != 0 {

@@ -11,6 +11,10 @@ use sensor_common::packet::{Frame, Window};
 /// Bytes that the headers of nearly every packet fit into; egress frames are made linear up to here.
 const HEADER_ROOM: u32 = 128;
 
+/// Ethernet, IPv4 and TCP headers without options. Locally sent packets have all their headers in the linear part; to make
+/// more of each linear would copy every one of them.
+const BARE_HEADERS: u32 = 54;
+
 /// Packet bytes that were bounds-checked.
 #[derive(Clone, Copy)]
 pub(crate) struct PacketBytes(*const u8);
@@ -103,7 +107,7 @@ impl SkbFrame {
     pub(crate) fn new(ctx: &TcContext) -> SkbFrame {
         let linear = (ctx.data_end() - ctx.data()) as u32;
         let wanted = if ctx.len() < HEADER_ROOM { ctx.len() } else { HEADER_ROOM };
-        if linear < wanted {
+        if linear < wanted && linear < BARE_HEADERS {
             // A failure leaves what is linear, and the parser counts what is missing.
             let _ = ctx.pull_data(wanted);
         }

@@ -40,6 +40,7 @@ pub(crate) struct Found {
     bucket: *mut Bucket,
     record: *mut FlowRecord,
     way: usize,
+    tag: u32,
     generation: u32,
 }
 
@@ -82,9 +83,20 @@ unsafe extern "C" fn sensor_account(visit: *const Visit, counters: *mut Interfac
         Ok(None) => return miss,
         Err(cause) => return REFUSED | cause as u64,
     };
-    let action = verdict(found, visit, counters);
+    let mut action = match verdict(found, visit) {
+        Some(action) => action,
+        None => {
+            counters.lease_expired += 1;
+            Action::Pass
+        }
+    };
     if action == Action::Drop {
-        return drop_packet(found, visit) as u64;
+        // A new connection on the tuple of a closed one is not what the verdict was for.
+        // SAFETY: a map value; only a hint, `update` looks again under the lock.
+        if !unsafe { &*found.record }.is_reopened_by(&visit.packet) {
+            return drop_packet(found, visit) as u64;
+        }
+        action = Action::Pass;
     }
     match update(found, visit, counters) {
         Ok(true) => action as u64,
@@ -109,23 +121,22 @@ pub(crate) fn find(packet: &Packet, hash: u32) -> Result<Option<Found>, Cause> {
         let generation = unsafe { (&raw const (*record).generation).read_volatile() };
         // SAFETY: as above.
         if unsafe { &(*record).key }.same(&packet.key) {
-            return Ok(Some(Found { bucket, record, way, generation }));
+            return Ok(Some(Found { bucket, record, way, tag, generation }));
         }
     }
     Ok(None)
 }
 
-/// What the flow's verdict asks for now: pass without one, and without the agent's lease.
+/// What the flow's verdict asks for now, pass without one; `None` if there is one and the agent's lease has run out.
 #[inline(always)]
-pub(crate) fn verdict(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Action {
+pub(crate) fn verdict(found: Found, visit: &Visit) -> Option<Action> {
     // SAFETY: a map value; the agent stores the word at once.
     let word = unsafe { (&raw const (*found.record).verdict).read_volatile() };
     let action = Verdict(word).action_at(found.generation, visit.now_ns);
     if action != Action::Pass && visit.lease_until_ns <= visit.now_ns {
-        counters.lease_expired += 1;
-        return Action::Pass;
+        return None;
     }
-    action
+    Some(action)
 }
 
 /// A dropped packet costs no lock: it is counted, and its flow stays in the table.
@@ -157,13 +168,17 @@ fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Resu
     let sequence = lock(found.record).ok_or(Cause::RecordBusy)?;
     // SAFETY: under the record's lock this CPU is the only writer.
     let record = unsafe { &mut *found.record };
-    if record.generation != found.generation {
-        unlock(found.record, sequence);
-        return Ok(false);
-    }
     // SAFETY: a map value; see `drop_packet`.
     let bucket = unsafe { &mut *found.bucket };
     let way = found.way & (WAYS - 1);
+    // Tags change under this lock only. The generation alone would not do: whoever read the tag before the slot was
+    // released, and the generation after, would count into a record that is in nobody's hands.
+    // SAFETY: in bounds of a map value. Volatile: the agent writes it too.
+    let tag = unsafe { (&raw const bucket.tags).cast::<u32>().add(way).read_volatile() };
+    if record.generation != found.generation || tag != found.tag {
+        unlock(found.record, sequence);
+        return Ok(false);
+    }
     if record.is_reopened_by(&visit.packet) {
         restart(record, visit, counters);
         bucket.stages[way] = 1;
@@ -346,10 +361,11 @@ fn insert_locked(
     count(contents, visit);
     bucket.stages[way] = stage_of(contents.packets(), contents.state & state::CLOSED != 0);
     bucket.seen[way] = tick;
-    unlock(record, sequence);
-    // Last: whoever finds the tag finds a whole record.
+    // Whoever finds the tag finds a whole record. Before the record is unlocked: else the agent could release it first,
+    // and the tag would lead to a record that was already handed over.
     // SAFETY: in bounds of a map value.
     unsafe { atomic::release((&raw mut bucket.tags).cast::<u32>().add(way), tag_of(hash)) };
+    unlock(record, sequence);
     counters.flows_created += 1;
     Ok(())
 }

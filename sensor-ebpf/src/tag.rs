@@ -1,9 +1,10 @@
 //! Tagging: puts the configured mark (and DSCP) on packets of flows whose verdict is "tag". Reads the table, counts
 //! nothing there: the ingress program has counted the packet already.
 
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{bpf_l3_csum_replace, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use aya_ebpf::{EbpfContext as _, bindings::__sk_buff};
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::InterfaceCounters;
 use sensor_common::hash;
@@ -23,7 +24,7 @@ pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
     let hash = hash::hash(&packet.key, seed);
     let Ok(Some(found)) = table::find(&packet, hash) else { return };
     let visit = Visit { packet, now_ns: now_ns(control), ifindex: 0, lease_until_ns: control.lease_until_ns };
-    if table::verdict(found, &visit, counters) != Action::Tag {
+    if table::verdict(found, &visit) != Some(Action::Tag) {
         return;
     }
     let skb: *mut __sk_buff = ctx.as_ptr().cast();
@@ -65,7 +66,8 @@ fn set_dscp(skb: *mut __sk_buff, packet: &Packet, control: &Control) {
             return;
         }
         let bytes = [0x60 | new >> 4, (new << 4) | (second & 0x0f)];
+        // IPv6 has no header checksum, but the checksum of the whole packet that hardware may have given covers it.
         // SAFETY: two bytes of this function's stack.
-        unsafe { bpf_skb_store_bytes(skb, start, bytes.as_ptr().cast(), 2, 0) };
+        unsafe { bpf_skb_store_bytes(skb, start, bytes.as_ptr().cast(), 2, BPF_F_RECOMPUTE_CSUM as u64) };
     }
 }

@@ -199,6 +199,9 @@ impl Default for PolicyConfig {
                 prefix6(0, 1, 128),
                 prefix([169, 254, 0, 0], 16),
                 prefix6(0xfe80, 0, 10),
+                prefix([224, 0, 0, 0], 4),
+                prefix6(0xff00, 0, 8),
+                prefix([255, 255, 255, 255], 32),
             ],
             label_actions: BTreeMap::new(),
         }

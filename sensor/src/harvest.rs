@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use sensor_common::table::{STAGE_CLOSED, STAGE_MASK, TICK_SHIFT};
+use sensor_common::table::{STAGE_CLOSED, STAGE_HELD, STAGE_MASK, TICK_SHIFT, idle_of};
 
 use crate::metrics::EndReason;
 use crate::model::Score;
@@ -39,7 +39,7 @@ impl Timeouts {
     }
 }
 
-/// A duration in table ticks, rounded up, at most half of the range in which ticks can be told apart.
+/// A duration in table ticks, rounded up. Settings end at 60 minutes, which the 73 of a tick's range can hold.
 pub fn ticks(duration: Duration) -> u16 {
     duration.as_nanos().div_ceil(1 << TICK_SHIFT).min(u16::MAX as u128) as u16
 }
@@ -94,11 +94,7 @@ impl Memory {
         }
         self.stage = length;
         let closed = stage & STAGE_CLOSED != 0;
-        // The packet's tick can be one ahead of a scan that read its clock first.
-        let idle = match now.wrapping_sub(seen) {
-            idle if idle > u16::MAX - 2 => 0,
-            idle => idle,
-        };
+        let idle = idle_of(now, seen);
         if closed && idle >= timeouts.linger_ticks {
             return Step::Release(EndReason::Closed);
         }
@@ -108,7 +104,9 @@ impl Memory {
         if now_ms.wrapping_sub(self.born_ms) >= timeouts.active_ms {
             return Step::Release(EndReason::Active);
         }
-        if length < timeouts.min_stage {
+        // The record of a flow that is being dropped does not change. When its verdict has expired, the next packet takes
+        // the mark off, and the flow is judged by what it does then.
+        if length < timeouts.min_stage || stage & STAGE_HELD != 0 {
             return Step::Leave;
         }
         let due = length > self.scored_stage
@@ -165,7 +163,12 @@ mod tests {
     fn ends_by_close_idle_and_age() {
         let (mut memory, timeouts) = (Memory::default(), timeouts());
         let tick = |seconds: u64| ticks(Duration::from_secs(seconds));
-        assert_eq!(memory.look(7, 3, 100, 100, 0, &timeouts), Step::Score);
+        assert_eq!(memory.look(7, 3, 110, 100, 0, &timeouts), Step::Score, "stamped after the scan read its clock");
+        assert_eq!(
+            memory.look(7, 4 | STAGE_HELD, 100, 100, 0, &timeouts),
+            Step::Leave,
+            "dropped: nothing new to judge"
+        );
         assert_eq!(memory.look(7, 3 | STAGE_CLOSED, 100, 100 + tick(1), 0, &timeouts), Step::Score);
         assert_eq!(
             memory.look(7, 3 | STAGE_CLOSED, 100, 100 + tick(2), 0, &timeouts),

@@ -145,6 +145,8 @@ pub(crate) async fn accept_loop(listener: &impl Accept, router: Router) {
 }
 
 async fn metrics(State(state): State<HttpState>, headers: HeaderMap) -> Response {
+    // The poll thread renews the lease; when it hangs, somebody else has to say that the lease has run out.
+    state.metrics.lease(state.health.is_fresh(Instant::now()));
     let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let (kind, body) = if text::accepts_open_metrics(accept) {
         (text::OPEN_METRICS, state.metrics.open_metrics())

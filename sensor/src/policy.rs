@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use sensor_common::flow::FlowRecord;
+use sensor_common::packet::protocol;
 use sensor_common::verdict::Action;
 
 use crate::config::{Mode, PolicyConfig};
@@ -64,7 +65,8 @@ impl Policy {
             return Decision::PASS;
         }
         let mut would = self.actions.get(score.label as usize).copied().unwrap_or(Action::Pass);
-        if would == Action::Drop && self.is_protected(record) {
+        // Neighbour discovery is ICMPv6: without it, IPv6 stops (RFC 4890 §4.4).
+        if would == Action::Drop && (self.is_protected(record) || record.key.protocol == protocol::ICMPV6) {
             would = Action::Pass;
         }
         let action = match self.mode {

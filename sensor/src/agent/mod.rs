@@ -139,7 +139,7 @@ async fn serve(config: Config, model: Option<Model>, capabilities: &Capabilities
     };
     tracing::info!("stopping because of {reason}");
     stop.store(true, Ordering::Relaxed);
-    // The thread looks at the flag every few milliseconds; a second signal is not needed.
+    // The thread looks at the flag once a poll, at most a second; a second signal is not needed.
     let result = tokio::task::spawn_blocking(move || thread.join()).await.context("waiting for the poll thread")?;
     end_tasks(tasks).await;
     match result {

@@ -6,8 +6,10 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use anyhow::Context as _;
 use sensor_common::flow::FlowRecord;
 use sensor_common::table::{Bucket, WAYS, tick_of};
 use sensor_common::verdict::{Action, Verdict};
@@ -28,6 +30,22 @@ use crate::view::Request;
 
 /// Verdicts that are logged one by one in a second; the rest is one line with their number.
 const LOGGED_PER_SECOND: u32 = 20;
+
+/// How often the programs' messages are read.
+const LOG_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Prints lines from a thread of its own, which ends with the process.
+fn print_lines() -> std::io::Result<SyncSender<String>> {
+    let (lines, printer) = std::sync::mpsc::sync_channel::<String>(4);
+    std::thread::Builder::new().name("sensor-summary".to_owned()).spawn(move || {
+        for line in printer {
+            if writeln!(std::io::stdout(), "{line}").is_err() {
+                break;
+            }
+        }
+    })?;
+    Ok(lines)
+}
 
 /// A flow whose record was copied in this poll.
 #[derive(Clone, Copy)]
@@ -119,6 +137,18 @@ impl Poller {
         let interval = self.config.agent.poll_interval;
         let mut next = Instant::now();
         let mut second = Instant::now();
+        let printer = print_lines().context("cannot start the thread that prints the summary")?;
+        if let Some(mut flush) = self.kernel.take_logs() {
+            // A thread of its own, which ends with the process: in a flood, formatting is slower than the programs write.
+            let read = move || loop {
+                flush();
+                std::thread::sleep(LOG_INTERVAL);
+            };
+            std::thread::Builder::new()
+                .name("sensor-bpf-log".to_owned())
+                .spawn(read)
+                .context("cannot start the thread that reads the programs' messages")?;
+        }
         let mut summary = self
             .config
             .log
@@ -137,17 +167,21 @@ impl Poller {
                 if let Some(summary) = &mut summary {
                     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
                     let line = summary.line(&summary::clock(now), elapsed, self.metrics.totals());
-                    // A reader that went away must not stop the agent.
-                    let _ = writeln!(std::io::stdout(), "{line}");
+                    // A reader that stopped reading must not stop the agent: the line is lost instead.
+                    let _ = printer.try_send(line);
                 }
             }
             next = (next + interval).max(Instant::now());
-            while let Some(wait) = next.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) {
-                while let Ok(request) = requests.try_recv() {
-                    self.answer(request);
+            loop {
+                // One request at most between two looks at the clock, and one even when polls are late.
+                let answered = requests.try_recv().map(|request| self.answer(request)).is_ok();
+                let Some(wait) = next.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) else {
+                    break;
+                };
+                if !answered {
+                    // Short naps, so that a request does not wait for the next poll.
+                    std::thread::sleep(wait.min(Duration::from_millis(10)));
                 }
-                // Short naps, so that a request does not wait for the next poll.
-                std::thread::sleep(wait.min(Duration::from_millis(10)));
             }
         }
         self.shut_down()
@@ -165,7 +199,6 @@ impl Poller {
         self.scan(now);
         self.score(now);
         self.metrics.table(self.kernel.table.capacity() as u64, self.occupied);
-        self.kernel.flush_logs();
     }
 
     /// Records that the programs gave up for new flows.
@@ -252,6 +285,10 @@ impl Poller {
         while first < self.records.len() {
             let last = (first + batch).min(self.records.len());
             let begun = Instant::now();
+            // A model that is slow over many flows must not let the lease run out.
+            self.lease_until_ns = now_ns() + self.config.agent.lease.as_nanos() as u64;
+            self.kernel.control.set_lease(self.lease_until_ns);
+            let invalid = model.invalid();
             match model.score(&self.records[first..last], &mut scores) {
                 Ok(()) => self.metrics.inference((last - first) as u64, begun.elapsed()),
                 Err(error) => {
@@ -259,11 +296,23 @@ impl Poller {
                     tracing::error!("inference failed, {} flows stay unscored: {error:#}", last - first);
                 }
             }
+            if model.invalid() > invalid {
+                self.metrics.inference_error();
+                tracing::error!("the model gave no finite number for {} flows; they pass", model.invalid() - invalid);
+            }
             for (offset, score) in scores.iter().enumerate() {
                 if let Candidate { slot: Some(slot) } = self.candidates[first + offset] {
                     let record = &self.records[first + offset];
                     let decision = self.policy.decide(record, *score);
                     let memory = &mut self.memories[slot];
+                    if memory.verdict.is_some_and(|(_, until)| until <= now) {
+                        // It has expired: what follows is a new verdict, to be counted and logged.
+                        (memory.verdict, memory.would) = (None, None);
+                    }
+                    if decision.action == Action::Pass && memory.verdict.take().is_some() {
+                        // More packets have cleared the flow.
+                        self.kernel.table.store_verdict(slot, Verdict::default().0);
+                    }
                     memory.score = Some(*score);
                     let label = model.labels.get(score.label as usize).map_or("?", String::as_str);
                     let new = memory.would != Some(decision.would).filter(|action| *action != Action::Pass);
@@ -295,6 +344,13 @@ impl Poller {
                     } else {
                         self.unlogged += 1;
                     }
+                } else {
+                    // The flow has ended: nothing can be stored, but what would have been is counted.
+                    let decision = self.policy.decide(&self.records[first + offset], *score);
+                    if decision.would != Action::Pass {
+                        let label = model.labels.get(score.label as usize).map_or("?", String::as_str);
+                        self.metrics.would_verdicts(decision.would, label, 1);
+                    }
                 }
             }
             first = last;
@@ -304,10 +360,7 @@ impl Poller {
 
     fn every_second(&mut self) {
         for attached in &self.attached {
-            match self.kernel.counters(attached.ifindex) {
-                Ok(counters) => self.metrics.kernel(&attached.interface, &counters),
-                Err(error) => tracing::warn!("counters of {}: {error:#}", attached.interface),
-            }
+            self.publish_counters(&attached.interface, attached.ifindex);
         }
         for program in self.kernel.programs() {
             self.metrics.program(&program.name, Duration::from_nanos(program.run_time_ns), program.run_count);
@@ -322,9 +375,18 @@ impl Poller {
         }
     }
 
+    fn publish_counters(&self, interface: &str, ifindex: u32) {
+        match self.kernel.counters(ifindex) {
+            Ok(counters) => self.metrics.kernel(interface, &counters),
+            Err(error) => tracing::warn!("counters of {interface}: {error:#}"),
+        }
+    }
+
     fn answer(&mut self, request: Request) {
-        // Nobody waits any more if a reply cannot be sent.
+        // Nobody waits any more if a reply cannot be sent, and then the work is not done either.
         match request {
+            Request::Flows { reply, .. } if reply.is_closed() => {}
+            Request::Status { reply } if reply.is_closed() => {}
             Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
             Request::Status { reply } => drop(reply.send(report::status(self))),
         }
@@ -336,11 +398,15 @@ impl Poller {
         self.kernel.control.set_lease(0);
         self.metrics.lease(false);
         let mut failures = Vec::new();
-        self.every_second();
+        let interfaces: Vec<_> = self.attached.iter().map(|one| (one.interface.clone(), one.ifindex)).collect();
         for attached in std::mem::take(&mut self.attached) {
             if let Err(error) = self.kernel.detach(attached) {
                 failures.push(format!("{error:#}"));
             }
+        }
+        // After detaching, so that the last packets are in the published totals.
+        for (interface, ifindex) in interfaces {
+            self.publish_counters(&interface, ifindex);
         }
         self.take_evicted();
         self.metrics.flows_ended(EndReason::Shutdown, self.occupied);

@@ -8,7 +8,7 @@ use sensor_common::verdict::{Action, Verdict};
 
 use super::clock::now_ns;
 use super::poll::Poller;
-use crate::bpf::attach::Attached;
+use crate::bpf::attach::{Attached, STATISTICS};
 use crate::config::ActionName;
 use crate::model::{Model, Score};
 use crate::policy::{Decision, endpoints};
@@ -34,7 +34,7 @@ pub(super) fn flows(poller: &Poller, sort: SortKey, limit: usize) -> Vec<FlowVie
             }
         }
         // Bounded memory: of a full table only what can still be among the first is kept.
-        if limit > 0 && flows.len() >= limit * 2 + 1024 {
+        if limit > 0 && flows.len() >= limit.saturating_mul(2).saturating_add(1024) {
             sort_flows(&mut flows, sort, limit);
         }
     }
@@ -195,8 +195,10 @@ impl SeenCheck {
 }
 
 fn received(interface: &str) -> u64 {
-    std::fs::read_to_string(format!("/sys/class/net/{interface}/statistics/rx_packets"))
-        .ok()
-        .and_then(|number| number.trim().parse().ok())
-        .unwrap_or(0)
+    let table = std::fs::read_to_string(STATISTICS).unwrap_or_default();
+    let own = |line: &str| {
+        let (name, numbers) = line.rsplit_once(':')?;
+        (name.trim() == interface).then(|| numbers.split_whitespace().nth(1)?.parse().ok())?
+    };
+    table.lines().find_map(own).unwrap_or(0)
 }

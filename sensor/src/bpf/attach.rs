@@ -1,9 +1,11 @@
 //! Programs on interfaces: attach with the best way this kernel has, and take everything off again.
 
 use anyhow::{Context as _, bail};
-use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program};
 use aya::programs::xdp::XdpLinkId;
 use aya::programs::{LinkOrder, ProgramError, TcAttachType, TcError, XdpMode};
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::load::{Hook, Kernel};
 use crate::config::XdpMode as Choice;
@@ -72,6 +74,7 @@ impl Kernel {
     /// A missing interface, another XDP program on it, a driver without what `choice` asks for, missing privileges.
     pub fn attach(&mut self, interface: &str, choice: Choice, tcx: bool) -> anyhow::Result<Attached> {
         let ifindex = ifindex(interface)?;
+        check_kind(interface)?;
         self.watch(ifindex)?;
         let (xdp, xdp_link, fallback) = self.attach_xdp(interface, ifindex, choice)?;
         let mut attached = Attached {
@@ -129,7 +132,7 @@ impl Kernel {
         if attached.egress == TcAttachment::Clsact {
             match qdisc_add_clsact(&attached.interface) {
                 Ok(()) => attached.clsact_added = true,
-                Err(TcError::AlreadyAttached) => {}
+                Err(TcError::AlreadyAttached) => self::remove_leftovers(&attached.interface),
                 Err(error) => {
                     return Err(error)
                         .with_context(|| format!("{}: qdisc clsact could not be added", attached.interface));
@@ -173,24 +176,53 @@ impl Kernel {
     }
 }
 
-/// Number of an interface.
+/// Refuses what the parser cannot read: frames without an Ethernet header (tunnels, PPP).
+fn check_kind(interface: &str) -> anyhow::Result<()> {
+    // ARPHRD_ETHER and ARPHRD_LOOPBACK (linux/if_arp.h). Another namespace's /sys may not show the interface: then only
+    // the counter of packets that are not IP can tell.
+    match std::fs::read_to_string(format!("/sys/class/net/{interface}/type")).as_deref().map(str::trim) {
+        Ok("1") | Err(_) => Ok(()),
+        Ok("772") => {
+            tracing::warn!(
+                "{interface}: each packet on the loopback interface is sent and received, and counted twice"
+            );
+            Ok(())
+        }
+        Ok(kind) => bail!(
+            "{interface} carries no Ethernet frames (type {kind}): watch the interface that its packets leave the host by"
+        ),
+    }
+}
+
+/// Takes off filters that bear our names. XDP was free, so no agent lives on this interface: one was killed, and on
+/// kernels before 6.6 its filters stayed (without effect, because its lease has run out).
+fn remove_leftovers(interface: &str) {
+    for (name, direction) in [("sensor_egress", TcAttachType::Egress), ("sensor_tag", TcAttachType::Ingress)] {
+        if qdisc_detach_program(interface, direction, name).is_ok() {
+            tracing::warn!("{interface}: took off {name}, left behind by an agent that was killed");
+        }
+    }
+}
+
+/// Number of an interface of this thread's network namespace, which `/sys` may not show (`nsenter --net`).
 ///
 /// # Errors
 /// If there is none of that name; the error lists those there are.
 pub fn ifindex(interface: &str) -> anyhow::Result<u32> {
-    let path = format!("/sys/class/net/{interface}/ifindex");
-    match std::fs::read_to_string(&path) {
-        Ok(number) => number.trim().parse().with_context(|| format!("{path} does not hold a number")),
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .context("no socket to ask for interfaces")?;
+    match name_to_index(&socket, interface) {
+        Ok(number) => Ok(number),
         Err(_) => bail!("there is no interface {interface:?}; this host has: {}", interfaces().join(", ")),
     }
 }
 
+/// Statistics of the interfaces of this thread's network namespace.
+pub(crate) const STATISTICS: &str = "/proc/thread-self/net/dev";
+
 fn interfaces() -> Vec<String> {
-    let mut names: Vec<_> = std::fs::read_dir("/sys/class/net")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
+    let table = std::fs::read_to_string(STATISTICS).unwrap_or_default();
+    let mut names: Vec<_> = table.lines().filter_map(|line| Some(line.rsplit_once(':')?.0.trim().to_owned())).collect();
     names.sort();
     names
 }

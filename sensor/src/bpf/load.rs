@@ -255,14 +255,15 @@ impl Kernel {
         program(&mut self.ebpf, if hook == Hook::Tag { "sensor_tag" } else { "sensor_egress" })
     }
 
-    /// Passes on the messages that the programs wrote since the last call, through the `log` facade; does nothing if
-    /// they were loaded with log level 0.
-    pub fn flush_logs(&mut self) {
-        if let Some(logs) = &mut self.logs {
-            (logs.0)();
-        }
+    /// What passes on the messages that the programs wrote since its last call, through the `log` facade; `None` if they
+    /// were loaded with log level 0. A call can take as long as the programs go on writing.
+    pub fn take_logs(&mut self) -> Option<Logs> {
+        self.logs.take()
     }
 }
+
+/// Reads the programs' messages. (aya-log's logger names the `log` crate in its type; a closure does not.)
+pub type Logs = Box<dyn FnMut() + Send>;
 
 /// Runs the loaded programs on frames, without an interface. Shared by threads, for tests of what CPUs do to each other.
 #[derive(Clone, Copy)]
@@ -300,12 +301,9 @@ impl Runner<'_> {
     }
 }
 
-/// Reads the programs' messages. (aya-log's logger names the `log` crate in its type; a closure does not.)
-struct Logs(Box<dyn FnMut() + Send>);
-
 fn logs(ebpf: &mut Ebpf) -> anyhow::Result<Logs> {
     let mut logger = aya_log::EbpfLogger::init(ebpf).context("messages of the programs (--bpf-log)")?;
-    Ok(Logs(Box::new(move || logger.flush())))
+    Ok(Box::new(move || logger.flush()))
 }
 
 fn take(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<aya::maps::Map> {
@@ -343,14 +341,17 @@ fn memory(ebpf: &Ebpf) -> u64 {
     let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
     ebpf.maps()
         .filter_map(|(_, map)| match map {
-            aya::maps::Map::Array(data) | aya::maps::Map::RingBuf(data) => Some((data.info().ok()?, 1)),
-            aya::maps::Map::PerCpuArray(data) => Some((data.info().ok()?, cpus)),
+            aya::maps::Map::Array(data) => Some(entries(data, 1)),
+            aya::maps::Map::PerCpuArray(data) => Some(entries(data, cpus)),
+            // Its entries are bytes.
+            aya::maps::Map::RingBuf(data) => data.info().ok().map(|info| info.max_entries() as u64),
             _ => None,
         })
-        .map(|(info, copies)| {
-            info.max_entries() as u64 * (info.value_size().max(1) as u64).next_multiple_of(8) * copies
-        })
         .sum()
+}
+
+fn entries(data: &MapData, copies: u64) -> u64 {
+    data.info().map_or(0, |info| info.max_entries() as u64 * (info.value_size() as u64).next_multiple_of(8) * copies)
 }
 
 fn random_seed() -> anyhow::Result<Seed> {

@@ -172,7 +172,7 @@ impl Table {
         let record: FlowRecord = bytemuck::cast(words);
         let unchanged = record.generation == generation && record.last_ns == last_ns;
         if unchanged {
-            // A program that found the slot before now sees another generation under the lock and starts anew.
+            // A program that found the slot before now sees another generation, or no tag, under the lock and starts anew.
             self.records.half(base, 1).store(generation.wrapping_add(1), Ordering::Relaxed);
             let (bucket, way) = (slot / WAYS, slot % WAYS);
             self.index.half(bucket * BUCKET_WORDS + way / 2, way % 2).store(0, Ordering::Relaxed);

@@ -78,13 +78,13 @@ enum Command {
         /// Capture files (pcap or pcapng)
         #[arg(required = true, value_name = "CAPTURE")]
         captures: Vec<PathBuf>,
-        /// Where the CSV goes [default: standard output]
+        /// Where the CSV goes; the file must not exist yet [default: standard output]
         #[arg(short, long, value_name = "FILE")]
         output: Option<PathBuf>,
-        /// Also write each flow's vector as of these packet counts
+        /// Also write each flow's vector when it reaches these packet counts
         #[arg(long, value_delimiter = ',', value_name = "N,N…")]
         snapshots: Vec<u64>,
-        /// File with labels of flows, joined to the rows
+        /// CSV file that labels flows by capture, initiator's prefix and protocol; see models/README.md
         #[arg(long, value_name = "FILE")]
         labels: Option<PathBuf>,
     },

@@ -13,7 +13,7 @@ pub enum Mode {
     /// No packet is touched; what would have been done is counted.
     #[default]
     Observe,
-    /// Packets of flows under a verdict carry the configured skb mark and DSCP.
+    /// Received packets of flows under a verdict carry the configured skb mark and DSCP.
     Tag,
     /// Verdicts of action drop are obeyed.
     Enforce,

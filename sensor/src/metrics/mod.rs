@@ -152,11 +152,6 @@ impl Metrics {
         add(&mut self.shared.lock().would, action, label, verdicts);
     }
 
-    /// Counts packets that the agent itself lost (stage "agent").
-    pub fn agent_loss(&self, cause: &'static str, packets: u64) {
-        *self.shared.lock().agent_loss.entry(cause).or_default() += packets;
-    }
-
     /// Sets whether the programs obey verdicts.
     pub fn lease(&self, active: bool) {
         self.lease.set(active as u64);

@@ -87,9 +87,6 @@ fn misses(counters: &InterfaceCounters) -> u64 {
 
 /// Stage and cause of packets in records that the kernel gave up while the ring to the agent was full.
 pub(super) const EVICTED_LOST: (&str, &str) = ("evict", "ring_full");
-/// Stage of losses that the agent reports.
-pub(super) const AGENT_STAGE: &str = "agent";
-
 /// Verdicts by action and label.
 pub(super) type VerdictCounts = BTreeMap<(Action, String), u64>;
 
@@ -97,7 +94,6 @@ pub(super) type VerdictCounts = BTreeMap<(Action, String), u64>;
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
     pub(super) interfaces: BTreeMap<String, Interface>,
-    pub(super) agent_loss: BTreeMap<&'static str, u64>,
     pub(super) ended: BTreeMap<EndReason, u64>,
     pub(super) verdicts: VerdictCounts,
     pub(super) would: VerdictCounts,
@@ -113,8 +109,7 @@ impl State {
         };
         let kernel = Cause::ALL.iter().map(|&cause| (cause.stage(), cause.name(), sum(&|c| lost(c, cause))));
         let evicted = (EVICTED_LOST.0, EVICTED_LOST.1, sum(&|c| c.evicted_lost_packets));
-        let agent = self.agent_loss.iter().map(|(&cause, &packets)| (AGENT_STAGE, cause, packets));
-        kernel.chain([evicted]).chain(agent).collect()
+        kernel.chain([evicted]).collect()
     }
 }
 

@@ -26,7 +26,6 @@ fn sample() -> Metrics {
     metrics.inference_error();
     metrics.verdicts(Action::Drop, "scan \"x\"\\", 2);
     metrics.would_verdicts(Action::Tag, "scan", 3);
-    metrics.agent_loss("unreadable", 1);
     metrics.lease(true);
     metrics.poll(Duration::from_millis(2), true);
     metrics.model(Some(("abc", "baseline")));
@@ -70,7 +69,6 @@ fn values() {
         "sensor_lookups_total{interface=\"eth0\",result=\"miss\"} 10",
         "sensor_loss_packets_total{stage=\"parse\",cause=\"not_ip\"} 10",
         "sensor_loss_packets_total{stage=\"evict\",cause=\"ring_full\"} 4",
-        "sensor_loss_packets_total{stage=\"agent\",cause=\"unreadable\"} 1",
         "sensor_flows_created_total 14",
         "sensor_flows_ended_total{reason=\"idle\"} 4",
         "sensor_flows_ended_total{reason=\"closed\"} 0",
