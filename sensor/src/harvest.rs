@@ -178,6 +178,7 @@ mod tests {
             memory.look(7, 1, 65_000, 65_000u16.wrapping_add(tick(60)), 0, &timeouts),
             Step::Release(EndReason::Idle)
         );
+        assert_eq!(memory.look(7, 9, 100, 100, 1_000, &timeouts), Step::Score);
         assert_eq!(memory.look(7, 1, 100, 100, 1_800_000, &timeouts), Step::Leave, "a shorter flow is another flow");
         assert_eq!(memory.look(7, 1, 101, 100, 3_600_000, &timeouts), Step::Release(EndReason::Active));
         assert_eq!(memory.look(0, 0, 0, 100, 0, &timeouts), Step::Leave);

@@ -53,6 +53,11 @@ pub(crate) fn run(args: RunArgs) -> Result<()> {
     if !args.iter().any(|arg| arg == "--summary") {
         args.push("--summary".to_owned());
     }
+    // The default model's path is relative, and this may be called from any folder of the workspace.
+    let names = |flag: &str| args.iter().any(|arg| arg == flag || arg.starts_with(&format!("{flag}=")));
+    if !names("--model") && !names("--config") {
+        args.push(format!("--model={}", cmd::workspace_root().join("models/sensor.onnx").display()));
+    }
     cmd::exec_as_root(&cmd::host_binary(profile_dir, "sensor")?, &args)
 }
 
