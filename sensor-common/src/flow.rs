@@ -117,21 +117,17 @@ impl FlowKey {
 }
 
 /// Whether (src, src_port) ≤ (dst, dst_port).
+///
+/// A subtraction from the lowest digit up, not a comparison from the highest down: each branch would double the ways
+/// that the verifier has to walk from here on, and kernels before 6.2 merge few of them.
 #[inline(always)]
 fn ordered(src: &[u32; 4], dst: &[u32; 4], src_port: u16, dst_port: u16) -> bool {
-    if src[0] != dst[0] {
-        return src[0] < dst[0];
-    }
-    if src[1] != dst[1] {
-        return src[1] < dst[1];
-    }
-    if src[2] != dst[2] {
-        return src[2] < dst[2];
-    }
-    if src[3] != dst[3] {
-        return src[3] < dst[3];
-    }
-    src_port <= dst_port
+    let mut borrow = (src_port as i64 - dst_port as i64 - 1) >> 63;
+    borrow = (src[3] as i64 - dst[3] as i64 + borrow) >> 63;
+    borrow = (src[2] as i64 - dst[2] as i64 + borrow) >> 63;
+    borrow = (src[1] as i64 - dst[1] as i64 + borrow) >> 63;
+    borrow = (src[0] as i64 - dst[0] as i64 + borrow) >> 63;
+    borrow != 0
 }
 
 /// One direction of a flow: three cache lines.

@@ -4,7 +4,8 @@ use core::arch::asm;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
+use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_MAC;
+use aya_ebpf::helpers::generated::{bpf_skb_load_bytes_relative, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use sensor_common::packet::{Frame, Window};
 
@@ -140,5 +141,70 @@ impl Frame for SkbFrame {
     fn offloaded_vlan(self) -> Option<u16> {
         let (present, tci) = self.field(|skb| (skb.vlan_present, skb.vlan_tci));
         (present != 0).then_some(tci as u16)
+    }
+}
+
+/// Bytes of an Ethernet header.
+const LINK: usize = 14;
+
+/// Room for a link header on the program's stack, which the verifier wants to be read aligned.
+#[repr(align(8))]
+pub(crate) struct Link(pub(crate) [u8; LINK]);
+
+/// A received frame at the TC hook, seen whole even where the hook starts it at the IP header: when generic XDP had to
+/// copy the packet, kernels since 6.9 (e6d5dbdd20aa) forget the length of the link header, by which they would go back.
+#[derive(Clone, Copy)]
+pub(crate) struct IngressFrame<'a> {
+    frame: SkbFrame,
+    link: &'a Link,
+    /// Bytes of the link header in front of the hook's start: 0 or [`LINK`].
+    pub(crate) missing: u32,
+}
+
+impl<'a> IngressFrame<'a> {
+    /// `link` is on the caller's stack.
+    #[inline(always)]
+    pub(crate) fn new(ctx: &TcContext, link: &'a mut Link) -> IngressFrame<'a> {
+        let frame = SkbFrame::new(ctx);
+        // SAFETY: the helper writes `LINK` bytes to the caller's room, and zeroes them where it fails.
+        let loaded = unsafe {
+            bpf_skb_load_bytes_relative(ctx.as_ptr(), 0, link.0.as_mut_ptr().cast(), LINK as u32, BPF_HDR_START_MAC)
+        } == 0;
+        let mut missing = 0;
+        if loaded && let Some(start) = frame.window(0, LINK as u32) {
+            let link = PacketBytes(link.0.as_ptr());
+            if start.be32::<0>() != link.be32::<0>()
+                || start.be32::<4>() != link.be32::<4>()
+                || start.be32::<8>() != link.be32::<8>()
+                || start.be16::<12>() != link.be16::<12>()
+            {
+                missing = LINK as u32;
+            }
+        }
+        IngressFrame { frame, link, missing }
+    }
+}
+
+impl Frame for IngressFrame<'_> {
+    type Window = PacketBytes;
+    #[inline(always)]
+    fn window(self, offset: u32, len: u32) -> Option<PacketBytes> {
+        if offset < self.missing {
+            // The parser reads the link header as one window.
+            return (offset == 0 && len == LINK as u32).then_some(PacketBytes(self.link.0.as_ptr()));
+        }
+        self.frame.window(offset - self.missing, len)
+    }
+    #[inline(always)]
+    fn wire_len(self) -> u32 {
+        self.frame.wire_len() + self.missing
+    }
+    #[inline(always)]
+    fn segments(self) -> (u32, u32) {
+        self.frame.segments()
+    }
+    #[inline(always)]
+    fn offloaded_vlan(self) -> Option<u16> {
+        self.frame.offloaded_vlan()
     }
 }

@@ -12,7 +12,7 @@ use sensor_common::packet::{self, Packet};
 use sensor_common::verdict::Action;
 
 use crate::datapath::{control, now_ns};
-use crate::frame::SkbFrame;
+use crate::frame::{IngressFrame, Link};
 use crate::maps::seed;
 use crate::table::{self, Visit};
 
@@ -20,7 +20,9 @@ use crate::table::{self, Visit};
 #[inline(always)]
 pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
     let Some(control) = control() else { return };
-    let Ok(packet) = packet::parse(SkbFrame::new(ctx)) else { return };
+    let mut link = Link([0; 14]);
+    let frame = IngressFrame::new(ctx, &mut link);
+    let Ok(packet) = packet::parse(frame) else { return };
     let hash = hash::hash(&packet.key, seed);
     let Ok(Some(found)) = table::find(&packet, hash) else { return };
     let visit = Visit { packet, now_ns: now_ns(control), ifindex: 0, lease_until_ns: control.lease_until_ns };
@@ -34,20 +36,20 @@ pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
         ctx.set_mark((mark & !control.tag_mask) | (control.tag_mark & control.tag_mask));
     }
     if control.tag_dscp != NO_DSCP {
-        set_dscp(skb, &visit.packet, control);
+        set_dscp(skb, &visit.packet, visit.packet.l3_offset - frame.missing, control);
     }
     counters.tagged += 1;
 }
 
-/// Rewrites the six DSCP bits (RFC 2474); ECN stays, and IPv4's header checksum is mended.
+/// Rewrites the six DSCP bits (RFC 2474); ECN stays, and IPv4's header checksum is mended. The IP
+/// header begins at `start` of what the hook sees.
 #[inline(always)]
-fn set_dscp(skb: *mut __sk_buff, packet: &Packet, control: &Control) {
+fn set_dscp(skb: *mut __sk_buff, packet: &Packet, start: u32, control: &Control) {
     let old = packet.traffic_class;
     let new = ((control.tag_dscp as u8) << 2) | (old & 3);
     if old == new {
         return;
     }
-    let start = packet.l3_offset;
     if packet.key.family == 4 {
         // The class is the low byte of the header's first 16 bits, which the checksum covers.
         // SAFETY: the helper checks offset and length.

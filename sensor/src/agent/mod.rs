@@ -158,6 +158,18 @@ fn bring_up(config: &Config, capabilities: &Capabilities) -> Result<(Kernel, Vec
         replay_clock: false,
         floors: false,
         seed: None,
+    })
+    .map_err(|error| {
+        let (major, minor) = capabilities.version;
+        if capabilities.version >= probe::MIN_KERNEL {
+            return error;
+        }
+        // After the attempt, not before: distributions carry what is needed to kernels with older numbers.
+        error.context(format!(
+            "this kernel ({major}.{minor}) is too old: Sensor needs Linux {}.{} or newer; see `sensor doctor`",
+            probe::MIN_KERNEL.0,
+            probe::MIN_KERNEL.1
+        ))
     })?;
     kernel.control.set(&Control {
         tag_mark: config.tag.mark,

@@ -132,7 +132,11 @@ impl Kernel {
         if attached.egress == TcAttachment::Clsact {
             match qdisc_add_clsact(&attached.interface) {
                 Ok(()) => attached.clsact_added = true,
-                Err(TcError::AlreadyAttached) => self::remove_leftovers(&attached.interface),
+                // aya 0.14 has AlreadyAttached but passes the kernel's own answer on.
+                Err(TcError::AlreadyAttached) => remove_leftovers(&attached.interface),
+                Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
+                    remove_leftovers(&attached.interface);
+                }
                 Err(error) => {
                     return Err(error)
                         .with_context(|| format!("{}: qdisc clsact could not be added", attached.interface));
