@@ -235,8 +235,8 @@ pub struct FlowRecord {
     pub iat_square_low: u64,
     /// The same, high 64 bits.
     pub iat_square_high: u64,
-    /// Per direction: sequence number after the FIN.
-    pub fin_end: [u32; 2],
+    /// Frame bytes on the wire, both directions, link headers and padding of each handed-over frame included.
+    pub frame_bytes: u64,
     /// Interface of the first frame.
     pub ifindex: u32,
     /// Entries of `first` that are filled.
@@ -257,8 +257,8 @@ pub struct FlowRecord {
     pub syn_ack_ns: u64,
     /// Arrival of the ACK that completed the handshake, ns, 0 = none.
     pub established_ns: u64,
-    /// Frame bytes on the wire, both directions, link headers and padding of each handed-over frame included.
-    pub frame_bytes: u64,
+    /// Per direction: sequence number after the FIN.
+    pub fin_end: [u32; 2],
     /// Frames that a drop verdict stopped; they are in no other field. Added to without the lock.
     pub dropped: u64,
     /// Reserved, zero (line 10 and line 11).

@@ -35,8 +35,16 @@ impl Agent {
     /// # Errors
     /// If there is no binary (see [`binary`]), or the agent ends or is not ready in time; the text holds its log.
     pub fn start(netns: &Ns, args: &[&str]) -> Result<Self> {
-        let binary = binary()?;
         let directory = TempDir::with_prefix("sensor-agent-").context("make the agent's directory")?;
+        Self::start_in(directory, netns, args)
+    }
+
+    /// As [`Agent::start`], with socket and log in `directory`, where an earlier agent may have left its own.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_in(directory: TempDir, netns: &Ns, args: &[&str]) -> Result<Self> {
+        let binary = binary()?;
         let socket = directory.path().join("sensor.sock");
         let mut command = netns.command(&binary);
         command.arg("run").args(args).arg("--socket").arg(&socket).args(["--metrics-listen", &METRICS.to_string()]);
@@ -44,6 +52,12 @@ impl Agent {
         let agent = Self { guard, netns: netns.clone(), binary, directory };
         agent.wait_until_ready()?;
         Ok(agent)
+    }
+
+    /// Ends the agent if it still runs, and hands over its directory for [`Agent::start_in`].
+    #[must_use]
+    pub fn into_directory(self) -> TempDir {
+        self.directory
     }
 
     /// What `sensor status --json` says.
@@ -98,12 +112,23 @@ impl Agent {
     ///
     /// # Errors
     /// If the agent does not end with success by itself.
-    pub fn stop(mut self) -> Result<String> {
-        self.guard.signal(Signal::TERM)?;
+    pub fn stop(self) -> Result<String> {
+        self.stop_by(Signal::TERM, || {})
+    }
+
+    /// As [`Agent::stop`], by `signal`; `look` runs when the agent has ended and before its directory is removed.
+    ///
+    /// # Errors
+    /// If the agent does not end with success by itself.
+    pub fn stop_by(mut self, signal: Signal, look: impl FnOnce()) -> Result<String> {
+        self.guard.signal(signal)?;
         match self.guard.wait_up_to(Duration::from_secs(10))? {
-            Some(status) if status.success() => Ok(self.log()),
+            Some(status) if status.success() => {
+                look();
+                Ok(self.log())
+            }
             Some(status) => bail!("the agent ended with {status}; its log:\n{}", self.log()),
-            None => bail!("the agent does not end within 10 s of SIGTERM; its log:\n{}", self.log()),
+            None => bail!("the agent does not end within 10 s of {signal:?}; its log:\n{}", self.log()),
         }
     }
 
@@ -169,7 +194,8 @@ impl Metrics {
             let has = |pair: &String| labels.split(',').any(|label| label == pair);
             wanted.iter().all(has).then(|| value.split_whitespace().next()?.parse().ok())?
         };
-        self.0.lines().filter_map(value).sum()
+        // `sum()` of no floats is -0.0, which is shown as such.
+        self.0.lines().filter_map(value).fold(0.0, |sum, value| sum + value)
     }
 }
 
@@ -213,6 +239,6 @@ mod tests {
         assert_eq!(metrics.sum("a_total", &[("y", "d")]), 7.0);
         assert_eq!(metrics.sum("a_total", &[]), 12.0);
         assert_eq!(metrics.sum("plain", &[]), 7.0);
-        assert_eq!(metrics.sum("none", &[]), 0.0);
+        assert_eq!(metrics.sum("none", &[]).to_string(), "0", "not -0");
     }
 }

@@ -37,8 +37,17 @@ pub fn interface(netns: &Ns, device: &str) -> Result<Interface> {
     Ok(Interface { rx_bytes: at(0), rx_packets: at(1), tx_bytes: at(8), tx_packets: at(9) })
 }
 
-/// Counters of received packets by IPv4 source, kept by nftables in the receiver's namespace. They need no clean-up of
-/// their own: they go with the namespace.
+/// Packets and the bytes of their IP datagrams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Total {
+    /// Packets as netfilter saw them: with offloads on, several may have been merged.
+    pub packets: u64,
+    /// IP headers and payload.
+    pub bytes: u64,
+}
+
+/// Counters of received packets, kept by nftables in the receiver's namespace. They need no clean-up of their own: they
+/// go with the namespace.
 #[derive(Debug)]
 pub struct Received<'a> {
     netns: &'a Ns,
@@ -52,16 +61,27 @@ impl<'a> Received<'a> {
     /// # Errors
     /// Without nftables.
     pub fn count(netns: &'a Ns, sources: &[(&str, &str)]) -> Result<Self> {
-        let mut rules =
-            String::from("add table ip lab\nadd chain ip lab seen { type filter hook prerouting priority -400; }\n");
-        for (name, source) in sources {
-            rules +=
-                &format!("add counter ip lab {name}\nadd rule ip lab seen ip saddr {source} counter name {name}\n");
+        let rules: Vec<_> = sources.iter().map(|(name, source)| (*name, format!("ip saddr {source}"))).collect();
+        let rules: Vec<_> = rules.iter().map(|(name, rule)| (*name, rule.as_str())).collect();
+        Self::matching(netns, &rules)
+    }
+
+    /// Counts, from now on, packets that match each `(name, expression)`; an expression is what nft takes before a
+    /// statement, as in `ip saddr 198.18.1.1 meta mark 83`. Names are lower-case words, new ones in this namespace.
+    ///
+    /// # Errors
+    /// Without nftables, or if it does not take an expression.
+    pub fn matching(netns: &'a Ns, expressions: &[(&str, &str)]) -> Result<Self> {
+        let mut rules = String::from(
+            "add table inet lab\nadd chain inet lab seen { type filter hook prerouting priority -400; }\n",
+        );
+        for (name, expression) in expressions {
+            rules += &format!("add counter inet lab {name}\nadd rule inet lab seen {expression} counter name {name}\n");
         }
         let file = tempfile::NamedTempFile::new().context("make a file for the nft rules")?;
         std::fs::write(file.path(), rules).context("write the nft rules")?;
         output(netns.command("nft").arg("-f").arg(file.path()))?;
-        Ok(Self { netns, names: sources.iter().map(|(name, _)| (*name).to_owned()).collect() })
+        Ok(Self { netns, names: expressions.iter().map(|(name, _)| (*name).to_owned()).collect() })
     }
 
     /// Packets counted up to now, in the order of the sources.
@@ -69,12 +89,21 @@ impl<'a> Received<'a> {
     /// # Errors
     /// If nft fails.
     pub fn packets(&self) -> Result<Vec<u64>> {
-        let text = self.netns.run("nft", &["-j", "list", "counters", "table", "ip", "lab"])?;
+        Ok(self.totals()?.into_iter().map(|total| total.packets).collect())
+    }
+
+    /// Packets and bytes counted up to now, in the order of the expressions.
+    ///
+    /// # Errors
+    /// If nft fails.
+    pub fn totals(&self) -> Result<Vec<Total>> {
+        let text = self.netns.run("nft", &["-j", "list", "counters", "table", "inet", "lab"])?;
         let listed: Value = serde_json::from_str(&text).context("parse nft's answer")?;
         let entries = listed["nftables"].as_array().cloned().unwrap_or_default();
         let find = |name: &String| {
             let entry = entries.iter().map(|entry| &entry["counter"]).find(|counter| counter["name"] == name.as_str());
-            entry.and_then(|counter| counter["packets"].as_u64()).unwrap_or_default()
+            let number = |key: &str| entry.and_then(|counter| counter[key].as_u64()).unwrap_or_default();
+            Total { packets: number("packets"), bytes: number("bytes") }
         };
         Ok(self.names.iter().map(find).collect())
     }

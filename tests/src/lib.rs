@@ -8,10 +8,12 @@
 pub mod agent;
 pub mod attacks;
 pub mod capture;
+pub mod checks;
 pub mod clients;
 pub mod content;
 pub mod counters;
 pub mod crowd;
+pub mod frames;
 pub mod netns;
 pub mod process;
 pub mod rng;

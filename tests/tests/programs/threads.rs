@@ -1,0 +1,199 @@
+//! Several CPUs on one flow: sums are exact, or what is missing is counted by cause. The agent is one more writer.
+
+use std::net::SocketAddr;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+
+use rustix::thread::{CpuSet, sched_setaffinity};
+use sensor::bpf::load::{Hook, Kernel, LoadOptions, Runner, TestRunOptions};
+use sensor::bpf::sys::Table;
+use sensor_common::counter::Cause;
+use sensor_common::flow::FlowRecord;
+use sensor_common::table::WAYS;
+use sensor_common::tcp::ACK;
+use sensor_tests::frames::Frame;
+
+use crate::rig::{at, counters, key, load, options, record, records, seen};
+
+const REPEATS: u32 = 200_000;
+
+/// The kernel's own clock, which CPUs read at the same time.
+fn live() -> Kernel {
+    load(&LoadOptions { replay_clock: false, ..options() })
+}
+
+fn client() -> SocketAddr {
+    at("198.18.0.1:1000")
+}
+
+fn server() -> SocketAddr {
+    at("198.18.0.2:80")
+}
+
+fn up() -> Vec<u8> {
+    Frame::tcp(client(), server(), ACK).payload(100).build()
+}
+
+fn down() -> Vec<u8> {
+    Frame::tcp(server(), client(), ACK).payload(1000).build()
+}
+
+/// Each on a CPU of its own, as far as there are so many.
+fn pin(number: usize) {
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    let mut set = CpuSet::new();
+    set.set(number % cpus);
+    // A container may forbid CPU 0 or 1; then the scheduler places the threads.
+    let _ = sched_setaffinity(None, &set);
+}
+
+/// Runs a program `repeat` times within the kernel.
+fn repeat(runner: Runner<'_>, hook: Hook, frame: &[u8], repeat: u32) {
+    let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() };
+    runner.run(hook, options).expect("run");
+}
+
+/// Every sum of a record of `up` and `down` frames follows from the numbers of arrivals.
+fn consistent(record: &FlowRecord) {
+    let (forward, reverse) = (record.forward(), record.reverse());
+    let reverse_arrivals = reverse.map_or(0, |half| half.arrivals as u64);
+    let arrivals = forward.arrivals as u64;
+    assert_eq!(forward.packets, arrivals);
+    assert_eq!(forward.payload_bytes, 100 * arrivals);
+    assert_eq!(forward.l3_bytes, 140 * arrivals);
+    assert_eq!(forward.l3_square, 140 * 140 * arrivals);
+    assert_eq!((forward.size_bins[2], forward.flags[4]), (forward.arrivals, forward.arrivals));
+    assert_eq!(reverse.map_or(0, |half| half.payload_bytes), 1000 * reverse_arrivals);
+    assert_eq!(record.frame_bytes, 154 * arrivals + 1054 * reverse_arrivals);
+}
+
+fn busy(kernel: &Kernel) -> u64 {
+    let unrecorded = counters(kernel).unrecorded;
+    let busy = unrecorded[Cause::RecordBusy as usize] + unrecorded[Cause::BucketBusy as usize];
+    assert_eq!(unrecorded.iter().sum::<u64>(), busy, "no other cause");
+    busy
+}
+
+#[test]
+fn two_cpus_on_one_flow_lose_nothing_that_is_not_counted() {
+    let kernel = live();
+    // The first packet says who the initiator is.
+    repeat(kernel.runner(), Hook::Ingress, &up(), 1);
+    let (runner, start, done) = (kernel.runner(), Barrier::new(3), AtomicBool::new(false));
+    let (slot, _) = record(&kernel, &key(&up())).expect("a record");
+    let table = &kernel.table;
+    let copies = thread::scope(|scope| {
+        let writer = |number, hook, frame: Vec<u8>| {
+            let start = &start;
+            scope.spawn(move || {
+                pin(number);
+                start.wait();
+                repeat(runner, hook, &frame, REPEATS);
+            })
+        };
+        let writers = [writer(0, Hook::Ingress, up()), writer(1, Hook::Egress, down())];
+        // The agent reads all the while; it must never see half an update.
+        let reader = scope.spawn(|| {
+            start.wait();
+            let mut copies = 0;
+            while !done.load(Ordering::Relaxed) {
+                if let Some(record) = table.copy(slot) {
+                    consistent(&record);
+                    copies += 1;
+                }
+            }
+            copies
+        });
+        let ended: Vec<_> = writers.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(ended.iter().all(Result::is_ok));
+        reader.join().expect("consistent copies")
+    });
+    let (_, record) = record(&kernel, &key(&up())).expect("a record");
+    consistent(&record);
+    let busy = busy(&kernel);
+    println!("{} frames in the record, {busy} counted as busy, {copies} consistent copies", record.frames());
+    assert_eq!(seen(&counters(&kernel)), 2 * REPEATS as u64 + 1);
+    assert_eq!(record.frames() + busy, 2 * REPEATS as u64 + 1);
+    assert!(record.frames() > REPEATS as u64, "giving up is the exception: {busy} busy");
+}
+
+#[test]
+fn two_cpus_that_start_one_flow_at_once_make_one_record() {
+    const ROUNDS: u16 = 5000;
+    let kernel = live();
+    let (runner, arrived) = (kernel.runner(), AtomicU32::new(0));
+    thread::scope(|scope| {
+        for (number, hook) in [Hook::Ingress, Hook::Egress].into_iter().enumerate() {
+            let arrived = &arrived;
+            scope.spawn(move || {
+                pin(number);
+                for round in 0..ROUNDS {
+                    let frame = Frame::tcp(SocketAddr::new(client().ip(), 2000 + round), server(), ACK).build();
+                    // A barrier would put one of the two to sleep, and they would never be here at the same time.
+                    arrived.fetch_add(1, Ordering::AcqRel);
+                    while arrived.load(Ordering::Acquire) < 2 * (round as u32 + 1) {
+                        thread::yield_now();
+                    }
+                    // Not `repeat`: more than one run makes the kernel rewrite its XDP dispatcher, which takes 20 ms.
+                    (0..3).for_each(|_| repeat(runner, hook, &frame, 1));
+                }
+            });
+        }
+    });
+    let records = records(&kernel);
+    let frames: u64 = records.iter().map(|(_, record)| record.frames()).sum();
+    assert_eq!(frames + busy(&kernel), 6 * ROUNDS as u64);
+    let keys: std::collections::HashSet<_> = records.iter().map(|(_, record)| record.key).collect();
+    assert_eq!((keys.len(), records.len()), (ROUNDS as usize, ROUNDS as usize), "one record for each flow");
+    assert_eq!(counters(&kernel).flows_created, ROUNDS as u64);
+}
+
+#[test]
+fn slots_released_under_fire_lose_no_packet() {
+    const RUNS: u64 = 100_000;
+    let kernel = live();
+    repeat(kernel.runner(), Hook::Ingress, &up(), 1);
+    let (slot, _) = record(&kernel, &key(&up())).expect("a record");
+    let (runner, done) = (kernel.runner(), AtomicBool::new(false));
+    let table = &kernel.table;
+    let (released, frames) = thread::scope(|scope| {
+        let writers = [(0, Hook::Ingress), (1, Hook::Egress)].map(|(number, hook)| {
+            scope.spawn(move || {
+                pin(number);
+                // One at a time: between two packets the agent has its chance.
+                (0..RUNS).for_each(|_| repeat(runner, hook, &up(), 1));
+            })
+        });
+        let agent = scope.spawn(|| {
+            let (mut released, mut frames) = (0u64, 0);
+            while !done.load(Ordering::Relaxed) {
+                for slot in taken(table, slot / WAYS) {
+                    let Some(seen) = table.copy(slot) else { continue };
+                    if let Some(record) = table.release(slot, seen.generation, seen.last_ns) {
+                        released += 1;
+                        frames += record.frames();
+                    }
+                }
+            }
+            (released, frames)
+        });
+        let ended: Vec<_> = writers.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(ended.iter().all(Result::is_ok));
+        agent.join().expect("agent")
+    });
+    let live = records(&kernel);
+    let left: u64 = live.iter().map(|(_, record)| record.frames()).sum();
+    println!("{released} records released with {frames} frames, {left} left, {} busy", busy(&kernel));
+    assert_eq!(frames + left + busy(&kernel), 2 * RUNS + 1);
+    assert!(released > 1000, "the agent released while packets came: {released}");
+    assert_eq!(released + live.len() as u64, counters(&kernel).flows_created);
+}
+
+/// Slots of a bucket that hold a flow at this moment, whoever writes them.
+fn taken(table: &Table, bucket: usize) -> impl Iterator<Item = usize> {
+    let tags = table.bucket(bucket).tags;
+    (0..WAYS).filter(move |way| tags[*way] != 0).map(move |way| bucket * WAYS + way)
+}
