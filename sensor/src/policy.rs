@@ -77,6 +77,12 @@ impl Policy {
         Decision { action, would }
     }
 
+    /// Whether this score takes an earlier verdict back: only one far below the threshold does, so that scores on both
+    /// sides of it do not switch a flow on and off.
+    pub fn clears(&self, score: Score) -> bool {
+        score.score < self.threshold / 2.0
+    }
+
     fn is_protected(&self, record: &FlowRecord) -> bool {
         let ends = endpoints(record);
         self.never_drop.iter().any(|prefix| ends.iter().any(|address| prefix.contains(address)))
@@ -125,6 +131,8 @@ mod tests {
         let scan = Score { label: 1, score: 0.95 };
         assert_eq!(decide(Mode::Enforce, scan), Decision { action: Action::Tag, would: Action::Tag });
         assert_eq!(decide(Mode::Enforce, Score { score: 0.89, ..FLOOD }), Decision::PASS);
+        assert!(!policy(Mode::Tag).clears(Score { score: 0.89, ..FLOOD }), "not by a score just below the threshold");
+        assert!(policy(Mode::Tag).clears(Score { label: 0, score: 0.1 }));
         assert_eq!(decide(Mode::Enforce, Score { label: 0, score: 0.99 }), Decision::PASS);
         assert_eq!(decide(Mode::Enforce, Score { label: 9, score: 0.99 }), Decision::PASS, "unknown labels pass");
     }

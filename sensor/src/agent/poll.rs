@@ -309,7 +309,7 @@ impl Poller {
                         // It has expired: what follows is a new verdict, to be counted and logged.
                         (memory.verdict, memory.would) = (None, None);
                     }
-                    if decision.action == Action::Pass && memory.verdict.take().is_some() {
+                    if self.policy.clears(*score) && memory.verdict.take().is_some() {
                         // More packets have cleared the flow.
                         self.kernel.table.store_verdict(slot, Verdict::default().0);
                     }
