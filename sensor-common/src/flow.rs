@@ -17,6 +17,8 @@ pub use self::direction::{Direction, SIZE_BINS, size_bin};
 
 /// Arrivals whose size, spacing and flags are kept one by one.
 pub const FIRST_N: usize = 16;
+/// Words of a [`FlowKey`].
+pub const KEY_WORDS: usize = 12;
 /// Bits of [`FlowRecord::state`].
 pub mod state {
     /// The initiator is the key's `high` endpoint.
@@ -61,10 +63,25 @@ pub struct FlowKey {
     pub protocol: u8,
     /// 4 or 6.
     pub family: u8,
-    /// Reserved for tunnel ids, zero.
-    pub reserved: u16,
+    /// What the flow is tunnelled in, the number of a [`crate::packet::Encapsulation`]; 0 = nothing.
+    pub encapsulation: u8,
+    /// Reserved, zero.
+    pub reserved: u8,
     /// VLAN ids, outer first, 0 = none.
     pub vlans: [u16; 2],
+    /// VNI, TEID or GRE key of the tunnel, 0 = none.
+    pub tunnel: u32,
+}
+
+/// Where addresses mean what they mean: the same addresses in another VLAN or tunnel are another flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Domain {
+    /// See [`FlowKey::vlans`].
+    pub vlans: [u16; 2],
+    /// See [`FlowKey::encapsulation`].
+    pub encapsulation: u8,
+    /// See [`FlowKey::tunnel`].
+    pub tunnel: u32,
 }
 
 impl FlowKey {
@@ -77,19 +94,23 @@ impl FlowKey {
         dst_port: u16,
         protocol: u8,
         family: u8,
-        vlans: [u16; 2],
+        domain: Domain,
     ) -> (FlowKey, bool) {
         let from_low = ordered(&src, &dst, src_port, dst_port);
         let (low, high, low_port, high_port) =
             if from_low { (src, dst, src_port, dst_port) } else { (dst, src, dst_port, src_port) };
-        let key = FlowKey { low, high, low_port, high_port, protocol, family, reserved: 0, vlans };
+        let Domain { vlans, encapsulation, tunnel } = domain;
+        let key =
+            FlowKey { low, high, low_port, high_port, protocol, family, encapsulation, reserved: 0, vlans, tunnel };
         (key, from_low)
     }
 
-    /// The key as 32-bit words: 0–3 low address, 4–7 high address, 8 ports, 9 protocol and family, 10 VLANs.
+    /// The key as 32-bit words: 0–3 low address, 4–7 high address, 8 ports, 9 protocol, family and
+    /// encapsulation, 10 VLANs, 11 tunnel id.
     #[inline(always)]
-    pub fn words(&self) -> [u32; 11] {
-        let FlowKey { low, high, low_port, high_port, protocol, family, reserved, vlans } = *self;
+    pub fn words(&self) -> [u32; KEY_WORDS] {
+        let FlowKey { low, high, low_port, high_port, protocol, family, encapsulation, reserved, vlans, tunnel } =
+            *self;
         [
             low[0],
             low[1],
@@ -100,8 +121,9 @@ impl FlowKey {
             high[2],
             high[3],
             (low_port as u32) << 16 | high_port as u32,
-            (protocol as u32) << 24 | (family as u32) << 16 | reserved as u32,
+            (protocol as u32) << 24 | (family as u32) << 16 | (encapsulation as u32) << 8 | reserved as u32,
             (vlans[0] as u32) << 16 | vlans[1] as u32,
+            tunnel,
         ]
     }
 
@@ -109,7 +131,8 @@ impl FlowKey {
     #[inline(always)]
     pub fn same(&self, other: &FlowKey) -> bool {
         let (a, b) = (self.words(), other.words());
-        let mut differs = (a[0] ^ b[0]) | (a[4] ^ b[4]) | (a[8] ^ b[8]) | (a[9] ^ b[9]) | (a[10] ^ b[10]);
+        let mut differs = (a[0] ^ b[0]) | (a[4] ^ b[4]) | (a[8] ^ b[8]);
+        differs |= (a[9] ^ b[9]) | (a[10] ^ b[10]) | (a[11] ^ b[11]);
         if self.family != 4 {
             differs |= (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
             differs |= (a[5] ^ b[5]) | (a[6] ^ b[6]) | (a[7] ^ b[7]);
@@ -159,8 +182,6 @@ pub struct FlowRecord {
     pub verdict: u64,
     /// Identity.
     pub key: FlowKey,
-    /// Bits of [`state`].
-    pub state: u32,
 
     // Line 1: the flow as a whole.
     /// First arrival, monotonic ns.
@@ -177,8 +198,8 @@ pub struct FlowRecord {
     pub iat_square_high: u64,
     /// Frame bytes on the wire, both directions, link headers and padding of each handed-over frame included.
     pub frame_bytes: u64,
-    /// Interface of the first frame.
-    pub ifindex: u32,
+    /// Bits of [`state`].
+    pub state: u32,
     /// Entries of `first` that are filled.
     pub first_len: u32,
 
@@ -201,8 +222,10 @@ pub struct FlowRecord {
     pub fin_end: [u32; 2],
     /// Frames that a drop verdict stopped; they are in no other field. Added to without the lock.
     pub dropped: u64,
-    /// Reserved, zero (line 10 and line 11).
-    pub reserved: [u64; 11],
+    /// Interface of the first frame.
+    pub ifindex: u32,
+    /// Reserved, zero (the rest of line 10, and line 11).
+    pub reserved: [u32; 21],
 }
 
 const _: () = assert!(size_of::<FlowRecord>() == 768 && size_of::<Direction>() == 192);
@@ -238,7 +261,7 @@ impl FlowRecord {
         self.established_ns = 0;
         self.frame_bytes = 0;
         self.dropped = 0;
-        self.reserved = [0; 11];
+        self.reserved = [0; 21];
         // The direction of the first packet need not be forward: a SYN-ACK can come first.
         self.directions[0].start(now_ns);
         if self.direction_of(packet) == 1 {

@@ -2,10 +2,10 @@
 //! hashing is fast", 2014, arXiv:1202.4961): under random 64-bit keys the upper 32 bits of the sum are strongly
 //! universal, so whoever does not know the keys cannot choose flows that collide, whatever flows they choose.
 
-use crate::flow::FlowKey;
+use crate::flow::{FlowKey, KEY_WORDS};
 
 /// 64-bit keys that one load needs: one per key word and one to start from.
-pub const SEED_WORDS: usize = 12;
+pub const SEED_WORDS: usize = KEY_WORDS + 1;
 
 /// The random keys of one load, drawn by the agent and given to the programs as a load-time constant.
 pub type Seed = [u64; SEED_WORDS];
@@ -18,12 +18,9 @@ pub fn hash(key: &FlowKey, seed: impl Fn(usize) -> u64) -> u32 {
     let pair = |a: usize, b: usize, position: usize| {
         (words[a] as u64).wrapping_add(seed(position)).wrapping_mul((words[b] as u64).wrapping_add(seed(position + 1)))
     };
-    let mut sum = seed(0)
-        .wrapping_add(pair(8, 9, 1))
-        .wrapping_add(pair(0, 4, 3))
-        .wrapping_add((words[10] as u64).wrapping_mul(seed(5)));
+    let mut sum = seed(0).wrapping_add(pair(8, 9, 1)).wrapping_add(pair(0, 4, 3)).wrapping_add(pair(10, 11, 5));
     if key.family == 6 {
-        sum = sum.wrapping_add(pair(1, 5, 6)).wrapping_add(pair(2, 6, 8)).wrapping_add(pair(3, 7, 10));
+        sum = sum.wrapping_add(pair(1, 5, 7)).wrapping_add(pair(2, 6, 9)).wrapping_add(pair(3, 7, 11));
     }
     (sum >> 32) as u32
 }
@@ -31,9 +28,10 @@ pub fn hash(key: &FlowKey, seed: impl Fn(usize) -> u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::Domain;
 
     fn key(host: u32, port: u16) -> FlowKey {
-        FlowKey::canonical([host, 0, 0, 0], [0xc612_0001, 0, 0, 0], port, 443, 6, 4, [0; 2]).0
+        FlowKey::canonical([host, 0, 0, 0], [0xc612_0001, 0, 0, 0], port, 443, 6, 4, Domain::default()).0
     }
 
     /// Flows chosen to share a bucket under one seed must spread under another: that is what the seed is for.

@@ -29,7 +29,18 @@ pub struct Endpoint {
 
 /// Initiator and responder of a flow.
 pub fn endpoints(record: &FlowRecord) -> (Endpoint, Endpoint) {
-    let FlowKey { low, high, low_port, high_port, protocol: _, family, reserved: _, vlans: _ } = record.key;
+    let FlowKey {
+        low,
+        high,
+        low_port,
+        high_port,
+        protocol: _,
+        family,
+        encapsulation: _,
+        reserved: _,
+        vlans: _,
+        tunnel: _,
+    } = record.key;
     let low = Endpoint { address: address(family, low), port: low_port };
     let high = Endpoint { address: address(family, high), port: high_port };
     if record.state & state::INITIATOR_HIGH == 0 { (low, high) } else { (high, low) }

@@ -1,0 +1,82 @@
+//! Where the parser reads from: [`Frame`] and [`Window`], and their host side over slices. The kernel's are in
+//! `sensor-ebpf`. Invariant: nothing is read outside of a window, and a window lies inside its frame.
+
+/// A bounds-checked view of some bytes of a frame. `AT` must lie inside the length that was asked for. (A constant, so
+/// that the kernel side can make each read one instruction.)
+pub trait Window: Copy {
+    /// The byte at `AT`.
+    fn byte<const AT: usize>(self) -> u8;
+    /// The big-endian 16-bit number at `AT`.
+    fn be16<const AT: usize>(self) -> u16;
+    /// The big-endian 32-bit number at `AT`.
+    fn be32<const AT: usize>(self) -> u32;
+}
+
+/// A frame, wherever it lies: a slice on the host, packet pointers in the kernel.
+pub trait Frame: Copy {
+    /// What [`Frame::window`] gives.
+    type Window: Window;
+    /// `len` readable bytes from `offset` on, or `None` if the frame ends before that.
+    fn window(self, offset: u32, len: u32) -> Option<Self::Window>;
+    /// Length of the frame on the wire in bytes, which may be more than what is readable.
+    fn wire_len(self) -> u32;
+    /// Wire segments this frame stands for, and the payload bytes in each but the last: (1, 0) for an ordinary frame,
+    /// `gso_segs` and `gso_size` for a super-packet of segmentation offload.
+    #[inline(always)]
+    fn segments(self) -> (u32, u32) {
+        (1, 0)
+    }
+    /// VLAN tag that hardware took out of the frame (TCI, 16 bits), if any.
+    #[inline(always)]
+    fn offloaded_vlan(self) -> Option<u16> {
+        None
+    }
+}
+
+impl Window for &[u8] {
+    #[inline(always)]
+    fn byte<const AT: usize>(self) -> u8 {
+        self[AT]
+    }
+    #[inline(always)]
+    fn be16<const AT: usize>(self) -> u16 {
+        u16::from_be_bytes([self[AT], self[AT + 1]])
+    }
+    #[inline(always)]
+    fn be32<const AT: usize>(self) -> u32 {
+        u32::from_be_bytes([self[AT], self[AT + 1], self[AT + 2], self[AT + 3]])
+    }
+}
+
+impl<'a> Frame for &'a [u8] {
+    type Window = &'a [u8];
+    #[inline(always)]
+    fn window(self, offset: u32, len: u32) -> Option<&'a [u8]> {
+        self.get(offset as usize..offset as usize + len as usize)
+    }
+    #[inline(always)]
+    fn wire_len(self) -> u32 {
+        self.len() as u32
+    }
+}
+
+/// A frame of a capture that may have been cut at the snap length.
+#[derive(Clone, Copy, Debug)]
+pub struct Captured<'a> {
+    /// The bytes that were kept.
+    pub bytes: &'a [u8],
+    /// The frame's length on the wire, in bytes.
+    pub wire_len: u32,
+}
+
+impl<'a> Frame for Captured<'a> {
+    type Window = &'a [u8];
+    #[inline(always)]
+    fn window(self, offset: u32, len: u32) -> Option<&'a [u8]> {
+        self.bytes.window(offset, len)
+    }
+    #[inline(always)]
+    fn wire_len(self) -> u32 {
+        self.wire_len
+    }
+}
