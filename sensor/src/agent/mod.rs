@@ -6,6 +6,7 @@
 mod clock;
 mod poll;
 mod report;
+mod score;
 
 use std::path::Path;
 use std::sync::Arc;

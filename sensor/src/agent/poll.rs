@@ -1,4 +1,4 @@
-//! The poll thread: lease, scan, score, decide, store; between two polls it answers the control socket.
+//! The poll thread: lease, scan, score ([`super::score`]); between two polls it answers the control socket.
 //!
 //! Owns the kernel programs, the model and the memory of every slot, so nothing here is locked. A failure inside one
 //! poll (a model that cannot be run, a record that writers keep) is counted and the next poll goes on.
@@ -12,7 +12,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use sensor_common::flow::FlowRecord;
 use sensor_common::table::{Bucket, WAYS, tick_of};
-use sensor_common::verdict::{Action, Verdict};
 use tokio::sync::mpsc;
 
 use super::clock::now_ns;
@@ -27,9 +26,6 @@ use crate::model::{Model, Score};
 use crate::policy::Policy;
 use crate::summary::{self, Summary};
 use crate::view::Request;
-
-/// Verdicts that are logged one by one in a second; the rest is one line with their number.
-const LOGGED_PER_SECOND: u32 = 20;
 
 /// How often the programs' messages are read.
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
@@ -49,9 +45,9 @@ fn print_lines() -> std::io::Result<SyncSender<String>> {
 
 /// A flow whose record was copied in this poll.
 #[derive(Clone, Copy)]
-struct Candidate {
+pub(super) struct Candidate {
     /// `None`: the flow has ended, and no verdict can be stored any more.
-    slot: Option<usize>,
+    pub(super) slot: Option<usize>,
 }
 
 /// Everything the poll thread owns.
@@ -71,11 +67,11 @@ pub(super) struct Poller {
     occupied: u64,
     /// Bucket at which the next scan starts: a scan that found too much to score goes on where it stopped.
     cursor: usize,
-    candidates: Vec<Candidate>,
-    records: Vec<FlowRecord>,
-    scores: Vec<Score>,
-    logged: u32,
-    unlogged: u32,
+    pub(super) candidates: Vec<Candidate>,
+    pub(super) records: Vec<FlowRecord>,
+    pub(super) scores: Vec<Score>,
+    pub(super) logged: u32,
+    pub(super) unlogged: u32,
     seen_check: Option<report::SeenCheck>,
 }
 
@@ -190,8 +186,7 @@ impl Poller {
     /// One poll.
     fn poll(&mut self) {
         let now = now_ns();
-        self.lease_until_ns = now + self.config.agent.lease.as_nanos() as u64;
-        self.kernel.control.set_lease(self.lease_until_ns);
+        self.renew_lease(now);
         self.metrics.lease(true);
         self.candidates.clear();
         self.records.clear();
@@ -199,6 +194,11 @@ impl Poller {
         self.scan(now);
         self.score(now);
         self.metrics.table(self.kernel.table.capacity() as u64, self.occupied);
+    }
+
+    pub(super) fn renew_lease(&mut self, now: u64) {
+        self.lease_until_ns = now + self.config.agent.lease.as_nanos() as u64;
+        self.kernel.control.set_lease(self.lease_until_ns);
     }
 
     /// Records that the programs gave up for new flows.
@@ -275,87 +275,6 @@ impl Poller {
         self.occupied = self.occupied.saturating_sub(1);
         self.metrics.flows_ended(reason, 1);
         self.ended(record);
-    }
-
-    /// Scores what was copied, and stores what the policy decides.
-    fn score(&mut self, now: u64) {
-        let Some(model) = &mut self.model else { return };
-        let (mut first, batch) = (0, self.config.model.max_batch as usize);
-        let mut scores = std::mem::take(&mut self.scores);
-        while first < self.records.len() {
-            let last = (first + batch).min(self.records.len());
-            let begun = Instant::now();
-            // A model that is slow over many flows must not let the lease run out.
-            self.lease_until_ns = now_ns() + self.config.agent.lease.as_nanos() as u64;
-            self.kernel.control.set_lease(self.lease_until_ns);
-            let invalid = model.invalid();
-            match model.score(&self.records[first..last], &mut scores) {
-                Ok(()) => self.metrics.inference((last - first) as u64, begun.elapsed()),
-                Err(error) => {
-                    self.metrics.inference_error();
-                    tracing::error!("inference failed, {} flows stay unscored: {error:#}", last - first);
-                }
-            }
-            if model.invalid() > invalid {
-                self.metrics.inference_error();
-                tracing::error!("the model gave no finite number for {} flows; they pass", model.invalid() - invalid);
-            }
-            for (offset, score) in scores.iter().enumerate() {
-                if let Candidate { slot: Some(slot) } = self.candidates[first + offset] {
-                    let record = &self.records[first + offset];
-                    let decision = self.policy.decide(record, *score);
-                    let memory = &mut self.memories[slot];
-                    if memory.verdict.is_some_and(|(_, until)| until <= now) {
-                        // It has expired: what follows is a new verdict, to be counted and logged.
-                        (memory.verdict, memory.would) = (None, None);
-                    }
-                    if self.policy.clears(*score) && memory.verdict.take().is_some() {
-                        // More packets have cleared the flow.
-                        self.kernel.table.store_verdict(slot, Verdict::default().0);
-                    }
-                    memory.score = Some(*score);
-                    let label = model.labels.get(score.label as usize).map_or("?", String::as_str);
-                    let new = memory.would != Some(decision.would).filter(|action| *action != Action::Pass);
-                    memory.would = Some(decision.would).filter(|action| *action != Action::Pass);
-                    if decision.would == Action::Pass {
-                        continue;
-                    }
-                    if decision.action != Action::Pass {
-                        let until = now + self.config.policy.verdict_ttl.as_nanos() as u64;
-                        let verdict = Verdict::new(decision.action, score.label, record.generation, until);
-                        self.kernel.table.store_verdict(slot, verdict.0);
-                        memory.verdict = Some((decision.action, verdict.until_ns()));
-                    }
-                    // A renewed verdict is neither counted nor logged again.
-                    if !new {
-                        continue;
-                    }
-                    if decision.action == Action::Pass {
-                        self.metrics.would_verdicts(decision.would, label, 1);
-                    } else {
-                        self.metrics.verdicts(decision.action, label, 1);
-                        if decision.action != decision.would {
-                            self.metrics.would_verdicts(decision.would, label, 1);
-                        }
-                    }
-                    if self.logged < LOGGED_PER_SECOND {
-                        self.logged += 1;
-                        report::log_verdict(record, *score, label, decision, model);
-                    } else {
-                        self.unlogged += 1;
-                    }
-                } else {
-                    // The flow has ended: nothing can be stored, but what would have been is counted.
-                    let decision = self.policy.decide(&self.records[first + offset], *score);
-                    if decision.would != Action::Pass {
-                        let label = model.labels.get(score.label as usize).map_or("?", String::as_str);
-                        self.metrics.would_verdicts(decision.would, label, 1);
-                    }
-                }
-            }
-            first = last;
-        }
-        self.scores = scores;
     }
 
     fn every_second(&mut self) {
