@@ -21,6 +21,7 @@
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod context;
 pub mod control;
 pub mod counter;
 #[cfg(feature = "std")]
