@@ -52,6 +52,11 @@ enum Task {
     Test(test::TestArgs),
     /// Run the benches. Example: `cargo xtask bench datapath`.
     Bench(run::BenchArgs),
+    /// Compare the kernel programs with native code on captures, integer by integer. Exit code 1 for a difference.
+    ///
+    /// Every frame is run by the loaded program (BPF_PROG_TEST_RUN) and by `sensor extract`'s code. Needs root, as `run`
+    /// does. Example: `cargo xtask parity captures/ one.pcap`.
+    Parity(run::ParityArgs),
     /// Write docs/metrics.md and docs/features.md from what the agent itself declares.
     Docs(docs::DocsArgs),
     /// Check format, lints (host and BPF), dependencies and generated documents. Changes no file of the project.
@@ -76,6 +81,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Run(args) => run::run(args),
         Task::Test(args) => test::test(args),
         Task::Bench(args) => run::bench(args),
+        Task::Parity(args) => run::parity(args),
         Task::Docs(args) => docs::docs(args),
         Task::Lint => lint::lint(),
     }

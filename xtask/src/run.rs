@@ -1,4 +1,4 @@
-//! `cargo xtask run` and `bench`: build what is needed as the current user, then become the program, as root.
+//! `cargo xtask run`, `bench` and `parity`: build what is needed as the current user, then become the program, as root.
 
 use anyhow::Result;
 use clap::Args;
@@ -70,4 +70,25 @@ pub(crate) fn bench(args: BenchArgs) -> Result<()> {
     ebpf::build()?;
     cmd::run(cmd::cargo().args(["build", "--release", "-p", "sensor-tests", "--bin", "sensor-bench"]))?;
     cmd::exec_as_root(&cmd::host_binary("release", "sensor-bench")?, &args.args)
+}
+
+/// Captures to compare, and other arguments.
+#[derive(Args)]
+pub(crate) struct ParityArgs {
+    /// Captures, or folders of captures [default: $SENSOR_CAPTURES, else ../shared/captures]; --verbose lists what was
+    /// not compared
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "CAPTURE")]
+    args: Vec<String>,
+}
+
+/// `cargo xtask parity`. Returns only on failure.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn parity(args: ParityArgs) -> Result<()> {
+    setup::ensure(setup::Options::BUILD)?;
+    ebpf::build()?;
+    // With debug assertions: a silent overflow would be a difference, too.
+    cmd::run(cmd::cargo().args(["build", "-p", "sensor-tests", "--bin", "sensor-parity"]))?;
+    cmd::exec_as_root(&cmd::host_binary("debug", "sensor-parity")?, &args.args)
 }

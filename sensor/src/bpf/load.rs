@@ -94,6 +94,7 @@ pub struct Kernel {
     xdp: &'static str,
     tagging: bool,
     memory_bytes: u64,
+    seed: Seed,
     logs: Option<Logs>,
 }
 
@@ -155,12 +156,17 @@ impl Kernel {
         let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?).context("map COUNTERS")?;
         let evicted = RingBuf::try_from(take(&mut ebpf, "EVICTED")?).context("map EVICTED")?;
         let logs = if options.log_level > 0 { Some(logs(&mut ebpf)?) } else { None };
-        Ok(Kernel { ebpf, table, control, counters, evicted, xdp, tagging: options.tagging, memory_bytes, logs })
+        Ok(Kernel { ebpf, table, control, counters, evicted, xdp, tagging: options.tagging, memory_bytes, seed, logs })
     }
 
     /// Memory of all maps, bytes, as far as it is the agent's to choose (table, ring, counters).
     pub fn memory_bytes(&self) -> u64 {
         self.memory_bytes
+    }
+
+    /// The hash keys of this load, for whoever looks a flow up in the table (tests, and captures through the programs).
+    pub fn seed(&self) -> Seed {
+        self.seed
     }
 
     /// Whether `sensor_tag` was loaded.

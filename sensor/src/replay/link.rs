@@ -1,5 +1,6 @@
-//! Link types of captures: whatever is not Ethernet gets an Ethernet header in front of its IP header, so that there
-//! is one parser ([`sensor_common::packet`]). The length of the frame stays that of the capture.
+//! Link types of captures: whatever is not Ethernet gets an Ethernet header in place of its own link header, so that
+//! there is one parser ([`sensor_common::packet`]), and so that the programs in the kernel can be given the frame. Its
+//! length is then that of the Ethernet frame: frame bytes do not depend on how a capture was taken.
 
 use anyhow::{Result, bail};
 use sensor_common::counter::Cause;
@@ -17,11 +18,59 @@ const READABLE: usize = MAX_HEADER_OFFSET as usize + 64;
 /// # Errors
 /// The outer one if the link type is not supported; the inner [`Refusal`] if the frame belongs to no flow.
 pub fn parse(captured: &Captured<'_>) -> Result<Result<Packet, Refusal>> {
-    let Captured { time_ns: _, link, bytes, wire_len } = *captured;
-    if link == ETHERNET {
-        return Ok(packet::parse(packet::Captured { bytes, wire_len }));
-    }
-    let (header, ethertype) = match link {
+    let Captured { time_ns: _, link: _, bytes, wire_len } = *captured;
+    let (header, ethertype) = match header(captured)? {
+        Some(Header::Ethernet) => return Ok(packet::parse(packet::Captured { bytes, wire_len })),
+        Some(Header::Other { len, ethertype }) => (len, ethertype),
+        None => return Ok(Err(Cause::TruncatedLink)),
+    };
+    let rest = &bytes[header..];
+    let rest = &rest[..rest.len().min(READABLE)];
+    let mut frame = [0u8; ETHERNET_HEADER + READABLE];
+    frame[12..14].copy_from_slice(&ethertype);
+    frame[ETHERNET_HEADER..ETHERNET_HEADER + rest.len()].copy_from_slice(rest);
+    let bytes = &frame[..ETHERNET_HEADER + rest.len()];
+    Ok(packet::parse(packet::Captured { bytes, wire_len: ethernet_len(wire_len, header) }))
+}
+
+/// The whole captured frame with an Ethernet header, and its length on the wire then. `room` holds what had to be
+/// changed. `None` if the frame ends inside its link header.
+///
+/// # Errors
+/// If the link type is not supported.
+pub fn ethernet<'a>(captured: &Captured<'a>, room: &'a mut Vec<u8>) -> Result<Option<packet::Captured<'a>>> {
+    let Captured { time_ns: _, link: _, bytes, wire_len } = *captured;
+    let (len, ethertype) = match header(captured)? {
+        Some(Header::Ethernet) => return Ok(Some(packet::Captured { bytes, wire_len })),
+        Some(Header::Other { len, ethertype }) => (len, ethertype),
+        None => return Ok(None),
+    };
+    room.clear();
+    room.resize(ETHERNET_HEADER - 2, 0);
+    room.extend(ethertype);
+    room.extend(&bytes[len..]);
+    Ok(Some(packet::Captured { bytes: room, wire_len: ethernet_len(wire_len, len) }))
+}
+
+fn ethernet_len(wire_len: u32, header: usize) -> u32 {
+    wire_len.saturating_sub(header as u32).saturating_add(ETHERNET_HEADER as u32)
+}
+
+/// A link header.
+enum Header {
+    Ethernet,
+    /// Its length in bytes, and the EtherType of what follows.
+    Other {
+        len: usize,
+        ethertype: [u8; 2],
+    },
+}
+
+/// The link header of a frame, `None` if the frame ends inside.
+fn header(captured: &Captured<'_>) -> Result<Option<Header>> {
+    let bytes = captured.bytes;
+    let (len, ethertype) = match captured.link {
+        ETHERNET => return Ok(Some(Header::Ethernet)),
         // Loopback of the BSDs: the address family, in the byte order of the host or of the network.
         0 | 108 => (4, bytes.get(..4).map(family)),
         // Raw IP, by its version.
@@ -29,20 +78,12 @@ pub fn parse(captured: &Captured<'_>) -> Result<Result<Packet, Refusal>> {
         // Linux cooked capture, versions 1 and 2.
         113 => (16, bytes.get(..16).map(|header| [header[14], header[15]])),
         276 => (20, bytes.get(..20).map(|header| [header[0], header[1]])),
-        _ => bail!(
+        link => bail!(
             "link type {link} is not supported (supported: 0, 1, 12, 14, 101, 108, 113, 228, 229, 276; \
              see tcpdump.org/linktypes.html)"
         ),
     };
-    let Some(ethertype) = ethertype else { return Ok(Err(Cause::TruncatedLink)) };
-    let rest = &bytes[header..];
-    let rest = &rest[..rest.len().min(READABLE)];
-    let mut frame = [0u8; ETHERNET_HEADER + READABLE];
-    frame[12..14].copy_from_slice(&ethertype);
-    frame[ETHERNET_HEADER..ETHERNET_HEADER + rest.len()].copy_from_slice(rest);
-    let len = wire_len.saturating_sub(header as u32).saturating_add(ETHERNET_HEADER as u32);
-    let frame = packet::Captured { bytes: &frame[..ETHERNET_HEADER + rest.len()], wire_len: len };
-    Ok(packet::parse(frame).map(|packet| Packet { frame_len: wire_len, ..packet }))
+    Ok(ethertype.map(|ethertype| Header::Other { len, ethertype }))
 }
 
 /// The EtherType of an IP version; an EtherType that is nobody's for any other.

@@ -6,6 +6,7 @@
 
 pub mod capture;
 mod export;
+pub mod kernel;
 pub mod labels;
 pub mod link;
 pub mod table;

@@ -8,10 +8,11 @@ use sensor::bpf::load::{Hook, Kernel, LoadOptions, TestRunOptions, TestRunResult
 use sensor::bpf::sys::Slot;
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::{self, CAUSE_SLOTS, Cause, InterfaceCounters};
-use sensor_common::flow::{Direction, FlowKey, FlowRecord, state};
+use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::packet::{self, Packet};
 use sensor_common::table::{TICK_SHIFT, WAYS};
+use sensor_tests::differences::differences;
 
 /// Loopback: where the kernel says that the frames of test runs come from.
 pub(crate) const IFINDEX: u32 = 1;
@@ -139,21 +140,6 @@ pub(crate) fn counters(kernel: &Kernel) -> InterfaceCounters {
 /// Frames of both hooks and every action.
 pub(crate) fn seen(counters: &InterfaceCounters) -> u64 {
     counters.seen.iter().flatten().map(|volume| volume.packets).sum()
-}
-
-/// The parts of a record that are valid, without the kernel's own words: what both paths must agree on.
-pub(crate) fn comparable(record: &FlowRecord) -> FlowRecord {
-    let mut record = *record;
-    record.sequence = 0;
-    record.generation = 0;
-    record.verdict = 0;
-    if record.state & state::REVERSE == 0 {
-        record.directions[1] = <Direction as bytemuck::Zeroable>::zeroed();
-    }
-    for arrival in record.first.iter_mut().skip(record.first_len as usize) {
-        *arrival = bytemuck::Zeroable::zeroed();
-    }
-    record
 }
 
 /// A frame as TC sees a super-packet of segmentation offload.
@@ -303,6 +289,6 @@ impl Rig {
 }
 
 fn same(what: &str, kernel: &FlowRecord, host: &FlowRecord) {
-    let (kernel, host) = (comparable(kernel), comparable(host));
-    assert!(kernel == host, "{what}: records differ\nkernel: {kernel:#?}\nhost: {host:#?}");
+    let found = differences(kernel, host);
+    assert!(found.is_empty(), "{what}: {:?}: kernel (left) and host (right) differ: {found:#?}", host.key);
 }

@@ -1,0 +1,322 @@
+//! Captures through the programs in the kernel (`sensor extract --kernel`, `cargo xtask parity`): each frame is given to
+//! the loaded program by `BPF_PROG_TEST_RUN` under the capture's clock, and records are read back from the mmapped table.
+//!
+//! The host's own table goes the same way beside it and says when a flow ends or reaches a snapshot, and in which order;
+//! the record that is handed over then is the kernel's. So rows come in the host's order and with its reasons, and every
+//! record has its counterpart. Invariant: a record that the kernel holds and the host does not, or the other way round,
+//! is an error, never a missing row; but for flows that the table had no room for, which are counted.
+
+use anyhow::{Context, Result, bail};
+use sensor_common::control::{Control, NO_DSCP};
+use sensor_common::counter::{CAUSE_SLOTS, InterfaceCounters};
+use sensor_common::flow::{FlowKey, FlowRecord};
+use sensor_common::hash::{Seed, hash};
+use sensor_common::packet::{self, Packet, Refusal};
+use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS, bucket_of, tag_of};
+
+use super::capture::Captured;
+use super::link;
+use super::table::Reason;
+use crate::bpf::load::{Hook, Kernel, LoadOptions, TestRunOptions};
+use crate::bpf::probe;
+use crate::bpf::sys::Slot;
+
+/// Where the kernel says that the frames of test runs come from: the loopback interface.
+const IFINDEX: u32 = 1;
+/// XDP_PASS.
+const PASS: u32 = 2;
+/// Shortest frame that test runs take: an Ethernet header.
+const SHORTEST: usize = 14;
+/// Longest frame of one buffer: a page without XDP's headroom (256 bytes) and the kernel's own end (at most 384).
+const LONGEST_BUFFER: usize = 4096 - 256 - 384;
+/// Longest frame of several buffers: the first and 17 pages, the least that a kernel can be built with.
+const LONGEST: usize = LONGEST_BUFFER + 17 * 4096;
+
+/// What a captured frame is to the programs.
+#[derive(Debug)]
+pub enum Fit<'a> {
+    /// An Ethernet frame that they can be given, and what the host's parser makes of it.
+    Frame(&'a [u8], Result<Packet, Refusal>),
+    /// The frame cannot be given to them, but belongs to no flow on the host either.
+    Refused(Refusal),
+    /// The frame belongs to a flow but cannot be given to them.
+    Unfit(Unfit),
+}
+
+/// Why a frame that belongs to a flow cannot be given to the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unfit {
+    /// Longer than a test run can take.
+    TooLong,
+    /// The capture lacks bytes of it that the programs would read.
+    Cut,
+}
+
+impl Unfit {
+    /// The name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Unfit::TooLong => "longer than a test run takes",
+            Unfit::Cut => "cut by the capture where the programs read",
+        }
+    }
+}
+
+/// Loaded programs with the replay clock, for one capture after the other.
+#[derive(Debug)]
+pub struct KernelReplay {
+    kernel: Kernel,
+    seed: Seed,
+    longest: usize,
+    /// Counters when the capture began.
+    before: InterfaceCounters,
+    /// Records that came through the eviction ring and were not asked for yet.
+    evicted: Vec<FlowRecord>,
+    /// Records that left the table in this capture, by the ring or taken at their end.
+    gone: u64,
+    /// The frame as it is given to the programs, if that is not how it was captured.
+    frame: Vec<u8>,
+    link: Vec<u8>,
+}
+
+impl KernelReplay {
+    /// Loads the programs with a table of at least `flows` flows.
+    ///
+    /// # Errors
+    /// Without root (CAP_BPF, CAP_NET_ADMIN), or for more flows than the table can have.
+    pub fn load(flows: usize) -> Result<KernelReplay> {
+        let (least, most) = (MIN_BUCKETS as usize * WAYS, MAX_BUCKETS as usize * WAYS);
+        if flows > most {
+            bail!("the kernel's flow table holds {most} flows at most, not {flows}: replay without --kernel");
+        }
+        let flows = flows.next_power_of_two().max(least);
+        let frags = probe::kernel().xdp_frags;
+        let options = LoadOptions { flows, frags, replay_clock: true, ..LoadOptions::default() };
+        let mut kernel = Kernel::load(&options).context(
+            "the programs cannot be loaded for --kernel, which needs root; without it, the same records are made in \
+             this process",
+        )?;
+        kernel.watch(IFINDEX)?;
+        kernel.control.set(&Control {
+            tag_dscp: NO_DSCP,
+            // Flows end when the host says so.
+            evict_idle_ticks: u32::MAX,
+            ..bytemuck::Zeroable::zeroed()
+        });
+        let before = kernel.counters(IFINDEX)?;
+        Ok(KernelReplay {
+            seed: kernel.seed(),
+            longest: if frags { LONGEST } else { LONGEST_BUFFER },
+            kernel,
+            before,
+            evicted: Vec::new(),
+            gone: 0,
+            frame: Vec::new(),
+            link: Vec::new(),
+        })
+    }
+
+    /// Flows that the table can hold.
+    pub fn capacity(&self) -> usize {
+        self.kernel.table.capacity()
+    }
+
+    /// The hash keys of the loaded programs.
+    pub fn seed(&self) -> Seed {
+        self.seed
+    }
+
+    /// Forgets everything of the capture before.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read its counters, or a record cannot be released.
+    pub fn begin(&mut self) -> Result<()> {
+        for record in self.left()? {
+            let (slot, record) =
+                self.find(&record.key)?.context("a record left the table by itself; please report this")?;
+            self.kernel.table.release(slot, record.generation, record.last_ns);
+        }
+        self.evicted.clear();
+        self.gone = 0;
+        self.before = self.kernel.counters(IFINDEX)?;
+        Ok(())
+    }
+
+    /// Makes of a captured frame what the programs can be given.
+    ///
+    /// A frame that the capture cut is padded with zeros to its length on the wire, if the host makes the same of it
+    /// then as before.
+    ///
+    /// # Errors
+    /// If the link type is not supported.
+    pub fn fit(&mut self, captured: &Captured<'_>) -> Result<Fit<'_>> {
+        let host = link::parse(captured)?;
+        let mut room = std::mem::take(&mut self.link);
+        let frame = link::ethernet(captured, &mut room)?;
+        self.frame.clear();
+        if let Some(frame) = frame {
+            self.frame.extend(&frame.bytes[..frame.bytes.len().min(self.longest + 1)]);
+            self.frame.resize((frame.wire_len as usize).min(self.longest + 1), 0);
+        }
+        let cut = frame.is_some_and(|frame| frame.bytes.len() < frame.wire_len as usize);
+        self.link = room;
+        let unfit = match self.frame.len() {
+            len if len > self.longest => Some(Unfit::TooLong),
+            _ if cut && packet::parse(&self.frame[..]) != host => Some(Unfit::Cut),
+            _ => None,
+        };
+        Ok(match (unfit, host) {
+            (_, Err(cause)) if self.frame.len() < SHORTEST => Fit::Refused(cause),
+            (Some(_), Err(cause)) => Fit::Refused(cause),
+            (Some(unfit), Ok(_)) => Fit::Unfit(unfit),
+            (None, host) => Fit::Frame(&self.frame, host),
+        })
+    }
+
+    /// The turn of the frame that was fitted last, which arrived at `time_ns`. It runs when the host asks for a record
+    /// that it changes, or with [`Turn::finish`]; records that end before it are taken before it runs.
+    pub fn turn(&mut self, time_ns: u64) -> Turn<'_> {
+        Turn { replay: self, time_ns: Some(time_ns) }
+    }
+
+    /// A turn without a frame, for what ends with the capture.
+    pub fn last_turn(&mut self) -> Turn<'_> {
+        Turn { replay: self, time_ns: None }
+    }
+
+    /// The next record that the programs gave up for lack of room.
+    pub fn next_given_up(&mut self) -> Option<FlowRecord> {
+        self.evicted.pop()
+    }
+
+    /// Packets of this capture that the programs refused, by cause.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read its counters.
+    pub fn refused(&self) -> Result<[u64; CAUSE_SLOTS]> {
+        let mut refused = self.kernel.counters(IFINDEX)?.unrecorded;
+        for (count, before) in refused.iter_mut().zip(&self.before.unrecorded) {
+            *count -= before;
+        }
+        Ok(refused)
+    }
+
+    /// Records of this capture that were given up for lack of room while the ring to this process was full.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read its counters.
+    pub fn lost_packets(&self) -> Result<u64> {
+        Ok(self.kernel.counters(IFINDEX)?.evicted_lost_packets - self.before.evicted_lost_packets)
+    }
+
+    /// Records that are in the table, which none should be when the capture has ended.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read its counters, or a record cannot be copied.
+    pub fn left(&self) -> Result<Vec<FlowRecord>> {
+        let now = self.kernel.counters(IFINDEX)?;
+        let lost = now.evicted_lost_flows - self.before.evicted_lost_flows;
+        if now.flows_created - self.before.flows_created == self.gone + lost {
+            // The whole index is not read for nothing: that would be most of the time for a small capture.
+            return Ok(Vec::new());
+        }
+        let mut left = Vec::new();
+        for number in 0..self.kernel.table.buckets() {
+            let bucket = self.kernel.table.bucket(number);
+            for way in (0..WAYS).filter(|way| bucket.tags[*way] != 0) {
+                left.push(self.copy(number * WAYS + way)?);
+            }
+        }
+        Ok(left)
+    }
+
+    fn copy(&self, slot: Slot) -> Result<FlowRecord> {
+        self.kernel.table.copy(slot).context("a record is being written though no program runs; please report this")
+    }
+
+    fn find(&self, key: &FlowKey) -> Result<Option<(Slot, FlowRecord)>> {
+        let hash = hash(key, |position| self.seed[position]);
+        let number = bucket_of(hash, self.kernel.table.buckets() as u32) as usize;
+        let bucket = self.kernel.table.bucket(number);
+        for way in (0..WAYS).filter(|way| bucket.tags[*way] == tag_of(hash)) {
+            let slot = number * WAYS + way;
+            let record = self.copy(slot)?;
+            if record.key == *key {
+                return Ok(Some((slot, record)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn run(&mut self, time_ns: u64) -> Result<()> {
+        self.kernel.control.set_replay_clock(time_ns);
+        let options = TestRunOptions { data_in: Some(&self.frame), ..TestRunOptions::default() };
+        let answer = self.kernel.runner().run(Hook::Ingress, options)?.return_value;
+        if answer != PASS {
+            bail!("the program answered {answer} to a frame of {} bytes, not pass", self.frame.len());
+        }
+        while let Some(record) = self.kernel.next_evicted() {
+            self.evicted.push(record);
+            self.gone += 1;
+        }
+        Ok(())
+    }
+}
+
+/// One frame on its way through host and kernel, see [`KernelReplay::turn`].
+#[derive(Debug)]
+pub struct Turn<'a> {
+    replay: &'a mut KernelReplay,
+    /// When the frame arrived, until it ran.
+    time_ns: Option<u64>,
+}
+
+impl Turn<'_> {
+    /// The kernel's record of the flow of which the host hands over `host`; taken out of the table if it ended. `None`
+    /// if the table had no room for the flow.
+    ///
+    /// # Errors
+    /// If the kernel does not run the frame.
+    pub fn fetch(&mut self, host: &FlowRecord, reason: Reason) -> Result<Option<FlowRecord>> {
+        let found = match reason {
+            Reason::Snapshot => {
+                self.run()?;
+                self.replay.find(&host.key)?.map(|(_, record)| record)
+            }
+            Reason::Reopened => {
+                // The programs hand the old connection's record over when they see the new one's first packet.
+                self.run()?;
+                let evicted = &mut self.replay.evicted;
+                let position = evicted.iter().position(|record| record.key == host.key);
+                position.map(|position| evicted.swap_remove(position))
+            }
+            Reason::Idle | Reason::Active | Reason::Closed | Reason::Clock | Reason::End => {
+                match self.replay.find(&host.key)? {
+                    Some((slot, record)) => {
+                        self.replay.gone += 1;
+                        let released = self.replay.kernel.table.release(slot, record.generation, record.last_ns);
+                        Some(released.context("a record changed though no program ran; please report this")?)
+                    }
+                    None => None,
+                }
+            }
+        };
+        // The interface of test runs is nobody's.
+        Ok(found.map(|record| FlowRecord { ifindex: 0, ..record }))
+    }
+
+    /// Runs the frame if it did not run yet.
+    ///
+    /// # Errors
+    /// If the kernel does not run the frame.
+    pub fn finish(mut self) -> Result<()> {
+        self.run()
+    }
+
+    fn run(&mut self) -> Result<()> {
+        match self.time_ns.take() {
+            Some(time_ns) => self.replay.run(time_ns),
+            None => Ok(()),
+        }
+    }
+}

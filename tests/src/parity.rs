@@ -1,0 +1,234 @@
+//! Native code against the programs in the kernel, record by record and integer by integer.
+//!
+//! Both are offered the same frames at the same times; every record that ends or reaches a snapshot, and every count of
+//! refused packets, must be the same. What cannot be compared is counted with its reason, never left out in silence.
+//! Used by `sensor-parity` (`cargo xtask parity`), by `tests/parity.rs` and by property tests.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use sensor::replay::capture::{Capture, Captured};
+use sensor::replay::kernel::{Fit, KernelReplay};
+use sensor::replay::table::{Reason, Table, Timeouts};
+use sensor::replay::{Endpoint, endpoints};
+use sensor_common::counter::Cause;
+use sensor_common::flow::FlowRecord;
+
+use crate::differences::differences;
+
+/// Packet counts at which records are compared before they end.
+const SNAPSHOTS: [u64; 4] = [1, 4, 32, 256];
+/// Mismatches that are described; all are counted.
+const DESCRIBED: usize = 50;
+
+/// Two values that should be one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Flow, and why its record was handed over.
+    pub flow: String,
+    /// Field of the record.
+    pub field: String,
+    /// What the kernel has.
+    pub kernel: String,
+    /// What native code has.
+    pub native: String,
+}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Mismatch { flow, field, kernel, native } = self;
+        write!(f, "{flow}: {field}: kernel {kernel}, native {native}")
+    }
+}
+
+/// What came of the comparison of one capture, or of several.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// Frames that were offered to both.
+    pub packets: u64,
+    /// Records that ended and were compared.
+    pub flows: u64,
+    /// Records that were compared at snapshots.
+    pub snapshots: u64,
+    /// Frames that were not compared, by reason.
+    pub not_compared: BTreeMap<String, u64>,
+    /// Values that differ.
+    pub mismatches: u64,
+    /// The first of them.
+    pub described: Vec<Mismatch>,
+    /// Why the capture was not read to its end, or at all.
+    pub stopped: Option<String>,
+}
+
+impl Outcome {
+    fn mismatch(&mut self, flow: impl Into<String>, field: &str, kernel: impl ToString, native: impl ToString) {
+        self.mismatches += 1;
+        if self.described.len() < DESCRIBED {
+            let (kernel, native) = (kernel.to_string(), native.to_string());
+            self.described.push(Mismatch { flow: flow.into(), field: field.to_owned(), kernel, native });
+        }
+    }
+
+    /// Adds another capture's numbers, without its descriptions.
+    pub fn add(&mut self, other: &Outcome) {
+        let Outcome { packets, flows, snapshots, not_compared, mismatches, described: _, stopped: _ } = other;
+        self.packets += packets;
+        self.flows += flows;
+        self.snapshots += snapshots;
+        self.mismatches += mismatches;
+        for (reason, count) in not_compared {
+            *self.not_compared.entry(reason.clone()).or_default() += count;
+        }
+    }
+}
+
+/// The programs, loaded once for any number of captures.
+#[derive(Debug)]
+pub struct Parity {
+    kernel: KernelReplay,
+}
+
+impl Parity {
+    /// Loads the programs with a table of at least `flows` flows.
+    ///
+    /// # Errors
+    /// Without root.
+    pub fn load(flows: usize) -> Result<Parity> {
+        Ok(Parity { kernel: KernelReplay::load(flows)? })
+    }
+
+    /// Compares a capture up to its end, or to where it cannot be read any more.
+    ///
+    /// # Errors
+    /// If the kernel does not do what it is asked to. A file that is no capture is no error: see
+    /// [`Outcome::stopped`].
+    pub fn capture(&mut self, path: &Path) -> Result<Outcome> {
+        let opened = File::open(path).map_err(Into::into).and_then(|file| Capture::open(BufReader::new(file)));
+        let mut capture = match opened {
+            Ok(capture) => capture,
+            Err(error) => return Ok(Outcome { stopped: Some(format!("{error:#}")), ..Outcome::default() }),
+        };
+        let mut run = Run::begin(&mut self.kernel)?;
+        loop {
+            let captured = match capture.read() {
+                Ok(Some(captured)) => captured,
+                Ok(None) => break,
+                Err(error) => {
+                    run.outcome.stopped = Some(format!("{error:#}"));
+                    break;
+                }
+            };
+            if let Some(stopped) = run.frame(&captured)? {
+                run.outcome.stopped = Some(stopped);
+                break;
+            }
+        }
+        run.finish()
+    }
+
+    /// Compares frames that arrived at times in ns.
+    ///
+    /// # Errors
+    /// If the kernel does not do what it is asked to.
+    pub fn frames<'f>(&mut self, frames: impl IntoIterator<Item = (u64, &'f [u8])>) -> Result<Outcome> {
+        let mut run = Run::begin(&mut self.kernel)?;
+        for (time_ns, bytes) in frames {
+            run.frame(&Captured { time_ns, link: 1, bytes, wire_len: bytes.len() as u32 })?;
+        }
+        run.finish()
+    }
+}
+
+/// A comparison under way.
+struct Run<'k> {
+    kernel: &'k mut KernelReplay,
+    table: Table,
+    refused: [u64; Cause::COUNT],
+    outcome: Outcome,
+}
+
+impl<'k> Run<'k> {
+    fn begin(kernel: &'k mut KernelReplay) -> Result<Run<'k>> {
+        kernel.begin()?;
+        let table = Table::new(Timeouts::default(), SNAPSHOTS.to_vec());
+        Ok(Run { kernel, table, refused: [0; Cause::COUNT], outcome: Outcome::default() })
+    }
+
+    /// Offers one frame to both; why the capture cannot be read, if it cannot.
+    fn frame(&mut self, captured: &Captured<'_>) -> Result<Option<String>> {
+        let host = match self.kernel.fit(captured) {
+            Ok(Fit::Frame(_, host)) => host,
+            Ok(Fit::Refused(cause)) => {
+                let reason = format!("too short for a test run, natively {}", cause.name());
+                *self.outcome.not_compared.entry(reason).or_default() += 1;
+                return Ok(None);
+            }
+            Ok(Fit::Unfit(unfit)) => {
+                *self.outcome.not_compared.entry(unfit.name().to_owned()).or_default() += 1;
+                return Ok(None);
+            }
+            Err(error) => return Ok(Some(format!("{error:#}"))),
+        };
+        self.outcome.packets += 1;
+        let Run { kernel, table, refused, outcome } = self;
+        let mut turn = kernel.turn(captured.time_ns);
+        match host {
+            Ok(packet) => table.packet(&packet, captured.time_ns, &mut |native: &FlowRecord, reason| {
+                compare(turn.fetch(native, reason)?.as_ref(), native, reason, outcome);
+                anyhow::Ok(())
+            })?,
+            Err(cause) => refused[cause as usize] += 1,
+        }
+        turn.finish()?;
+        while let Some(record) = self.kernel.next_given_up() {
+            self.outcome.mismatch(name(&record), "(record)", "given up for lack of room", "kept");
+        }
+        Ok(None)
+    }
+
+    fn finish(mut self) -> Result<Outcome> {
+        let Run { kernel, table, refused, outcome } = &mut self;
+        let mut turn = kernel.last_turn();
+        table.finish(&mut |native: &FlowRecord, reason| {
+            compare(turn.fetch(native, reason)?.as_ref(), native, reason, outcome);
+            anyhow::Ok(())
+        })?;
+        for record in kernel.left().context("the kernel's table at the end of the capture")? {
+            outcome.mismatch(name(&record), "(record)", "present", "absent");
+        }
+        let counted = kernel.refused()?;
+        for cause in Cause::ALL {
+            let (kernel, native) = (counted[cause as usize], refused[cause as usize]);
+            if kernel != native {
+                outcome.mismatch("packets in no record", cause.name(), kernel, native);
+            }
+        }
+        Ok(self.outcome)
+    }
+}
+
+fn compare(kernel: Option<&FlowRecord>, native: &FlowRecord, reason: Reason, outcome: &mut Outcome) {
+    match reason {
+        Reason::Snapshot => outcome.snapshots += 1,
+        _ => outcome.flows += 1,
+    }
+    let flow = || format!("{} ({} at packet {})", name(native), reason.name(), native.packets());
+    let Some(kernel) = kernel else {
+        outcome.mismatch(flow(), "(record)", "absent", "present");
+        return;
+    };
+    for difference in differences(kernel, native) {
+        outcome.mismatch(flow(), &difference.field, difference.left, difference.right);
+    }
+}
+
+/// A flow for people: endpoints and protocol.
+#[must_use]
+pub fn name(record: &FlowRecord) -> String {
+    let (source, destination) = endpoints(record);
+    let end = |Endpoint { address, port }: Endpoint| std::net::SocketAddr::new(address, port);
+    format!("{} > {} protocol {}", end(source), end(destination), record.key.protocol)
+}
