@@ -1,0 +1,313 @@
+//! Golden captures: each holds one thing that other tools get wrong, and its values were computed by hand.
+//!
+//! tests/golden/make.py makes the captures; tests/golden/expected/NAME.toml says what each must give and why. Values are
+//! compared exactly, in every view and on every path that can run here; a difference is printed as capture, flow,
+//! feature, expected, got.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sensor::replay::capture::Capture;
+use sensor::replay::table::{Table, Timeouts};
+use sensor::replay::{ExtractOptions, endpoints, link, run};
+use sensor_common::counter::Cause;
+use sensor_common::features::{FEATURES, by_name};
+use sensor_common::flow::FlowRecord;
+use sensor_common::packet::{self, Captured};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+fn capture(name: &str) -> PathBuf {
+    folder().join("captures").join(name).with_extension("pcap")
+}
+
+/// What a capture must give.
+struct Golden {
+    name: String,
+    packets: u64,
+    refused: toml::Table,
+    timeout_s: Option<u64>,
+    /// Needs what is not built yet.
+    pending: bool,
+    gso: Option<toml::Table>,
+    flows: Vec<Flow>,
+}
+
+/// What one flow of it must give. Flows of one tuple stand in the order in which they start.
+struct Flow {
+    ends: (SocketAddr, SocketAddr),
+    protocol: u64,
+    /// View → column → value.
+    views: toml::Table,
+}
+
+impl Flow {
+    fn name(&self) -> String {
+        format!("{} → {} protocol {}", self.ends.0, self.ends.1, self.protocol)
+    }
+}
+
+fn golden(path: &Path) -> Golden {
+    let name = path.file_stem().expect("a file").to_string_lossy().into_owned();
+    let text = std::fs::read_to_string(path).expect("expected values");
+    let mut file: toml::Table = text.parse().unwrap_or_else(|error| panic!("{name}: {error}"));
+    let toml::Value::Array(flows) = file.remove("flow").expect("flows") else { panic!("{name}: flow is no list") };
+    let flows = flows.into_iter().map(|flow| {
+        let toml::Value::Table(mut flow) = flow else { panic!("{name}: a flow is no table") };
+        let mut end = |key: &str| {
+            let text = flow.remove(key).expect(key);
+            text.as_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{name}: {key} = {text}"))
+        };
+        let ends = (end("src"), end("dst"));
+        let protocol = flow.remove("protocol").and_then(|number| number.as_integer()).expect("protocol") as u64;
+        Flow { ends, protocol, views: flow }
+    });
+    let mut table = |key: &str| match file.remove(key) {
+        None => None,
+        Some(toml::Value::Table(table)) => Some(table),
+        Some(other) => panic!("{name}: {key} = {other}"),
+    };
+    let (flows, refused, gso) = (flows.collect(), table("refused").unwrap_or_default(), table("gso"));
+    let pending = file.remove("pending").is_some();
+    let mut number = |key: &str| file.remove(key).map(|value| value.as_integer().expect("a number") as u64);
+    let (packets, timeout_s) = (number("packets").expect("packets"), number("timeout_s"));
+    assert!(file.is_empty(), "{name}: what is {file}?");
+    Golden { name, packets, refused, timeout_s, pending, gso, flows }
+}
+
+fn all() -> Vec<Golden> {
+    let files = std::fs::read_dir(folder().join("expected")).expect("expected values");
+    let mut paths: Vec<_> = files.map(|file| file.expect("file").path()).collect();
+    paths.sort();
+    paths.iter().map(|path| golden(path)).collect()
+}
+
+fn number(value: &toml::Value) -> f64 {
+    value.as_float().or(value.as_integer().map(|whole| whole as f64)).expect("a number")
+}
+
+/// The same number, or both missing.
+fn same(a: f64, b: f64) -> bool {
+    a == b || a.is_nan() && b.is_nan()
+}
+
+/// Columns of a view that say which flow a row is of: initiator's address and port, responder's, protocol.
+fn identity(view: &str) -> [&'static str; 5] {
+    match view {
+        "sensor" => ["src", "sport", "dst", "dport", "protocol"],
+        _ => ["Src IP", "Src Port", "Dst IP", "Dst Port", "Protocol"],
+    }
+}
+
+/// Compares one view on one path; what differs, a line each.
+fn compare(golden: &Golden, view: &str, differences: &mut String) -> usize {
+    let options = ExtractOptions { captures: vec![capture(&golden.name)], ..ExtractOptions::default() };
+    let (mut output, mut report) = (Vec::new(), Vec::new());
+    let totals = run(&options, Box::new(&mut output), &mut report).expect("readable");
+    let mut say = |flow: &str, feature: &str, expected: &dyn std::fmt::Display, got: &dyn std::fmt::Display| {
+        let _ = writeln!(differences, "{} | {flow} | {feature} | {expected} | {got}", golden.name);
+    };
+    for cause in Cause::ALL {
+        let expected = golden.refused.get(cause.name()).map_or(0, |count| number(count) as u64);
+        if totals.refused[cause as usize] != expected {
+            say("", &format!("refused as {}", cause.name()), &expected, &totals.refused[cause as usize]);
+        }
+    }
+    if (totals.packets, totals.flows) != (golden.packets, golden.flows.len() as u64) {
+        say("", "packets", &golden.packets, &totals.packets);
+        say("", "flows", &golden.flows.len(), &totals.flows);
+    }
+    let mut reader = csv::Reader::from_reader(&output[..]);
+    let header = reader.headers().expect("header").clone();
+    let mut rows: Vec<_> = reader.records().map(|row| row.expect("row")).collect();
+    let cell = |row: &csv::StringRecord, column: &str| {
+        header.iter().position(|name| name == column).and_then(|position| row.get(position)).map(str::to_owned)
+    };
+    let mut compared = 0;
+    for flow in &golden.flows {
+        let (src, dst) = flow.ends;
+        let wanted = [
+            src.ip().to_string(),
+            src.port().to_string(),
+            dst.ip().to_string(),
+            dst.port().to_string(),
+            flow.protocol.to_string(),
+        ];
+        let found = rows.iter().position(|row| {
+            identity(view).iter().zip(&wanted).all(|(column, value)| cell(row, column).as_ref() == Some(value))
+        });
+        let Some(found) = found else {
+            say(&flow.name(), "row", &"one", &"none");
+            continue;
+        };
+        let row = rows.remove(found);
+        let Some(toml::Value::Table(values)) = flow.views.get(view) else { continue };
+        for (feature, expected) in values {
+            compared += 1;
+            match cell(&row, feature) {
+                None => say(&flow.name(), feature, expected, &"no such column"),
+                Some(text) => {
+                    let got = if text.is_empty() { f64::NAN } else { text.parse().expect("a number") };
+                    if !same(got, number(expected)) {
+                        say(&flow.name(), feature, expected, &got);
+                    }
+                }
+            }
+        }
+    }
+    compared
+}
+
+fn compare_all(view: &str) {
+    let mut differences = String::new();
+    let all = all();
+    let usual = all.iter().filter(|golden| golden.timeout_s.is_none() && !golden.pending);
+    let compared: usize = usual.map(|golden| compare(golden, view, &mut differences)).sum();
+    assert!(differences.is_empty(), "capture | flow | feature | expected | got\n{differences}");
+    println!("{compared} values of {} captures are as computed by hand", all.len());
+    assert!(compared > 100, "only {compared} values");
+}
+
+#[test]
+fn values_computed_by_hand() {
+    compare_all("sensor");
+}
+
+/// Frames of a capture with the time of each.
+fn frames(path: &Path) -> Vec<(u64, Vec<u8>)> {
+    let mut capture = Capture::open(std::fs::File::open(path).expect("a capture")).expect("a capture");
+    let mut frames = Vec::new();
+    while let Some(frame) = capture.read().expect("whole") {
+        frames.push((frame.time_ns, frame.bytes.to_vec()));
+    }
+    frames
+}
+
+#[test]
+fn values_computed_by_hand_under_other_timeouts() {
+    let mut kept = 0;
+    for golden in all() {
+        let Some(timeout_s) = golden.timeout_s else { continue };
+        let timeout_ns = timeout_s * 1_000_000_000;
+        let timeouts = Timeouts { idle_ns: timeout_ns, active_ns: timeout_ns, ..Timeouts::default() };
+        let mut table = Table::new(timeouts, Vec::new());
+        let mut records: Vec<FlowRecord> = Vec::new();
+        let mut sink = |record: &FlowRecord, _| -> Result<(), ()> {
+            records.push(*record);
+            Ok(())
+        };
+        for (time_ns, bytes) in frames(&capture(&golden.name)) {
+            let frame =
+                sensor::replay::capture::Captured { time_ns, link: 1, wire_len: bytes.len() as u32, bytes: &bytes };
+            let packet = link::parse(&frame).expect("Ethernet").expect("a packet");
+            table.packet(&packet, time_ns, &mut sink).expect("kept");
+        }
+        table.finish(&mut sink).expect("kept");
+        assert_eq!(records.len(), golden.flows.len(), "{}", golden.name);
+        for (flow, record) in golden.flows.iter().zip(&records) {
+            let (source, _) = endpoints(record);
+            assert_eq!((source.address, source.port), (flow.ends.0.ip(), flow.ends.0.port()));
+            for (feature, expected) in flow.views["sensor"].as_table().expect("values") {
+                let got = (by_name(feature).expect(feature).value)(record);
+                assert!(same(got, number(expected)), "{} | {feature} | {expected} | {got}", golden.name);
+                kept += 1;
+            }
+        }
+    }
+    assert!(kept > 5, "only {kept} values");
+}
+
+/// A frame as a hook sees it under segmentation offload.
+#[derive(Clone, Copy)]
+struct Super<'a> {
+    frame: Captured<'a>,
+    segments: u32,
+    size: u32,
+}
+
+impl<'a> packet::Frame for Super<'a> {
+    type Window = &'a [u8];
+    fn window(self, offset: u32, len: u32) -> Option<&'a [u8]> {
+        self.frame.window(offset, len)
+    }
+    fn wire_len(self) -> u32 {
+        self.frame.wire_len
+    }
+    fn segments(self) -> (u32, u32) {
+        (self.segments, self.size)
+    }
+}
+
+/// The one flow's record of a capture, where frame `gso.0` (from 1) stands for `gso.1` segments of `gso.2` bytes.
+fn record(name: &str, gso: (usize, u32, u32)) -> FlowRecord {
+    let mut record = FlowRecord::zeroed();
+    for (number, (time_ns, bytes)) in frames(&capture(name)).into_iter().enumerate() {
+        let frame = Captured { bytes: &bytes, wire_len: bytes.len() as u32 };
+        let (segments, size) = if number + 1 == gso.0 { (gso.1, gso.2) } else { (1, 0) };
+        let packet = packet::parse(Super { frame, segments, size }).expect("well-formed");
+        if number == 0 {
+            record.start(&packet, time_ns, 0, 1);
+        }
+        record.update(&packet, time_ns);
+    }
+    record
+}
+
+#[test]
+fn a_super_packet_counts_as_its_segments() {
+    let mut compared = 0;
+    for golden in all() {
+        let Some(gso) = golden.gso else { continue };
+        let figure = |key: &str| gso[key].as_integer().expect("a number") as u32;
+        let on = record(&golden.name, (figure("frame") as usize, figure("segments"), figure("size")));
+        let off = record(gso["equals"].as_str().expect("a name"), (0, 1, 0));
+        assert!(on.frames() < off.frames() && on.packets() == off.packets());
+        for feature in FEATURES {
+            // Frames are fewer: what is kept by frame, its time and its order, is another thing. All sums are equal.
+            if ["inter-arrival", "first-n"].contains(&feature.group) {
+                continue;
+            }
+            let (on, off) = ((feature.value)(&on), (feature.value)(&off));
+            assert!(same(on, off), "{} | {} | {off} on the wire | {on} as a super-packet", golden.name, feature.name);
+            compared += 1;
+        }
+    }
+    assert!(compared > 60, "only {compared} features");
+}
+
+/// CICFlowMeter keeps every packet of a flow.
+#[test]
+fn memory_does_not_grow_with_packets() {
+    let resident_kb = || {
+        let status = std::fs::read_to_string("/proc/self/statm").expect("statm");
+        status.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages") * 4
+    };
+    let frames = frames(&capture("cic-16-memory"));
+    let mut table = Table::new(Timeouts::default(), Vec::new());
+    let mut replay = |rounds: std::ops::Range<u64>| {
+        for round in rounds {
+            for (time_ns, bytes) in &frames {
+                let packet = packet::parse(&bytes[..]).expect("well-formed");
+                let mut sink = |_: &FlowRecord, reason| -> Result<(), String> { Err(format!("ended: {reason:?}")) };
+                table.packet(&packet, time_ns + round * 100_000_000, &mut sink).expect("the flow goes on");
+            }
+        }
+        assert_eq!(table.len(), 1);
+    };
+    replay(0..100);
+    let before = resident_kb();
+    replay(100..5_000);
+    let grown = resident_kb().saturating_sub(before);
+    // A list of 490,000 lengths and times takes 8 MiB.
+    assert!(grown < 4096, "490,000 packets of one flow took {grown} KiB");
+}
+
+#[test]
+fn committed_captures_are_what_the_script_makes() {
+    let made = Command::new("python3").arg(folder().join("make.py")).arg("--check").output().expect("python3 runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
