@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use sensor::replay::capture::{Capture, Captured};
@@ -63,6 +63,17 @@ pub struct Outcome {
     pub stopped: Option<String>,
 }
 
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Outcome { packets, flows, snapshots, not_compared, mismatches, described: _, stopped: _ } = self;
+        write!(f, "{packets} packets, {flows} flows, {snapshots} snapshots, {mismatches} mismatches")?;
+        for (reason, count) in not_compared {
+            write!(f, "; not compared: {count} packets {reason}")?;
+        }
+        Ok(())
+    }
+}
+
 impl Outcome {
     fn mismatch(&mut self, flow: impl Into<String>, field: &str, kernel: impl ToString, native: impl ToString) {
         self.mismatches += 1;
@@ -89,6 +100,7 @@ impl Outcome {
 #[derive(Debug)]
 pub struct Parity {
     kernel: KernelReplay,
+    skew_ns: u64,
 }
 
 impl Parity {
@@ -97,7 +109,12 @@ impl Parity {
     /// # Errors
     /// Without root.
     pub fn load(flows: usize) -> Result<Parity> {
-        Ok(Parity { kernel: KernelReplay::load(flows)? })
+        Ok(Parity { kernel: KernelReplay::load(flows)?, skew_ns: 0 })
+    }
+
+    /// Puts the kernel's clock ahead of the host's, so that there is something to find.
+    pub fn skew_ns(&mut self, skew_ns: u64) {
+        self.skew_ns = skew_ns;
     }
 
     /// Compares a capture up to its end, or to where it cannot be read any more.
@@ -111,7 +128,7 @@ impl Parity {
             Ok(capture) => capture,
             Err(error) => return Ok(Outcome { stopped: Some(format!("{error:#}")), ..Outcome::default() }),
         };
-        let mut run = Run::begin(&mut self.kernel)?;
+        let mut run = Run::begin(self)?;
         loop {
             let captured = match capture.read() {
                 Ok(Some(captured)) => captured,
@@ -134,7 +151,7 @@ impl Parity {
     /// # Errors
     /// If the kernel does not do what it is asked to.
     pub fn frames<'f>(&mut self, frames: impl IntoIterator<Item = (u64, &'f [u8])>) -> Result<Outcome> {
-        let mut run = Run::begin(&mut self.kernel)?;
+        let mut run = Run::begin(self)?;
         for (time_ns, bytes) in frames {
             run.frame(&Captured { time_ns, link: 1, bytes, wire_len: bytes.len() as u32 })?;
         }
@@ -145,24 +162,26 @@ impl Parity {
 /// A comparison under way.
 struct Run<'k> {
     kernel: &'k mut KernelReplay,
+    skew_ns: u64,
     table: Table,
     refused: [u64; Cause::COUNT],
     outcome: Outcome,
 }
 
 impl<'k> Run<'k> {
-    fn begin(kernel: &'k mut KernelReplay) -> Result<Run<'k>> {
+    fn begin(parity: &'k mut Parity) -> Result<Run<'k>> {
+        let Parity { kernel, skew_ns } = parity;
         kernel.begin()?;
         let table = Table::new(Timeouts::default(), SNAPSHOTS.to_vec());
-        Ok(Run { kernel, table, refused: [0; Cause::COUNT], outcome: Outcome::default() })
+        Ok(Run { kernel, skew_ns: *skew_ns, table, refused: [0; Cause::COUNT], outcome: Outcome::default() })
     }
 
     /// Offers one frame to both; why the capture cannot be read, if it cannot.
     fn frame(&mut self, captured: &Captured<'_>) -> Result<Option<String>> {
         let host = match self.kernel.fit(captured) {
             Ok(Fit::Frame(_, host)) => host,
-            Ok(Fit::Refused(cause)) => {
-                let reason = format!("too short for a test run, natively {}", cause.name());
+            Ok(Fit::Refused(cause, unfit)) => {
+                let reason = format!("{} (natively {})", unfit.name(), cause.name());
                 *self.outcome.not_compared.entry(reason).or_default() += 1;
                 return Ok(None);
             }
@@ -173,8 +192,8 @@ impl<'k> Run<'k> {
             Err(error) => return Ok(Some(format!("{error:#}"))),
         };
         self.outcome.packets += 1;
-        let Run { kernel, table, refused, outcome } = self;
-        let mut turn = kernel.turn(captured.time_ns);
+        let Run { kernel, skew_ns, table, refused, outcome } = self;
+        let mut turn = kernel.turn(captured.time_ns + *skew_ns, host.ok().map(|packet| packet.key));
         match host {
             Ok(packet) => table.packet(&packet, captured.time_ns, &mut |native: &FlowRecord, reason| {
                 compare(turn.fetch(native, reason)?.as_ref(), native, reason, outcome);
@@ -184,13 +203,13 @@ impl<'k> Run<'k> {
         }
         turn.finish()?;
         while let Some(record) = self.kernel.next_given_up() {
-            self.outcome.mismatch(name(&record), "(record)", "given up for lack of room", "kept");
+            self.outcome.mismatch(name(&record), "(record)", "given up", "kept");
         }
         Ok(None)
     }
 
     fn finish(mut self) -> Result<Outcome> {
-        let Run { kernel, table, refused, outcome } = &mut self;
+        let Run { kernel, skew_ns: _, table, refused, outcome } = &mut self;
         let mut turn = kernel.last_turn();
         table.finish(&mut |native: &FlowRecord, reason| {
             compare(turn.fetch(native, reason)?.as_ref(), native, reason, outcome);
@@ -231,4 +250,23 @@ pub fn name(record: &FlowRecord) -> String {
     let (source, destination) = endpoints(record);
     let end = |Endpoint { address, port }: Endpoint| std::net::SocketAddr::new(address, port);
     format!("{} > {} protocol {}", end(source), end(destination), record.key.protocol)
+}
+
+/// The files that are named, and those in the folders that are, in order.
+///
+/// # Errors
+/// If a folder cannot be read.
+pub fn captures(named: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in named {
+        if path.is_dir() {
+            let entries = std::fs::read_dir(path).with_context(|| format!("read the folder {}", path.display()))?;
+            let mut inside: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+            inside.sort();
+            files.extend(captures(&inside)?);
+        } else {
+            files.push(path.clone());
+        }
+    }
+    Ok(files)
 }

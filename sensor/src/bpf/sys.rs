@@ -180,6 +180,19 @@ impl Table {
         sequence.store(before.wrapping_add(2), Ordering::Release);
         unchanged.then_some(record)
     }
+
+    /// Puts a record into a free slot, as that of the flow whose hash gives `tag`. The slot keeps its lock and its
+    /// generation. Only for a table whose programs do not run meanwhile: they could give the slot away themselves.
+    pub fn put(&self, slot: Slot, record: &FlowRecord, tag: u32) {
+        let base = slot * RECORD_WORDS;
+        let words: [u64; RECORD_WORDS] = bytemuck::cast(*record);
+        // The first word is lock and generation.
+        for (position, word) in words.iter().enumerate().skip(1) {
+            self.records.word(base + position).store(*word, Ordering::Relaxed);
+        }
+        let (bucket, way) = (slot / WAYS, slot % WAYS);
+        self.index.half(bucket * BUCKET_WORDS + way / 2, way % 2).store(tag, Ordering::Release);
+    }
 }
 
 /// The control page in shared memory.

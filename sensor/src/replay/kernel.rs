@@ -3,8 +3,10 @@
 //!
 //! The host's own table goes the same way beside it and says when a flow ends or reaches a snapshot, and in which order;
 //! the record that is handed over then is the kernel's. So rows come in the host's order and with its reasons, and every
-//! record has its counterpart. Invariant: a record that the kernel holds and the host does not, or the other way round,
-//! is an error, never a missing row; but for flows that the table had no room for, which are counted.
+//! record has its counterpart. The kernel's table is of one size: a record whose bucket has no way for one more waits in
+//! this process until its flow's next packet, so that the programs never have to give one up.
+
+use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
 use sensor_common::control::{Control, NO_DSCP};
@@ -37,15 +39,17 @@ const LONGEST: usize = LONGEST_BUFFER + 17 * 4096;
 pub enum Fit<'a> {
     /// An Ethernet frame that they can be given, and what the host's parser makes of it.
     Frame(&'a [u8], Result<Packet, Refusal>),
-    /// The frame cannot be given to them, but belongs to no flow on the host either.
-    Refused(Refusal),
+    /// The frame cannot be given to them, and belongs to no flow on the host either.
+    Refused(Refusal, Unfit),
     /// The frame belongs to a flow but cannot be given to them.
     Unfit(Unfit),
 }
 
-/// Why a frame that belongs to a flow cannot be given to the programs.
+/// Why a frame cannot be given to the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Unfit {
+    /// Shorter than a test run takes.
+    TooShort,
     /// Longer than a test run can take.
     TooLong,
     /// The capture lacks bytes of it that the programs would read.
@@ -56,6 +60,7 @@ impl Unfit {
     /// The name in reports.
     pub const fn name(self) -> &'static str {
         match self {
+            Unfit::TooShort => "shorter than a test run takes",
             Unfit::TooLong => "longer than a test run takes",
             Unfit::Cut => "cut by the capture where the programs read",
         }
@@ -74,6 +79,8 @@ pub struct KernelReplay {
     evicted: Vec<FlowRecord>,
     /// Records that left the table in this capture, by the ring or taken at their end.
     gone: u64,
+    /// Records that wait here for their flow's next packet.
+    parked: HashMap<FlowKey, FlowRecord>,
     /// The frame as it is given to the programs, if that is not how it was captured.
     frame: Vec<u8>,
     link: Vec<u8>,
@@ -111,6 +118,7 @@ impl KernelReplay {
             before,
             evicted: Vec::new(),
             gone: 0,
+            parked: HashMap::new(),
             frame: Vec::new(),
             link: Vec::new(),
         })
@@ -137,6 +145,7 @@ impl KernelReplay {
             self.kernel.table.release(slot, record.generation, record.last_ns);
         }
         self.evicted.clear();
+        self.parked.clear();
         self.gone = 0;
         self.before = self.kernel.counters(IFINDEX)?;
         Ok(())
@@ -161,30 +170,31 @@ impl KernelReplay {
         let cut = frame.is_some_and(|frame| frame.bytes.len() < frame.wire_len as usize);
         self.link = room;
         let unfit = match self.frame.len() {
+            len if len < SHORTEST => Some(Unfit::TooShort),
             len if len > self.longest => Some(Unfit::TooLong),
             _ if cut && packet::parse(&self.frame[..]) != host => Some(Unfit::Cut),
             _ => None,
         };
         Ok(match (unfit, host) {
-            (_, Err(cause)) if self.frame.len() < SHORTEST => Fit::Refused(cause),
-            (Some(_), Err(cause)) => Fit::Refused(cause),
-            (Some(unfit), Ok(_)) => Fit::Unfit(unfit),
             (None, host) => Fit::Frame(&self.frame, host),
+            (Some(unfit), Err(cause)) => Fit::Refused(cause, unfit),
+            (Some(unfit), Ok(_)) => Fit::Unfit(unfit),
         })
     }
 
-    /// The turn of the frame that was fitted last, which arrived at `time_ns`. It runs when the host asks for a record
-    /// that it changes, or with [`Turn::finish`]; records that end before it are taken before it runs.
-    pub fn turn(&mut self, time_ns: u64) -> Turn<'_> {
-        Turn { replay: self, time_ns: Some(time_ns) }
+    /// The turn of the frame that was fitted last, which arrived at `time_ns` and belongs to the flow of `key`. It runs
+    /// when the host asks for a record that it changes, or with [`Turn::finish`]; records that end before it are taken
+    /// before it runs.
+    pub fn turn(&mut self, time_ns: u64, key: Option<FlowKey>) -> Turn<'_> {
+        Turn { replay: self, time_ns: Some(time_ns), key }
     }
 
     /// A turn without a frame, for what ends with the capture.
     pub fn last_turn(&mut self) -> Turn<'_> {
-        Turn { replay: self, time_ns: None }
+        Turn { replay: self, time_ns: None, key: None }
     }
 
-    /// The next record that the programs gave up for lack of room.
+    /// The next record that the programs gave up though the host did not: there should be none.
     pub fn next_given_up(&mut self) -> Option<FlowRecord> {
         self.evicted.pop()
     }
@@ -234,11 +244,16 @@ impl KernelReplay {
         self.kernel.table.copy(slot).context("a record is being written though no program runs; please report this")
     }
 
-    fn find(&self, key: &FlowKey) -> Result<Option<(Slot, FlowRecord)>> {
+    /// Bucket and tag of a flow.
+    fn place(&self, key: &FlowKey) -> (usize, u32) {
         let hash = hash(key, |position| self.seed[position]);
-        let number = bucket_of(hash, self.kernel.table.buckets() as u32) as usize;
+        (bucket_of(hash, self.kernel.table.buckets() as u32) as usize, tag_of(hash))
+    }
+
+    fn find(&self, key: &FlowKey) -> Result<Option<(Slot, FlowRecord)>> {
+        let (number, tag) = self.place(key);
         let bucket = self.kernel.table.bucket(number);
-        for way in (0..WAYS).filter(|way| bucket.tags[*way] == tag_of(hash)) {
+        for way in (0..WAYS).filter(|way| bucket.tags[*way] == tag) {
             let slot = number * WAYS + way;
             let record = self.copy(slot)?;
             if record.key == *key {
@@ -246,6 +261,50 @@ impl KernelReplay {
             }
         }
         Ok(None)
+    }
+
+    /// Takes a flow's record out of the table, or from where it waits.
+    fn take(&mut self, key: &FlowKey) -> Result<Option<FlowRecord>> {
+        let taken = match self.find(key)? {
+            Some((slot, record)) => Some(self.release(slot, &record)?),
+            None => self.parked.remove(key),
+        };
+        self.gone += taken.is_some() as u64;
+        Ok(taken)
+    }
+
+    fn release(&self, slot: Slot, record: &FlowRecord) -> Result<FlowRecord> {
+        let released = self.kernel.table.release(slot, record.generation, record.last_ns);
+        released.context("a record changed though no program ran; please report this")
+    }
+
+    /// Sees to it that the flow's record is in the table, or has a way to be started in.
+    fn make_room(&mut self, key: &FlowKey) -> Result<()> {
+        let (number, tag) = self.place(key);
+        let bucket = self.kernel.table.bucket(number);
+        if bucket.tags.contains(&tag) && self.find(key)?.is_some() {
+            return Ok(());
+        }
+        let free = match bucket.tags.iter().position(|tag| *tag == 0) {
+            Some(way) => number * WAYS + way,
+            None => {
+                let mut idle_longest = None;
+                for slot in number * WAYS..(number + 1) * WAYS {
+                    let record = self.copy(slot)?;
+                    if idle_longest.is_none_or(|(_, last_ns)| record.last_ns < last_ns) {
+                        idle_longest = Some((slot, record.last_ns));
+                    }
+                }
+                let (slot, _) = idle_longest.context("a bucket has ways")?;
+                let record = self.release(slot, &self.copy(slot)?)?;
+                self.parked.insert(record.key, record);
+                slot
+            }
+        };
+        if let Some(record) = self.parked.remove(key) {
+            self.kernel.table.put(free, &record, tag);
+        }
+        Ok(())
     }
 
     fn run(&mut self, time_ns: u64) -> Result<()> {
@@ -269,6 +328,8 @@ pub struct Turn<'a> {
     replay: &'a mut KernelReplay,
     /// When the frame arrived, until it ran.
     time_ns: Option<u64>,
+    /// Its flow.
+    key: Option<FlowKey>,
 }
 
 impl Turn<'_> {
@@ -291,14 +352,7 @@ impl Turn<'_> {
                 position.map(|position| evicted.swap_remove(position))
             }
             Reason::Idle | Reason::Active | Reason::Closed | Reason::Clock | Reason::End => {
-                match self.replay.find(&host.key)? {
-                    Some((slot, record)) => {
-                        self.replay.gone += 1;
-                        let released = self.replay.kernel.table.release(slot, record.generation, record.last_ns);
-                        Some(released.context("a record changed though no program ran; please report this")?)
-                    }
-                    None => None,
-                }
+                self.replay.take(&host.key)?
             }
         };
         // The interface of test runs is nobody's.
@@ -314,9 +368,10 @@ impl Turn<'_> {
     }
 
     fn run(&mut self) -> Result<()> {
-        match self.time_ns.take() {
-            Some(time_ns) => self.replay.run(time_ns),
-            None => Ok(()),
+        let Some(time_ns) = self.time_ns.take() else { return Ok(()) };
+        if let Some(key) = &self.key {
+            self.replay.make_room(key)?;
         }
+        self.replay.run(time_ns)
     }
 }

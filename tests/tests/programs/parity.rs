@@ -1,11 +1,7 @@
-//! One parser, one record update, two machines: what the kernel keeps is bit for bit what the host computes.
-
-use std::fs::File;
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
+//! One parser, one record update, two machines: what the kernel keeps is bit for bit what the host computes. (Captures:
+//! see `tests/parity.rs`.)
 
 use sensor::bpf::load::LoadOptions;
-use sensor::replay::capture::Capture;
 use sensor_common::tcp::{ACK, RST, SYN};
 use sensor_tests::frames::Frame;
 use sensor_tests::rng::Rng;
@@ -15,8 +11,6 @@ use crate::rig::{self, Rig, SECOND_NS, at, options};
 
 /// Least frame length that test runs accept: a link header, and for TC an IP header behind it.
 const SHORTEST: [usize; 2] = [14, 54];
-/// Largest frame that XDP test runs accept: 17 buffers of a page.
-const LARGEST_INGRESS: usize = 60_000;
 /// Largest frame that TC test runs accept: one page with room for the kernel's own.
 const LARGEST_EGRESS: usize = 3500;
 
@@ -123,64 +117,4 @@ fn a_frame_counts_with_all_its_buffers() {
     rig.compare("frames of several buffers");
     let (_, record) = rig::records(&rig.kernel)[0];
     assert_eq!(record.frame_bytes, 4 * 42 + 37_000);
-}
-
-/// Captures are not part of the project: see the message for where they are looked for.
-#[test]
-fn real_captures_give_the_same_records_in_the_kernel_and_on_the_host() {
-    let folder = std::env::var_os("SENSOR_CAPTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/captures"), PathBuf::from);
-    if !folder.is_dir() {
-        println!(
-            "no captures at {} (set SENSOR_CAPTURES to a folder of pcap files): only the crafted and mutated frames \
-             were compared",
-            folder.display()
-        );
-        return;
-    }
-    let mut rig = Rig::new(&LoadOptions { flows: 65_536, ..options() });
-    let (mut captures, mut skipped) = (0, 0);
-    for path in pcaps(&folder) {
-        let before = rig.frames();
-        let Some(mut capture) = File::open(&path).ok().and_then(|file| Capture::open(BufReader::new(file)).ok()) else {
-            continue;
-        };
-        let mut last_ns = None;
-        // A damaged capture is good up to the damage.
-        while let Ok(Some(packet)) = capture.read() {
-            let largest = if rig::frags() { LARGEST_INGRESS } else { LARGEST_EGRESS };
-            let fits = (SHORTEST[0]..largest).contains(&packet.bytes.len());
-            if packet.link != 1 || !fits || rig.frames() - before >= 3000 {
-                skipped += 1;
-                continue;
-            }
-            rig.wait(last_ns.map_or(0, |last| packet.time_ns.saturating_sub(last)).min(3600 * SECOND_NS));
-            last_ns = Some(packet.time_ns);
-            rig.ingress(packet.bytes);
-        }
-        rig.compare(&path.display().to_string());
-        rig.clear();
-        captures += (rig.frames() > before) as u32;
-    }
-    println!("{captures} captures, {} packets compared, {skipped} not offered to the programs", rig.frames());
-    assert!(captures > 0, "{} holds no capture of Ethernet frames", folder.display());
-}
-
-/// Up to 80 captures of each of some folders, in order, spread over the folder.
-fn pcaps(folder: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for origin in ["zeek", "pcapplusplus", "ndpi", "tcpdump"] {
-        let Ok(entries) = std::fs::read_dir(folder.join(origin)) else { continue };
-        let mut found: Vec<PathBuf> =
-            entries.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
-        found.sort();
-        let step = found.len().div_ceil(80).max(1);
-        all.extend(found.into_iter().step_by(step));
-    }
-    if all.is_empty() {
-        // Another machine's folder need not look like ours.
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        all.extend(entries.map(|entry| entry.path()).filter(|path| path.is_file()).take(80));
-    }
-    all
 }
