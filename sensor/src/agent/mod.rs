@@ -30,6 +30,7 @@ use crate::harvest::ticks;
 use crate::http::{self, Health, HttpState};
 use crate::metrics::Metrics;
 use crate::model::Model;
+use crate::model::contract::Thresholds;
 
 /// Requests that may wait for the poll thread.
 const REQUESTS: usize = 16;
@@ -86,7 +87,8 @@ fn load_model(config: &Config) -> Result<Option<Model>> {
     }
     let mut model = Model::load(path)?;
     if let Some(threshold) = config.policy.threshold {
-        model.threshold = threshold as f32;
+        // A score's label depends on it, too.
+        model.thresholds = Thresholds::all(threshold as f32);
     }
     for label in config.policy.label_actions.keys() {
         ensure!(
@@ -220,7 +222,7 @@ fn announce(config: &Config, kernel: &Kernel, attached: &[Attached], model: Opti
             &model.hash[..model.hash.len().min(12)],
             model.features.len(),
             model.labels.join("|"),
-            model.threshold
+            model.thresholds.report
         ),
         None => tracing::info!("no model: flows are counted, not scored"),
     }

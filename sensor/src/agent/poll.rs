@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::harvest::{Memory, Step, Timeouts};
 use crate::http::Health;
 use crate::metrics::{EndReason, Metrics};
+use crate::model::contract::Thresholds;
 use crate::model::{Model, Score};
 use crate::policy::Policy;
 use crate::summary::{self, Summary};
@@ -85,11 +86,11 @@ impl Poller {
         metrics: Arc<Metrics>,
         health: Arc<Health>,
     ) -> Poller {
-        let (labels, threshold, min_packets) = match &model {
-            Some(model) => (model.labels.as_slice(), model.threshold, model.min_packets),
-            None => (&[][..], f32::INFINITY, 0),
+        let (labels, thresholds, min_packets) = match &model {
+            Some(model) => (model.labels.as_slice(), model.thresholds, model.min_packets),
+            None => (&[][..], Thresholds::all(f32::INFINITY), 0),
         };
-        let policy = Policy::new(config.mode, &config.policy, labels, threshold, min_packets);
+        let policy = Policy::new(config.mode, &config.policy, labels, thresholds, min_packets);
         let agent = &config.agent;
         let timeouts = Timeouts::new(
             agent.idle_timeout,

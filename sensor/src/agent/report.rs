@@ -111,10 +111,10 @@ pub(super) fn status(poller: &Poller) -> StatusView {
             path: config.model.path.as_ref().map_or_else(String::new, |path| path.display().to_string()),
             name: model.name.clone(),
             hash: model.hash.clone(),
-            kind: "classifier".to_owned(),
+            kind: model.kind.name().to_owned(),
             features: model.features.len(),
             labels: model.labels.clone(),
-            threshold: model.threshold as f64,
+            threshold: model.thresholds.report as f64,
         }),
         interfaces: attached
             .iter()
@@ -155,7 +155,11 @@ pub(super) fn log_verdict(record: &FlowRecord, score: Score, label: &str, decisi
         would = decision.would.name(),
         model = &model.hash[..model.hash.len().min(12)],
         "{}",
-        if decision.action == Action::Pass { "verdict withheld by the mode" } else { "verdict" }
+        match (decision.action, decision.would) {
+            (Action::Pass, Action::Pass) => "reported",
+            (Action::Pass, _) => "verdict withheld by the mode",
+            _ => "verdict",
+        }
     );
 }
 

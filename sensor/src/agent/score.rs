@@ -70,11 +70,15 @@ impl Poller {
             // More packets have cleared the flow.
             self.kernel.table.store_verdict(slot, Verdict::default().0);
         }
-        memory.score = Some(score);
+        let reported_before = memory.score.replace(score).is_some_and(|before| self.policy.reports(before));
+        let new_report = decision.reported && !reported_before;
         let would = Some(decision.would).filter(|action| *action != Action::Pass);
         let new = memory.would != would;
         memory.would = would;
         if would.is_none() {
+            if new_report {
+                self.announce(number, score, decision);
+            }
             return;
         }
         if decision.action != Action::Pass {
@@ -94,13 +98,17 @@ impl Poller {
         let decision = self.policy.decide(&self.records[number], score);
         if decision.would != Action::Pass {
             self.metrics.would_verdicts(decision.would, self.label(score), 1);
+        } else if decision.reported {
+            self.metrics.reported(self.label(score), 1);
         }
     }
 
-    /// Counts and logs a new verdict.
+    /// Counts and logs a new verdict, or a report without one.
     fn announce(&mut self, number: usize, score: Score, decision: Decision) {
         let label = self.label(score);
-        if decision.action == Action::Pass {
+        if decision.would == Action::Pass {
+            self.metrics.reported(label, 1);
+        } else if decision.action == Action::Pass {
             self.metrics.would_verdicts(decision.would, label, 1);
         } else {
             self.metrics.verdicts(decision.action, label, 1);

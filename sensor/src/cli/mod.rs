@@ -256,7 +256,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Doctor { interfaces, json } => return doctor(interfaces, json),
         Command::Model { command: ModelCommand::Check { file } } => {
-            crate::model::check(&file, &mut std::io::stdout().lock())?;
+            let read = crate::model::file::File::read(&file, crate::model::MAX_FILE)?;
+            let report = crate::model::check::check(&read, Duration::from_millis(200));
+            say(&crate::model::check::render(&file.display().to_string(), &report))?;
+            return Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Extract { captures, output, snapshots, labels } => {
             crate::replay::extract(&ExtractOptions { captures, output, snapshots, labels })?;

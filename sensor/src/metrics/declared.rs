@@ -107,6 +107,8 @@ declare! {
     VERDICTS: Counter "sensor_verdicts_total", "verdicts", ["action", "label"], "Verdicts stored in flow records";
     WOULD: Counter "sensor_would_verdicts_total", "verdicts", ["action", "label"],
         "Verdicts that the mode withheld: what would have been done in mode enforce";
+    REPORTED: Counter "sensor_reported_flows_total", "flows", ["label"],
+        "Flows whose score is worth a report and nothing more: below the threshold of every action, or with a protected endpoint";
     MODEL_INFO: Gauge "sensor_model_info", "1", ["hash", "name"], "Always 1; the model in use, absent without one";
     LEASE: Gauge "sensor_lease_active", "1", [], "1 while the programs obey verdicts, 0 after the lease ran out";
     POLL: Histogram "sensor_poll_seconds", "seconds", [], "Duration of one poll of the flow table";

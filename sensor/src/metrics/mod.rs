@@ -152,6 +152,11 @@ impl Metrics {
         add(&mut self.shared.lock().would, action, label, verdicts);
     }
 
+    /// Counts flows that are reported and nothing more. `label` is one of the model's.
+    pub fn reported(&self, label: &str, flows: u64) {
+        *self.shared.lock().reported.entry(label.to_owned()).or_default() += flows;
+    }
+
     /// Sets whether the programs obey verdicts.
     pub fn lease(&self, active: bool) {
         self.lease.set(active as u64);

@@ -97,6 +97,7 @@ pub(super) struct State {
     pub(super) ended: BTreeMap<EndReason, u64>,
     pub(super) verdicts: VerdictCounts,
     pub(super) would: VerdictCounts,
+    pub(super) reported: BTreeMap<String, u64>,
     pub(super) programs: BTreeMap<String, (f64, u64)>,
     pub(super) model: Option<(String, String)>,
 }
@@ -244,6 +245,8 @@ fn agent(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
             .map(|((action, label), count)| ([action.name().to_owned(), label.clone()], Value::Count(*count)));
         writer.family(metric, samples)?;
     }
+    let reported = state.reported.iter().map(|(label, count)| ([label.clone()], Value::Count(*count)));
+    writer.family(&declared::REPORTED, reported)?;
     let programs = || state.programs.iter().map(|(name, values)| ([name.clone()], values));
     writer.family(&declared::PROGRAM_TIME, programs().map(|(name, (seconds, _))| (name, Value::Real(*seconds))))?;
     writer.family(&declared::PROGRAM_RUNS, programs().map(|(name, (_, runs))| (name, Value::Count(*runs))))?;

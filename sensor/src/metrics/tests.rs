@@ -26,6 +26,7 @@ fn sample() -> Metrics {
     metrics.inference_error();
     metrics.verdicts(Action::Drop, "scan \"x\"\\", 2);
     metrics.would_verdicts(Action::Tag, "scan", 3);
+    metrics.reported("scan", 1);
     metrics.lease(true);
     metrics.poll(Duration::from_millis(2), true);
     metrics.model(Some(("abc", "baseline")));

@@ -1,200 +1,429 @@
-//! The contract that a model file carries in its ONNX `metadata_props`, under keys that start with `sensor.`.
+//! The contract of a model: what it wants, what it says, and what it promises.
 //!
-//! Every check says what to change. Nothing here knows of tract. Called by [`super::Model::load`].
+//! Every check says what to change, and all that do not depend on each other run. Nothing here knows of tract or of
+//! files: the keys come as a [`Document`]. `models/contract.schema.json` is the same contract as a JSON schema, and
+//! `models/contract.py` writes it. Called by [`super::load`].
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
-use anyhow::{Context, Result, bail, ensure};
 use sensor_common::features::{CONTRACT_VERSION, FEATURES, Feature, by_name, contract_hash};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
-/// Prefix of the keys.
-pub const PREFIX: &str = "sensor.";
+use super::distribution::Distribution;
+use super::document::{Document, PREFIX};
+use super::problem::{Problem, Problems};
+use super::scale::{Kind, Scale};
+
 /// Golden rows that a model must bring at least.
 pub const MIN_GOLDEN: usize = 4;
+/// Golden rows that are run at most.
+const MAX_GOLDEN: usize = 1024;
 /// Labels that a verdict word can tell apart.
 const MAX_LABELS: usize = 256;
+/// Longest name or label: they become values of metric labels.
+const MAX_NAME: usize = 64;
+
+/// Every key, without its prefix.
+pub const KEYS: [&str; 17] = [
+    "kind",
+    "name",
+    "contract_version",
+    "contract_hash",
+    "features",
+    "labels",
+    "threshold",
+    "thresholds",
+    "min_packets",
+    "golden_inputs",
+    "golden_outputs",
+    "quantiles",
+    "score_quantiles",
+    "score",
+    "output",
+    "trained_on",
+    "training",
+];
 
 /// Inputs and the outputs that training saw for them.
 #[derive(Clone, Debug)]
 pub struct Golden {
     /// One value per feature, NaN = missing.
     pub input: Vec<f32>,
-    /// One probability per label.
+    /// One number per column of the output.
     pub output: Vec<f32>,
+}
+
+/// Scores from which on something is done, each in (0, 1] and report ≤ tag ≤ drop.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, Deserialize)]
+pub struct Thresholds {
+    /// From here on a flow is reported: counted and logged under its label.
+    pub report: f32,
+    /// From here on its packets may be marked.
+    pub tag: f32,
+    /// From here on its packets may be dropped.
+    pub drop: f32,
+}
+
+impl Thresholds {
+    /// The same for all.
+    pub const fn all(threshold: f32) -> Thresholds {
+        Thresholds { report: threshold, tag: threshold, drop: threshold }
+    }
 }
 
 /// What a model says about itself.
 #[derive(Clone, Debug)]
 pub struct Contract {
+    /// `sensor.kind`
+    pub kind: Kind,
     /// `sensor.name`, "" if absent.
     pub name: String,
     /// `sensor.features`: the input columns, in order.
     pub features: Vec<&'static Feature>,
-    /// `sensor.labels`: the output columns; label 0 is benign.
+    /// `sensor.labels`: the output columns of a classifier; label 0 is benign.
     pub labels: Vec<String>,
-    /// `sensor.threshold`: from this score on a flow is reported, in (0, 1].
-    pub threshold: f32,
+    /// `sensor.threshold` and `sensor.thresholds`.
+    pub thresholds: Thresholds,
     /// `sensor.min_packets`: flows with fewer packets are not scored (1 if absent).
     pub min_packets: u64,
     /// `sensor.golden_inputs` and `sensor.golden_outputs`.
     pub golden: Vec<Golden>,
+    /// `sensor.quantiles`: one distribution per feature, or none.
+    pub quantiles: Vec<Distribution>,
+    /// `sensor.score_quantiles`
+    pub score_quantiles: Option<Distribution>,
+    /// `sensor.score` of an anomaly model.
+    pub scale: Option<Scale>,
     /// `sensor.trained_on`, "" if absent.
     pub trained_on: String,
+    /// `sensor.training`: what else the file says of its training, shown as it is; null if absent.
+    pub training: Value,
 }
 
-impl Contract {
-    /// Reads and checks the contract.
-    ///
-    /// # Errors
-    /// If a property is missing, malformed, or for another feature contract than this agent's.
-    pub fn parse<'a>(properties: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Contract> {
-        let properties = Properties(properties.filter(|(key, _)| key.starts_with(PREFIX)).collect());
-        ensure!(
-            !properties.0.is_empty(),
-            "the file carries no contract: its metadata_props have no keys that start with {PREFIX:?}; \
-             export it with models/train.py or add them (see models/README.md)"
-        );
-        let kind = properties.text("kind")?;
-        ensure!(kind == "classifier", "sensor.kind is {kind:?}; this version runs models of kind \"classifier\"");
-        properties.check_version()?;
-        let features = features(&properties.json::<Vec<String>>("features")?)?;
-        // After the names: an unknown name says more than a different hash.
-        properties.check_hash()?;
-        let labels: Vec<String> = properties.json("labels")?;
-        check_labels(&labels)?;
-        let threshold: f32 = properties.number("threshold")?;
-        ensure!(
-            threshold > 0.0 && threshold <= 1.0,
-            "sensor.threshold is {threshold}; it must be above 0 and at most 1"
-        );
-        let min_packets = if properties.has("min_packets") { properties.number("min_packets")? } else { 1 };
-        ensure!(min_packets > 0, "sensor.min_packets is 0; the smallest flow has 1 packet");
-        let golden = golden(
-            properties.json("golden_inputs")?,
-            properties.json("golden_outputs")?,
-            features.len(),
-            labels.len(),
-        )?;
-        let text = |key| properties.text(key).unwrap_or_default().to_owned();
-        Ok(Contract {
-            name: text("name"),
-            trained_on: text("trained_on"),
-            features,
-            labels,
-            threshold,
-            min_packets,
-            golden,
-        })
-    }
+/// What building the graph needs of a contract; known even if other parts of it are wrong.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    /// Columns of the input.
+    pub features: usize,
+    /// Columns of the output.
+    pub outputs: usize,
+    /// `sensor.output`: the output to take.
+    pub output: Option<String>,
 }
 
-struct Properties<'a>(BTreeMap<&'a str, &'a str>);
-
-impl Properties<'_> {
-    fn has(&self, key: &str) -> bool {
-        self.text(key).is_ok()
+/// Reads and checks a contract; what is wrong is added to `problems`.
+pub fn read(document: &Document, problems: &mut Problems) -> (Option<Shape>, Option<Contract>) {
+    if document.is_empty() {
+        problems.add(Problem::new(
+            "contract",
+            format!("the file carries no contract: its metadata_props have no keys that start with {PREFIX:?}"),
+            "add one with models/contract.py, or put a side-car beside the file (docs/models.md)",
+        ));
+        return (None, None);
     }
-
-    fn text(&self, key: &str) -> Result<&str> {
-        let found = self.0.get(format!("{PREFIX}{key}").as_str()).copied();
-        found.with_context(|| format!("the model's metadata_props lack {PREFIX}{key}"))
+    let keys = Keys(document);
+    document.unknown(&KEYS, problems);
+    let kind = problems.take(keys.get::<Kind>("kind", "\"classifier\" or \"anomaly\""));
+    problems.take(keys.version());
+    let features = keys.features(problems);
+    if let Some(features) = &features {
+        // Only with the names known: an unknown name says more than a different hash.
+        problems.take(keys.hash(features));
     }
-
-    fn json<T: DeserializeOwned>(&self, key: &str) -> Result<T> {
-        serde_json::from_str(self.text(key)?).with_context(|| format!("{PREFIX}{key} is not the JSON that is expected"))
-    }
-
-    fn number<T: std::str::FromStr>(&self, key: &str) -> Result<T> {
-        let text = self.text(key)?;
-        text.trim().parse().ok().with_context(|| format!("{PREFIX}{key} is {text:?}, not a number"))
-    }
-
-    fn check_version(&self) -> Result<()> {
-        let version: u32 = self.number("contract_version")?;
-        ensure!(
-            version == CONTRACT_VERSION,
-            "the model was trained for feature contract {version}, this agent computes contract {CONTRACT_VERSION}: \
-             train it again on `sensor extract` of this version, or run the version of Sensor that it was made for"
-        );
-        Ok(())
-    }
-
-    fn check_hash(&self) -> Result<()> {
-        let (hash, own) = (self.text("contract_hash")?, contract_hash());
-        ensure!(
-            hash == own,
-            "the model was trained for features defined otherwise (sensor.contract_hash {hash}, this agent's is {own}): \
-             train it again on `sensor extract` of this version; `sensor features` lists the definitions"
-        );
-        Ok(())
-    }
-}
-
-fn features(names: &[String]) -> Result<Vec<&'static Feature>> {
-    ensure!(!names.is_empty(), "sensor.features is empty; it must name the input columns in order");
-    let mut seen = HashSet::new();
-    names
-        .iter()
-        .map(|name| {
-            ensure!(seen.insert(name), "sensor.features names {name:?} twice");
-            match by_name(name) {
-                Some(feature) => Ok(feature),
-                None => bail!(
-                    "the model wants the feature {name:?}, which contract {CONTRACT_VERSION} does not have; \
-                     did you mean {:?}? `sensor features` lists all",
-                    nearest(name)
-                ),
-            }
-        })
-        .collect()
-}
-
-fn check_labels(labels: &[String]) -> Result<()> {
-    ensure!(
-        (2..=MAX_LABELS).contains(&labels.len()),
-        "sensor.labels has {} entries; it must have from 2 to {MAX_LABELS}, the benign one first",
-        labels.len()
-    );
-    let unique: HashSet<_> = labels.iter().collect();
-    ensure!(unique.len() == labels.len(), "sensor.labels names a label twice: {labels:?}");
-    let plain = |label: &String| {
-        !label.is_empty()
-            && label.len() <= 64
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    let labels = problems.take(keys.labels(kind));
+    let thresholds = problems.take(keys.thresholds());
+    let min_packets = problems.take(keys.min_packets());
+    let scale = match (kind, &features) {
+        (Some(kind), Some(features)) => problems.take(keys.scale(kind, features.len())),
+        _ => None,
     };
-    match labels.iter().find(|label| !plain(label)) {
-        // They become values of metric labels.
-        Some(label) => bail!("the label {label:?} is not usable: at most 64 letters, digits, '-', '_' and '.'"),
-        None => Ok(()),
-    }
+    let output = problems.take(keys.optional::<String>("output", "the name of an output"));
+    let shape = match (&features, kind, &labels, &scale) {
+        (Some(features), Some(Kind::Classifier), Some(labels), _) => Some((features.len(), labels.len())),
+        (Some(features), Some(Kind::Anomaly), _, Some(Some(scale))) => {
+            Some((features.len(), scale.width(features.len())))
+        }
+        _ => None,
+    };
+    let shape = shape.map(|(features, outputs)| Shape { features, outputs, output: output.clone().flatten() });
+    let golden = shape.as_ref().and_then(|shape| problems.take(keys.golden(shape)));
+    let quantiles = features.as_ref().and_then(|features| problems.take(keys.quantiles(features)));
+    let score_quantiles = problems.take(keys.score_quantiles());
+    let name = problems.take(keys.name());
+    let trained_on = problems.take(keys.optional::<String>("trained_on", "text"));
+    let training = document.get("training").cloned().unwrap_or(Value::Null);
+    let contract = || {
+        Some(Contract {
+            kind: kind?,
+            name: name?,
+            features: features?,
+            labels: labels?,
+            thresholds: thresholds?,
+            min_packets: min_packets?,
+            golden: golden?,
+            quantiles: quantiles?,
+            score_quantiles: score_quantiles?,
+            scale: scale?,
+            trained_on: trained_on?.unwrap_or_default(),
+            training,
+        })
+    };
+    (shape, contract())
 }
 
 /// A number or, for NaN, which JSON does not have, null.
 #[derive(Deserialize)]
 #[serde(transparent)]
-struct Value(Option<f32>);
+struct Cell(Option<f32>);
 
-fn golden(inputs: Vec<Vec<Value>>, outputs: Vec<Vec<Value>>, features: usize, labels: usize) -> Result<Vec<Golden>> {
-    ensure!(
-        inputs.len() >= MIN_GOLDEN && inputs.len() == outputs.len(),
-        "{} rows of sensor.golden_inputs and {} of sensor.golden_outputs; there must be as many of both, at least {MIN_GOLDEN}",
-        inputs.len(),
-        outputs.len()
-    );
-    let plain = |row: Vec<Value>| row.into_iter().map(|value| value.0.unwrap_or(f32::NAN)).collect::<Vec<_>>();
-    let rows = inputs.into_iter().zip(outputs).enumerate();
-    rows.map(|(number, (input, output))| {
-        ensure!(
-            input.len() == features && output.len() == labels,
-            "golden row {number} has {} inputs and {} outputs, but there are {features} features and {labels} labels",
-            input.len(),
-            output.len()
-        );
-        Ok(Golden { input: plain(input), output: plain(output) })
-    })
-    .collect()
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PerAction {
+    report: Option<f32>,
+    tag: Option<f32>,
+    drop: Option<f32>,
+}
+
+struct Keys<'a>(&'a Document);
+
+impl Keys<'_> {
+    fn optional<T: DeserializeOwned>(&self, key: &str, expected: &str) -> Result<Option<T>, Problem> {
+        let Some(value) = self.0.get(key) else { return Ok(None) };
+        T::deserialize(value).map(Some).map_err(|error| {
+            let text = value.to_string();
+            let short: String = text.chars().take(60).collect();
+            let dots = if short.len() < text.len() { "…" } else { "" };
+            problem(key, format!("it is {short}{dots}, not {expected} ({error})"), format!("make it {expected}"))
+        })
+    }
+
+    fn get<T: DeserializeOwned>(&self, key: &str, expected: &str) -> Result<T, Problem> {
+        self.optional(key, expected)?
+            .ok_or_else(|| problem(key, format!("the contract lacks {PREFIX}{key}"), format!("add it: {expected}")))
+    }
+
+    fn version(&self) -> Result<(), Problem> {
+        let version: u32 = self.get("contract_version", "the version that `sensor features` shows")?;
+        if version == CONTRACT_VERSION {
+            return Ok(());
+        }
+        Err(problem(
+            "contract_version",
+            format!(
+                "the model was trained for feature contract {version}, this agent computes contract {CONTRACT_VERSION}"
+            ),
+            "train it again on `sensor extract` of this version, or run the version of Sensor that it was made for",
+        ))
+    }
+
+    fn features(&self, problems: &mut Problems) -> Option<Vec<&'static Feature>> {
+        let expected = "a JSON array of feature names, in the order of the input's columns";
+        let names: Vec<String> = problems.take(self.get("features", expected))?;
+        if names.is_empty() {
+            problems.add(problem("features", "it is empty", "name the input columns in order"));
+            return None;
+        }
+        if names.len() > FEATURES.len() {
+            let text = format!("it has {} names; there are {} features", names.len(), FEATURES.len());
+            problems.add(problem("features", text, "name each input column once"));
+            return None;
+        }
+        let (mut seen, mut found) = (HashSet::new(), Vec::new());
+        for name in &names {
+            if !seen.insert(name) {
+                problems.add(problem("features", format!("it names {name:?} twice"), "name each column once"));
+            }
+            match by_name(name) {
+                Some(feature) => found.push(feature),
+                None => problems.add(problem(
+                    "features",
+                    format!("the model wants the feature {name:?}, which contract {CONTRACT_VERSION} does not have"),
+                    format!("did you mean {:?}? `sensor features` lists all", nearest(name)),
+                )),
+            }
+        }
+        (found.len() == names.len() && seen.len() == names.len()).then_some(found)
+    }
+
+    fn hash(&self, features: &[&Feature]) -> Result<(), Problem> {
+        let hash: String = self.get("contract_hash", "the hash that `sensor features` shows")?;
+        let own = own_hash(features);
+        if hash == own {
+            return Ok(());
+        }
+        Err(problem(
+            "contract_hash",
+            format!("the model was trained for features defined otherwise (hash {hash}, this agent's is {own})"),
+            "train it again on `sensor extract` of this version; `sensor features` lists the definitions",
+        ))
+    }
+
+    fn labels(&self, kind: Option<Kind>) -> Result<Vec<String>, Problem> {
+        let expected = "a JSON array of names, the benign one first";
+        let labels: Vec<String> = match (kind, self.optional("labels", expected)?) {
+            (_, Some(labels)) => labels,
+            (Some(Kind::Anomaly), None) => vec!["benign".to_owned(), "anomaly".to_owned()],
+            (_, None) => self.get("labels", expected)?,
+        };
+        let most = if kind == Some(Kind::Anomaly) { 2 } else { MAX_LABELS };
+        if !(2..=most).contains(&labels.len()) {
+            let problem_text = format!("it has {} entries", labels.len());
+            return Err(problem("labels", problem_text, format!("give it from 2 to {most}, the benign one first")));
+        }
+        let unique: HashSet<_> = labels.iter().collect();
+        if unique.len() != labels.len() {
+            return Err(problem("labels", format!("it names a label twice: {labels:?}"), "name each label once"));
+        }
+        match labels.iter().find(|label| !is_plain(label)) {
+            Some(label) => Err(problem("labels", format!("the label {label:?} is not usable"), PLAIN)),
+            None => Ok(labels),
+        }
+    }
+
+    fn name(&self) -> Result<String, Problem> {
+        let name = self.optional::<String>("name", "text")?.unwrap_or_default();
+        if name.is_empty() || is_plain(&name) {
+            return Ok(name);
+        }
+        Err(problem("name", "it is not usable as the value of a metric's label", PLAIN))
+    }
+
+    fn thresholds(&self) -> Result<Thresholds, Problem> {
+        let single: Option<f32> = self.optional("threshold", "a number above 0 and at most 1")?;
+        let expected = "a JSON object with numbers for report, tag and drop";
+        let PerAction { report, tag, drop } =
+            self.optional("thresholds", expected)?.unwrap_or(PerAction { report: None, tag: None, drop: None });
+        let Some(report) = report.or(single) else {
+            return Err(problem(
+                "threshold",
+                "the contract lacks sensor.threshold",
+                "add the score from which on flows are reported: a number above 0 and at most 1",
+            ));
+        };
+        if single.is_some_and(|single| single != report) {
+            return Err(problem(
+                "thresholds",
+                "its report is another number than sensor.threshold",
+                "give one of them only",
+            ));
+        }
+        let tag = tag.unwrap_or(report);
+        let thresholds = Thresholds { report, tag, drop: drop.unwrap_or(tag) };
+        for (action, value) in [("report", report), ("tag", tag), ("drop", thresholds.drop)] {
+            if !(value > 0.0 && value <= 1.0) {
+                return Err(problem(
+                    "threshold",
+                    format!("that for {action} is {value}"),
+                    "make it a number above 0 and at most 1",
+                ));
+            }
+        }
+        if !(report <= tag && tag <= thresholds.drop) {
+            return Err(problem(
+                "thresholds",
+                format!("report {report}, tag {tag}, drop {} do not ascend", thresholds.drop),
+                "a stronger action needs a score that is at least as high",
+            ));
+        }
+        Ok(thresholds)
+    }
+
+    fn min_packets(&self) -> Result<u64, Problem> {
+        match self.optional::<u64>("min_packets", "a number of packets")? {
+            Some(0) => Err(problem("min_packets", "it is 0", "the smallest flow has 1 packet: make it at least 1")),
+            other => Ok(other.unwrap_or(1)),
+        }
+    }
+
+    fn scale(&self, kind: Kind, features: usize) -> Result<Option<Scale>, Problem> {
+        let expected = "a JSON object with \"from\" and \"points\" (docs/models.md)";
+        if kind == Kind::Classifier {
+            return match self.0.get("score") {
+                None => Ok(None),
+                Some(_) => Err(problem(
+                    "score",
+                    "a classifier's score is 1 - P(first label)",
+                    "remove it, or make the kind anomaly",
+                )),
+            };
+        }
+        let scale: Scale = self.get("score", expected)?;
+        match scale.check(features) {
+            Ok(()) => Ok(Some(scale)),
+            Err(text) => Err(problem("score", text, "let models/contract.py make it from training scores")),
+        }
+    }
+
+    fn golden(&self, shape: &Shape) -> Result<Vec<Golden>, Problem> {
+        let expected = "a JSON array of rows of numbers, null for NaN";
+        let inputs: Vec<Vec<Cell>> = self.get("golden_inputs", expected)?;
+        let outputs: Vec<Vec<Cell>> = self.get("golden_outputs", expected)?;
+        if !(MIN_GOLDEN..=MAX_GOLDEN).contains(&inputs.len()) || inputs.len() != outputs.len() {
+            return Err(problem(
+                "golden_inputs",
+                format!("{} rows of inputs and {} of outputs", inputs.len(), outputs.len()),
+                format!("give as many of both, at least {MIN_GOLDEN} and at most {MAX_GOLDEN}"),
+            ));
+        }
+        let plain = |row: Vec<Cell>| row.into_iter().map(|cell| cell.0.unwrap_or(f32::NAN)).collect::<Vec<_>>();
+        let rows = inputs.into_iter().zip(outputs).enumerate();
+        rows.map(|(number, (input, output))| {
+            if (input.len(), output.len()) != (shape.features, shape.outputs) {
+                return Err(problem(
+                    "golden_inputs",
+                    format!("golden row {number} has {} inputs and {} outputs", input.len(), output.len()),
+                    format!("there are {} features, and {} columns in the output", shape.features, shape.outputs),
+                ));
+            }
+            Ok(Golden { input: plain(input), output: plain(output) })
+        })
+        .collect()
+    }
+
+    fn quantiles(&self, features: &[&Feature]) -> Result<Vec<Distribution>, Problem> {
+        let expected = "a JSON array of objects with edges and shares, one per feature";
+        let all: Vec<Distribution> = self.optional("quantiles", expected)?.unwrap_or_default();
+        if !all.is_empty() && all.len() != features.len() {
+            let text = format!("it has {} entries for {} features", all.len(), features.len());
+            return Err(problem("quantiles", text, "let models/contract.py make it from the training rows"));
+        }
+        for (distribution, feature) in all.iter().zip(features) {
+            check(distribution, &format!("quantiles of {}", feature.name))?;
+        }
+        Ok(all)
+    }
+
+    fn score_quantiles(&self) -> Result<Option<Distribution>, Problem> {
+        let expected = "a JSON object with edges and shares";
+        let distribution: Option<Distribution> = self.optional("score_quantiles", expected)?;
+        if let Some(distribution) = &distribution {
+            check(distribution, "score_quantiles")?;
+        }
+        Ok(distribution)
+    }
+}
+
+fn check(distribution: &Distribution, key: &str) -> Result<(), Problem> {
+    distribution.check().map_err(|text| problem(key, text, "let models/contract.py make it from the training rows"))
+}
+
+/// The hash that a model of these features must carry.
+pub fn own_hash(_features: &[&Feature]) -> String {
+    contract_hash()
+}
+
+const PLAIN: &str = "at most 64 letters, digits, '-', '_' and '.'";
+
+fn is_plain(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= MAX_NAME
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+fn problem(key: &str, text: impl Into<String>, fix: impl Into<String>) -> Problem {
+    Problem::new(&format!("{PREFIX}{key}"), text, fix)
 }
 
 /// The known name with the smallest edit distance.

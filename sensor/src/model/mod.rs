@@ -3,33 +3,38 @@
 //! Invariant: a [`Model`] that exists gave the outputs that its file promises, on this machine. A file that does not is
 //! refused with an error that says what to change. Called by the agent's poll thread, which owns its model alone.
 
-mod check;
+pub mod check;
 pub mod contract;
+pub mod distribution;
+pub mod document;
+pub mod file;
+mod limits;
+pub mod load;
 pub mod network;
+pub mod problem;
+pub mod scale;
 
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use sensor_common::features::Feature;
 use sensor_common::flow::FlowRecord;
-use sensor_common::packet;
-use sha2::{Digest, Sha256};
 
 use crate::vector;
 
-pub use check::check;
-
-use contract::{Contract, Golden};
+use contract::{Golden, Thresholds};
+use distribution::Distribution;
+use file::File;
+use load::Examined;
 use network::Network;
+use scale::{Kind, Scale};
 
-/// Largest model file that is read, in bytes.
-pub const MAX_FILE: u64 = 64 << 20;
-/// Largest difference between a golden output and the model's.
+pub use file::MAX_FILE;
+
+/// Largest difference between a golden output and the model's: absolute up to 1, relative above.
 pub const GOLDEN_TOLERANCE: f32 = 1e-4;
 
 /// What a model says of a flow.
@@ -38,30 +43,42 @@ pub struct Score {
     /// Number of a label in [`Model::labels`]: of the attack labels (1 …) the most probable one if `score` reaches the
     /// model's threshold, else of all labels the most probable one.
     pub label: u8,
-    /// How sure the model is that the flow is not benign: 1 − P(label 0), in 0..=1.
+    /// How sure the model is that the flow is not benign, in 0..=1: 1 − P(label 0), or what the contract's curve makes
+    /// of an anomaly model's output.
     pub score: f32,
 }
 
 /// A model that can score flows.
 pub struct Model {
-    /// Name from the contract, or the file's.
+    /// Name from the contract, or the file's; fit for the value of a metric's label.
     pub name: String,
     /// SHA-256 of the file, hexadecimal.
     pub hash: String,
+    /// What it is for.
+    pub kind: Kind,
     /// What the model is given, in order.
     pub features: Vec<&'static Feature>,
     /// What it can say; label 0 is benign.
     pub labels: Vec<String>,
-    /// From this score on a flow is reported.
-    pub threshold: f32,
+    /// Scores from which on something is done.
+    pub thresholds: Thresholds,
     /// Flows with fewer packets are not to be scored.
     pub min_packets: u64,
     /// What the file says that it was trained on.
     pub trained_on: String,
+    /// What else the file says of its training.
+    pub training: serde_json::Value,
+    /// How each feature was distributed in training; empty if the file does not say.
+    pub quantiles: Vec<Distribution>,
+    /// How the score was distributed in training.
+    pub score_quantiles: Option<Distribution>,
+    scale: Option<Scale>,
     network: Network,
     golden: Vec<Golden>,
     golden_delta: f32,
     invalid: u64,
+    /// Reused from call to call.
+    inputs: Vec<f32>,
 }
 
 impl std::fmt::Debug for Model {
@@ -77,9 +94,17 @@ impl Model {
     /// # Errors
     /// Any failure names the file and says what to change.
     pub fn load(path: &Path) -> Result<Model> {
-        let bytes = read(path).with_context(|| format!("read the model {}", path.display()))?;
-        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        Model::from_bytes(&bytes, stem).with_context(|| format!("load the model {}", path.display()))
+        let file = File::read(path, MAX_FILE)?;
+        Model::from_file(&file).with_context(|| format!("load the model {}", path.display()))
+    }
+
+    /// [`Model::load`] from what was read.
+    ///
+    /// # Errors
+    /// As for [`Model::load`].
+    pub fn from_file(file: &File) -> Result<Model> {
+        let Examined { model, problems } = load::examine(file);
+        model.ok_or_else(|| problem::error(&problems))
     }
 
     /// [`Model::load`] from the bytes of a file. `name` is used if the contract gives none.
@@ -87,27 +112,7 @@ impl Model {
     /// # Errors
     /// As for [`Model::load`].
     pub fn from_bytes(bytes: &[u8], name: String) -> Result<Model> {
-        let proto = network::decode(bytes)?;
-        let properties = proto.metadata_props.iter().map(|entry| (entry.key.as_str(), entry.value.as_str()));
-        let Contract { name: given, features, labels, threshold, min_packets, golden, trained_on } =
-            Contract::parse(properties)?;
-        let network = Network::build(&proto, features.len(), labels.len())?;
-        let mut model = Model {
-            name: if given.is_empty() { name } else { given },
-            hash: Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect(),
-            features,
-            labels,
-            threshold,
-            min_packets,
-            trained_on,
-            network,
-            golden,
-            golden_delta: 0.0,
-            invalid: 0,
-        };
-        model.check_golden()?;
-        model.check_plain_flows()?;
-        Ok(model)
+        Model::from_file(&File::from_bytes(bytes.to_vec(), name))
     }
 
     /// Scores flows: `out` gets one score for each of `rows`, in order; what it held before is dropped.
@@ -118,13 +123,45 @@ impl Model {
     /// # Errors
     /// If the graph cannot be run; `out` is empty then.
     pub fn score(&mut self, rows: &[FlowRecord], out: &mut Vec<Score>) -> Result<()> {
-        let Model { network, features, threshold, invalid, .. } = self;
+        let Model { inputs, features, .. } = self;
+        inputs.resize(rows.len() * features.len(), f32::NAN);
+        for (values, record) in inputs.chunks_exact_mut(features.len()).zip(rows) {
+            vector::fill(features, record, values);
+        }
+        self.run(rows.len(), out)
+    }
+
+    /// [`Model::score`] for rows of features that `fill` writes (row number, one value per feature).
+    ///
+    /// # Errors
+    /// As for [`Model::score`].
+    pub fn score_rows(
+        &mut self,
+        rows: usize,
+        mut fill: impl FnMut(usize, &mut [f32]),
+        out: &mut Vec<Score>,
+    ) -> Result<()> {
+        let Model { inputs, features, .. } = self;
+        inputs.resize(rows * features.len(), f32::NAN);
+        for (row, values) in inputs.chunks_exact_mut(features.len()).enumerate() {
+            fill(row, values);
+        }
+        self.run(rows, out)
+    }
+
+    /// Scores the rows in `inputs`.
+    fn run(&mut self, rows: usize, out: &mut Vec<Score>) -> Result<()> {
+        let Model { network, thresholds, scale, invalid, inputs, features, .. } = self;
+        let (width, threshold) = (features.len(), thresholds.report);
         out.clear();
         let result = network.run(
-            rows.len(),
-            |row, values| vector::fill(features, &rows[row], values),
-            |_, outputs| {
-                let score = decide(outputs, *threshold);
+            rows,
+            |row, values| values.copy_from_slice(&inputs[row * width..][..width]),
+            |row, outputs| {
+                let score = match scale {
+                    None => decide(outputs, threshold),
+                    Some(scale) => anomaly(scale.score(&inputs[row * width..][..width], outputs), threshold),
+                };
                 *invalid += score.is_none() as u64;
                 out.push(score.unwrap_or(Score { label: 0, score: 0.0 }));
             },
@@ -135,70 +172,14 @@ impl Model {
         result.with_context(|| format!("run the model {}", self.name))
     }
 
+    /// The rows that were scored last, one after the other: one value per feature, NaN = missing.
+    pub fn inputs(&self) -> &[f32] {
+        &self.inputs
+    }
+
     /// Outputs so far that were not finite.
     pub fn invalid(&self) -> u64 {
         self.invalid
-    }
-
-    /// Runs the golden rows at every batch size.
-    fn check_golden(&mut self) -> Result<()> {
-        let count = self.golden.len();
-        for size in network::BATCHES {
-            for start in (0..count).step_by(size) {
-                // A full batch, over and over the golden rows if need be, so that each size runs its own plan.
-                let outputs = self.outputs(size, |golden, row, values| {
-                    values.copy_from_slice(&golden[(start + row) % count].input);
-                })?;
-                for (row, output) in outputs.iter().enumerate() {
-                    self.compare((start + row) % count, output, size)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Compares an output with that of golden row `number`.
-    fn compare(&mut self, number: usize, output: &[f32], batch: usize) -> Result<()> {
-        for ((found, expected), label) in output.iter().zip(&self.golden[number].output).zip(&self.labels) {
-            let delta = (found - expected).abs();
-            // Written so that NaN on either side fails.
-            ensure!(
-                delta <= GOLDEN_TOLERANCE,
-                "golden row {number}, label {label:?}: the file promises {expected}, the graph gives {found} (batch \
-                 {batch}, tolerance {GOLDEN_TOLERANCE}): the graph and sensor.golden_outputs do not belong together, or \
-                 an operator differs; export both from the same weights"
-            );
-            self.golden_delta = self.golden_delta.max(delta);
-        }
-        Ok(())
-    }
-
-    /// Runs the plainest flows there are: one datagram, one SYN. Most features of theirs are missing, and a model that
-    /// does not impute answers NaN.
-    fn check_plain_flows(&mut self) -> Result<()> {
-        let records = [plain_flow(packet::protocol::UDP), plain_flow(packet::protocol::TCP)].concat();
-        let features = self.features.clone();
-        let outputs = self.outputs(records.len(), |_, row, values| vector::fill(&features, &records[row], values))?;
-        for (output, what) in outputs.iter().zip(["one UDP datagram", "one TCP SYN"]) {
-            ensure!(
-                output.iter().all(|value| value.is_finite()),
-                "the model gives {output:?} for a flow of {what}: values that do not exist are NaN in its input, and its \
-                 graph must replace them (IsNaN and Where, or an imputer)"
-            );
-            let sum: f32 = output.iter().sum();
-            ensure!(
-                output.iter().all(|value| (-1e-3..=1.001).contains(value)) && (sum - 1.0).abs() < 1e-2,
-                "the model gives {output:?} for a flow of {what}, which are no probabilities: end the graph with Softmax"
-            );
-        }
-        Ok(())
-    }
-
-    fn outputs(&mut self, rows: usize, fill: impl Fn(&[Golden], usize, &mut [f32])) -> Result<Vec<Vec<f32>>> {
-        let mut outputs = Vec::with_capacity(rows);
-        let golden = &self.golden;
-        self.network.run(rows, |row, values| fill(golden, row, values), |_, output| outputs.push(output.to_vec()))?;
-        Ok(outputs)
     }
 }
 
@@ -218,35 +199,7 @@ fn decide(outputs: &[f32], threshold: f32) -> Option<Score> {
     Some(Score { label: label as u8, score })
 }
 
-/// A flow of one packet without payload.
-fn plain_flow(protocol: u8) -> Vec<FlowRecord> {
-    let tcp = protocol == packet::protocol::TCP;
-    let mut frame = [0u8; 54];
-    frame[12] = 0x08;
-    frame[14] = 0x45;
-    frame[17] = if tcp { 40 } else { 28 };
-    frame[22] = 64;
-    frame[23] = protocol;
-    frame[26..34].copy_from_slice(&[198, 18, 0, 1, 198, 18, 0, 2]);
-    // TCP: header of 20 bytes, SYN. UDP ends before these.
-    frame[46] = 0x50;
-    frame[47] = 0x02;
-    let Ok(packet) = packet::parse(&frame[..]) else { return Vec::new() };
-    let mut record = FlowRecord::zeroed();
-    record.start(&packet, 0, 0, 1);
-    record.update(&packet, 0);
-    vec![record]
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    let file = File::open(path)?;
-    let size = file.metadata()?.len();
-    ensure!(size <= MAX_FILE, "the file has {size} bytes; at most {MAX_FILE} are read");
-    let mut bytes = Vec::with_capacity(size as usize);
-    // The limit holds for what has no size too, such as a pipe.
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE {
-        bail!("the file has more than {MAX_FILE} bytes");
-    }
-    Ok(bytes)
+/// Score and label of an anomaly model's row, `None` if the score is not finite.
+fn anomaly(score: f32, threshold: f32) -> Option<Score> {
+    score.is_finite().then_some(Score { label: (score >= threshold) as u8, score })
 }

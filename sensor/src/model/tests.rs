@@ -2,7 +2,9 @@
 
 use sensor_common::features::{CONTRACT_VERSION, contract_hash};
 use sensor_common::packet;
+use std::time::Duration;
 
+use super::check::{check, render};
 use super::*;
 
 /// Just enough protobuf to write an ONNX file (onnx.proto gives the field numbers).
@@ -91,6 +93,7 @@ impl Draft {
             ("sensor.features", r#"["fwd_packets","fwd_payload_bytes"]"#.to_owned()),
             ("sensor.labels", r#"["benign","flood"]"#.to_owned()),
             ("sensor.threshold", "0.75".to_owned()),
+            ("sensor.thresholds", r#"{"drop":0.9}"#.to_owned()),
             ("sensor.min_packets", "4".to_owned()),
             ("sensor.name", "linear".to_owned()),
             ("sensor.golden_inputs", json(inputs.to_vec())),
@@ -166,7 +169,8 @@ fn datagrams(count: usize, payload: usize) -> FlowRecord {
 #[test]
 fn a_good_model_scores_every_row_of_any_count() {
     let mut model = Draft::good().load().expect("good");
-    assert_eq!((model.name.as_str(), model.min_packets, model.threshold), ("linear", 4, 0.75));
+    assert_eq!((model.name.as_str(), model.min_packets), ("linear", 4));
+    assert_eq!(model.thresholds, Thresholds { report: 0.75, tag: 0.75, drop: 0.9 });
     assert_eq!(model.hash.len(), 64);
     assert_eq!(model.features[1].name, "fwd_payload_bytes");
     let records: Vec<_> = (0..1_300).map(|row| datagrams(1 + row % 7, row % 3)).collect();
@@ -216,8 +220,8 @@ fn contracts_are_refused_with_what_to_change() {
     let good = Draft::good();
     let bare = Draft { properties: vec![], ..good.clone() };
     bare.refused(&["carries no contract", "metadata_props"]);
-    good.clone().without("sensor.labels").refused(&["lack sensor.labels"]);
-    good.clone().with("sensor.kind", "anomaly").refused(&["\"anomaly\"", "classifier"]);
+    good.clone().without("sensor.labels").refused(&["lacks sensor.labels"]);
+    good.clone().with("sensor.kind", "oracle").refused(&["\"oracle\"", "classifier"]);
     good.clone().with("sensor.contract_version", "99").refused(&["contract 99", "train it again"]);
     good.clone().with("sensor.contract_hash", "0123456789abcdef").refused(&["0123456789abcdef", &contract_hash()]);
     good.clone().with("sensor.features", r#"["fwd_packets","fwd_payload_byte"]"#).refused(&[
@@ -226,13 +230,21 @@ fn contracts_are_refused_with_what_to_change() {
         "sensor features",
     ]);
     good.clone().with("sensor.features", r#"["fwd_packets","fwd_packets"]"#).refused(&["twice"]);
-    good.clone().with("sensor.features", "fwd_packets").refused(&["sensor.features is not the JSON"]);
+    good.clone().with("sensor.features", "fwd_packets").refused(&["sensor.features", "JSON array"]);
     good.clone().with("sensor.features", r#"["fwd_packets"]"#).refused(&["golden row 0 has 2 inputs"]);
-    good.clone().with("sensor.labels", r#"["benign"]"#).refused(&["1 entries"]);
+    good.clone().with("sensor.labels", r#"["benign"]"#).refused(&["1 entries", "benign one first"]);
     good.clone().with("sensor.labels", r#"["benign","a b"]"#).refused(&["\"a b\" is not usable"]);
     good.clone().with("sensor.threshold", "1.5").refused(&["1.5", "at most 1"]);
+    good.clone().with("sensor.thresholds", r#"{"tag":0.7}"#).refused(&["do not ascend"]);
+    good.clone().with("sensor.thresholds", r#"{"block":0.7}"#).refused(&["unknown field `block`"]);
+    good.clone().with("sensor.treshold", "0.5").refused(&["sensor.treshold", "does not know"]);
+    good.clone().with("sensor.name", "a b").refused(&["sensor.name", "64 letters"]);
     good.clone().with("sensor.threshold", "NaN").refused(&["sensor.threshold"]);
     good.clone().with("sensor.threshold", "high").refused(&["\"high\", not a number"]);
+    good.clone().with("sensor.score", "{}").refused(&["sensor.score", "classifier"]);
+    good.clone()
+        .with("sensor.quantiles", r#"[{"edges":[1],"shares":[0.5,0.5]}]"#)
+        .refused(&["1 entries for 2 features"]);
     good.clone().with("sensor.min_packets", "0").refused(&["smallest flow"]);
     good.clone().with("sensor.golden_inputs", "[[1,0]]").refused(&["at least 4"]);
     good.with("sensor.golden_outputs", "[[1,0],[1,0],[1,0],[1,0]]").refused(&[
@@ -295,16 +307,83 @@ fn files_are_named_and_bounded() {
     let path = folder.path().join("m.onnx");
     let text = format!("{:#}", Model::load(&path).expect_err("missing"));
     assert!(text.contains("m.onnx"), "{text}");
-    let file = File::create(&path).expect("create");
-    file.set_len(MAX_FILE + 1).expect("sparse");
+    std::fs::File::create(&path).expect("create").set_len(MAX_FILE + 1).expect("sparse");
     let text = format!("{:#}", Model::load(&path).expect_err("too large"));
     assert!(text.contains("at most 67108864"), "{text}");
     std::fs::write(&path, Draft::good().without("sensor.name").bytes()).expect("write");
     assert_eq!(Model::load(&path).expect("good").name, "m");
-    let mut report = Vec::new();
-    check(&path, &mut report).expect("good");
-    let report = String::from_utf8(report).expect("text");
-    for part in ["golden rows  4 rows", "batch   1", "batch 512", "fwd_payload_bytes", "benign, flood"] {
-        assert!(report.contains(part), "{part:?} is not in:\n{report}");
+    let report = check(&File::read(&path, MAX_FILE).expect("read"), Duration::ZERO);
+    let sent = serde_json::from_str(&serde_json::to_string(&report).expect("JSON")).expect("the same");
+    let text = render("m.onnx", &sent);
+    for part in ["golden rows  4 rows", "batch    1", "batch  512", "fwd_payload_bytes", "benign, flood", "\nok\n"] {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
     }
+}
+
+#[test]
+fn a_report_names_all_that_is_wrong() {
+    let draft = Draft { weights_shape: vec![3, 2], weights: vec![0.0; 6], ..Draft::good() };
+    let draft = draft.with("sensor.threshold", "2").with("sensor.min_packets", "0").without("sensor.contract_hash");
+    let report = check(&File::from_bytes(draft.bytes(), "m".to_owned()), Duration::ZERO);
+    let failed: Vec<_> = report.problems.iter().map(|problem| problem.check.as_str()).collect();
+    assert_eq!(failed, ["sensor.contract_hash", "sensor.threshold", "sensor.min_packets", "graph"]);
+    let text = render("m.onnx", &report);
+    assert!(text.contains("to mend it: the smallest flow has 1 packet") && text.ends_with("4 failed\n"), "{text}");
+}
+
+#[test]
+fn a_side_car_is_a_contract() {
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("m.onnx");
+    let good = Draft::good();
+    std::fs::write(&path, Draft { properties: vec![], ..good.clone() }.bytes()).expect("write");
+    assert!(Model::load(&path).is_err(), "no contract at all");
+    let lines = good.properties.iter().filter_map(|(key, value)| Some((key.strip_prefix("sensor.")?, value)));
+    let text: String = lines
+        .map(|(key, value)| match key {
+            "thresholds" => "thresholds = { drop = 0.9 }\n".to_owned(),
+            "kind" | "name" | "contract_hash" => format!("{key} = \"{value}\"\n"),
+            _ => format!("{key} = {value}\n"),
+        })
+        .collect();
+    std::fs::write(folder.path().join("m.toml"), &text).expect("write");
+    let model = Model::load(&path).expect("good");
+    assert_eq!(model.name, "linear");
+    let before = model.hash;
+    std::fs::write(folder.path().join("m.toml"), text.replace("0.9", "0.95")).expect("write");
+    assert_ne!(Model::load(&path).expect("good").hash, before, "the side-car is part of the model");
+    std::fs::write(folder.path().join("m.toml"), "kind = ").expect("write");
+    let text = format!("{:#}", Model::load(&path).expect_err("no TOML"));
+    assert!(text.contains("side-car") && text.contains("not TOML"), "{text}");
+    std::fs::write(&path, good.bytes()).expect("write");
+    assert_eq!(Model::load(&path).expect("its own contract wins").thresholds.drop, 0.9);
+}
+
+#[test]
+fn an_anomaly_model_is_scored_by_its_curve() {
+    // The graph gives two columns, so a reconstruction: of (packets, bytes) it makes (packets / 2, bytes).
+    let mut draft = Draft { last: "Identity", weights: vec![0.5, 0.0, 0.0, 1.0], ..Draft::good() };
+    for key in ["labels", "thresholds"] {
+        draft = draft.without(&format!("sensor.{key}"));
+    }
+    let inputs = "[[0,0],[2,0],[4,8],[8,1]]";
+    draft = draft.with("sensor.kind", "anomaly").with("sensor.golden_inputs", inputs);
+    draft = draft.with("sensor.golden_outputs", "[[0,0],[1,0],[2,8],[4,1]]");
+    draft.refused(&["lacks sensor.score"]);
+    draft = draft.with("sensor.score", r#"{"from":"reconstruction","points":[[0,0],[2,0.5],[8,1]],"scale":[1,1]}"#);
+    let mut model = draft.load().expect("good");
+    assert_eq!((model.kind, model.labels.join("|").as_str()), (Kind::Anomaly, "benign|anomaly"));
+    let mut scores = Vec::new();
+    model.score(&[2, 4, 40].map(|packets| datagrams(packets, 0)), &mut scores).expect("runs");
+    // Errors: (n / 2)² / 2.
+    let wanted = [(0, 0.125), (0, 0.5), (1, 1.0)].map(|(label, score)| Score { label, score });
+    assert_eq!(scores, wanted);
+    draft.clone().with("sensor.score", r#"{"from":"error","points":[[0,0],[1,1]]}"#).refused(&["2 outputs"]);
+    draft.with("sensor.score", r#"{"from":"reconstruction","points":[[1,0],[0,1]]}"#).refused(&["ascend"]);
+}
+
+#[test]
+fn the_output_can_be_named() {
+    Draft::good().with("sensor.output", "logits").refused(&["no output \"logits\"", "probabilities"]);
+    assert!(Draft::good().with("sensor.output", "probabilities").load().is_ok());
 }

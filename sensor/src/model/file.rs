@@ -1,0 +1,128 @@
+//! A model as it lies on disk: the ONNX file and, where that carries no contract, the side-car TOML beside it.
+//!
+//! Invariant: what was checked is what is loaded. A [`File`] is read once; the isolated check and the load get the same
+//! bytes, so a file that is replaced in between changes nothing. Called by [`super::load`] and by the agent's loader.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use sha2::{Digest, Sha256};
+
+use super::document;
+
+/// Largest model file that is read unless the configuration says otherwise, in bytes.
+pub const MAX_FILE: u64 = 64 << 20;
+
+/// The bytes of a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct File {
+    /// Name for messages, and of the model if its contract gives none.
+    pub stem: String,
+    /// The ONNX file.
+    pub onnx: Vec<u8>,
+    /// The side-car, if there is one.
+    pub side_car: Option<String>,
+}
+
+impl File {
+    /// Reads `path` and its side-car.
+    ///
+    /// # Errors
+    /// If a file cannot be read, is no regular file, or is larger than `max_bytes`.
+    pub fn read(path: &Path, max_bytes: u64) -> Result<File> {
+        let onnx = read(path, max_bytes).with_context(|| format!("read the model {}", path.display()))?;
+        let beside = side_car_of(path);
+        let side_car = match beside.try_exists() {
+            Ok(true) => {
+                let what = || format!("read the side-car {}", beside.display());
+                let bytes = read(&beside, document::MAX_TEXT as u64).with_context(what)?;
+                Some(String::from_utf8(bytes).context("it is not UTF-8").with_context(what)?)
+            }
+            _ => None,
+        };
+        let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+        Ok(File { stem, onnx, side_car })
+    }
+
+    /// A model without a side-car.
+    pub fn from_bytes(onnx: Vec<u8>, stem: String) -> File {
+        File { stem, onnx, side_car: None }
+    }
+
+    /// SHA-256 of the ONNX file, and of the side-car behind it if the contract is from there; hexadecimal.
+    pub fn hash(&self, with_side_car: bool) -> String {
+        let mut hash = Sha256::new_with_prefix(&self.onnx);
+        if let Some(text) = self.side_car.as_ref().filter(|_| with_side_car) {
+            hash.update(text);
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The file for [`File::decode`]: how it is handed to another process.
+    pub fn encode(&self) -> Vec<u8> {
+        let File { stem, onnx, side_car } = self;
+        let mut bytes = Vec::with_capacity(onnx.len() + 64);
+        for part in [Some(stem.as_bytes()), Some(onnx), side_car.as_ref().map(String::as_bytes)].into_iter().flatten() {
+            bytes.extend((part.len() as u64).to_le_bytes());
+            bytes.extend(part);
+        }
+        bytes
+    }
+
+    /// The file that [`File::encode`] wrote.
+    ///
+    /// # Errors
+    /// If it is cut short, or its texts are not UTF-8.
+    pub fn decode(mut bytes: &[u8]) -> Result<File> {
+        let stem = String::from_utf8(part(&mut bytes)?)?;
+        let onnx = part(&mut bytes)?;
+        let side_car = if bytes.is_empty() { None } else { Some(String::from_utf8(part(&mut bytes)?)?) };
+        Ok(File { stem, onnx, side_car })
+    }
+}
+
+/// The side-car of a model: the same name, ending in `.toml`.
+pub fn side_car_of(path: &Path) -> PathBuf {
+    path.with_extension("toml")
+}
+
+fn part(bytes: &mut &[u8]) -> Result<Vec<u8>> {
+    let (length, rest) = bytes.split_first_chunk().context("cut short")?;
+    let length = usize::try_from(u64::from_le_bytes(*length))?;
+    let (part, rest) = rest.split_at_checked(length).context("cut short")?;
+    *bytes = rest;
+    Ok(part.to_vec())
+}
+
+fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
+    // Before it is opened: opening a pipe waits for its other end.
+    let metadata = fs::metadata(path)?;
+    ensure!(metadata.is_file(), "it is not a file");
+    let size = metadata.len();
+    ensure!(size <= max_bytes, "the file has {size} bytes; at most {max_bytes} are read (model.max_file)");
+    let mut bytes = Vec::with_capacity(size as usize);
+    // It may grow while it is read.
+    fs::File::open(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
+    ensure!(bytes.len() as u64 <= max_bytes, "the file has more than {max_bytes} bytes (model.max_file)");
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_arrives() {
+        for side_car in [None, Some("kind = \"anomaly\"".to_owned())] {
+            let file = File { stem: "m".to_owned(), onnx: vec![1, 2, 3], side_car };
+            let bytes = file.encode();
+            assert_eq!(File::decode(&bytes).expect("whole"), file);
+            for end in (0..bytes.len()).filter(|end| *end != 8 + 1 + 8 + 3) {
+                assert!(File::decode(&bytes[..end]).is_err(), "cut at {end}");
+            }
+        }
+        assert!(File::decode(&[0xff; 64]).is_err());
+    }
+}
