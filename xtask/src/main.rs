@@ -7,6 +7,7 @@ mod apt;
 mod cmd;
 mod docs;
 mod ebpf;
+mod fuzz;
 mod linker;
 mod lint;
 mod run;
@@ -50,6 +51,10 @@ enum Task {
     /// Tests attach programs inside network namespaces of their own and so need root: as another user, cargo builds
     /// as you and only the test binaries run through sudo.
     Test(test::TestArgs),
+    /// Fuzz the parser, the flow record and the capture reader, with any Rust toolchain.
+    ///
+    /// Example: `cargo xtask fuzz --seconds 600 parse`. What is found stays in target/fuzz.
+    Fuzz(fuzz::FuzzArgs),
     /// Run the benches. Example: `cargo xtask bench datapath`.
     Bench(run::BenchArgs),
     /// Compare the kernel programs with native code on captures, integer by integer. Exit code 1 for a difference.
@@ -80,6 +85,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Ebpf => ebpf::build(),
         Task::Run(args) => run::run(args),
         Task::Test(args) => test::test(args),
+        Task::Fuzz(args) => fuzz::fuzz(args),
         Task::Bench(args) => run::bench(args),
         Task::Parity(args) => run::parity(args),
         Task::Docs(args) => docs::docs(args),
