@@ -10,3 +10,4 @@ mod rig;
 mod table;
 mod threads;
 mod verdicts;
+mod wire;

@@ -15,7 +15,7 @@ const SHORTEST: [usize; 2] = [14, 54];
 const LARGEST_EGRESS: usize = 3500;
 
 /// A gap of between 0 ns and some hours: every branch of the inter-arrival sums.
-fn gap(rng: &mut Rng) -> u64 {
+pub(crate) fn gap(rng: &mut Rng) -> u64 {
     let bits = rng.range(0..44);
     rng.next_u64() >> (63 - bits)
 }
