@@ -4,6 +4,9 @@
 //! on the host over a capture, so a model is trained on exactly the numbers it is served. Nothing here allocates,
 //! panics, reads a clock or knows of a map: time and bytes are arguments.
 //!
+//! To extract features in a program of your own: [`packet::parse`] each frame, keep a [`flow::FlowRecord`] per
+//! [`flow::FlowKey`], and ask the feature contract (module `features`, with the cargo feature `std`) for values.
+//!
 //! ```
 //! use sensor_common::{flow::FlowRecord, packet};
 //!
@@ -17,7 +20,19 @@
 //! record.start(&packet, 1_000, 0, 1);
 //! record.update(&packet, 1_000);
 //! assert_eq!(record.forward().payload_bytes, 4);
+//!
+//! # #[cfg(feature = "std")]
+//! # {
+//! use sensor_common::features::by_name;
+//! let value = |name| (by_name(name).expect("a feature").value)(&record);
+//! assert_eq!((value("fwd_packets"), value("fwd_l3_bytes")), (1.0, 32.0));
+//! // Missing is not zero: nothing came back.
+//! assert!(value("bwd_l3_mean").is_nan());
+//! # }
 //! ```
+//!
+//! A frame can be anything that implements [`packet::Frame`]: `&[u8]`, a cut frame of a capture ([`packet::Captured`]), or
+//! memory of your own. `examples/features.rs` is a whole program.
 #![cfg_attr(not(any(feature = "std", test)), no_std)]
 #![forbid(unsafe_code)]
 
