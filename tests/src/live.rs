@@ -107,7 +107,7 @@ impl Wire {
     /// # Errors
     /// If a frame does not arrive.
     pub fn cross<'f>(&mut self, frames: impl IntoIterator<Item = (u64, &'f [u8])>) -> Result<Crossing> {
-        let never = Timeouts { idle_ns: u64::MAX, active_ns: u64::MAX, linger_ns: u64::MAX };
+        let never = Timeouts { idle_ns: u64::MAX, active_ns: u64::MAX, linger_ns: u64::MAX, reopen: true };
         let mut table = Table::new(never, Vec::new());
         let mut refused = [0; Cause::COUNT];
         let before = self.counters()?;

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed (one line on standard error says why), 2 the command line is wrong.
 
+mod extract;
 mod print;
 
 use std::ffi::OsString;
@@ -17,7 +18,6 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bpf::probe;
 use crate::config::{self, BpfLog, Config, LogFormat, Mode, XdpMode};
-use crate::replay::ExtractOptions;
 use crate::view::SortKey;
 use crate::{control, doctor, logging};
 use print::Format;
@@ -73,21 +73,8 @@ enum Command {
         #[command(subcommand)]
         command: ModelCommand,
     },
-    /// Turn packet captures into feature vectors, as CSV; needs no privileges
-    Extract {
-        /// Capture files (pcap or pcapng)
-        #[arg(required = true, value_name = "CAPTURE")]
-        captures: Vec<PathBuf>,
-        /// Where the CSV goes; the file must not exist yet [default: standard output]
-        #[arg(short, long, value_name = "FILE")]
-        output: Option<PathBuf>,
-        /// Also write each flow's vector when it reaches these packet counts
-        #[arg(long, value_delimiter = ',', value_name = "N,N…")]
-        snapshots: Vec<u64>,
-        /// CSV file that labels flows by capture, initiator's prefix and protocol; see models/README.md
-        #[arg(long, value_name = "FILE")]
-        labels: Option<PathBuf>,
-    },
+    /// Turn packet captures into feature vectors, a row a flow; needs no privileges
+    Extract(Box<extract::Extract>),
     /// List the features that a model can be given
     Features {
         /// Form of the list
@@ -261,9 +248,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             say(&crate::model::check::render(&file.display().to_string(), &report))?;
             return Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Command::Extract { captures, output, snapshots, labels } => {
-            crate::replay::extract(&ExtractOptions { captures, output, snapshots, labels })?;
-        }
+        Command::Extract(arguments) => crate::replay::extract(&arguments.options())?,
         Command::Features { format } => say(&print::features(format)?)?,
         Command::Metrics { format } => say(&print::metrics(format)?)?,
         Command::Config { default: true, settings: _ } => say(config::DEFAULT_FILE)?,

@@ -1,22 +1,16 @@
-//! Rows of features as CSV: who, when, why the row was written, its label, then the whole feature contract.
-//!
-//! Values are written in the shortest form that reads back to the same number, missing ones as nothing. Called by
-//! [`super::extract`].
+//! Rows of flows: a view's columns in a file format. Called by [`super::run`].
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
-use sensor_common::features::FEATURES;
+use sensor_common::features::{CONTRACT_VERSION, contract_hash};
 use sensor_common::flow::{FlowKey, FlowRecord, state};
-use sensor_common::packet::protocol;
 
 use super::labels::Labels;
+use super::rows::{self, Format, Rows, Writer};
 use super::table::Reason;
-
-/// Columns in front of the features.
-const IDENTITY: [&str; 10] =
-    ["capture", "src", "sport", "dst", "dport", "protocol_name", "first_ns", "packets", "end", "label"];
+use super::view::{self, Column, Row, View};
 
 /// One end of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,20 +49,27 @@ fn address(family: u8, words: [u32; 4]) -> IpAddr {
 
 /// Writes rows.
 pub(super) struct Export<'a> {
-    output: csv::Writer<Box<dyn Write + 'a>>,
+    writer: Writer<'a>,
+    columns: Vec<Column>,
     labels: Labels,
-    /// One value, reused.
-    text: Vec<u8>,
+    /// One text, reused.
+    text: String,
     rows: u64,
 }
 
 impl<'a> Export<'a> {
-    /// Writes the header.
-    pub(super) fn new(output: Box<dyn Write + 'a>, labels: Labels) -> Result<Export<'a>> {
-        let mut output = csv::WriterBuilder::new().buffer_capacity(1 << 16).from_writer(output);
-        let names = FEATURES.iter().map(|feature| feature.name);
-        output.write_record(IDENTITY.into_iter().chain(names))?;
-        Ok(Export { output, labels, text: Vec::with_capacity(64), rows: 0 })
+    /// Starts the file.
+    pub(super) fn new(
+        view: View,
+        format: Format,
+        output: Box<dyn Write + Send + 'a>,
+        labels: Labels,
+    ) -> Result<Export<'a>> {
+        let columns = view.columns();
+        let about =
+            [("sensor.contract_version", CONTRACT_VERSION.to_string()), ("sensor.contract_hash", contract_hash())];
+        let writer = rows::start(format, &columns, output, &about)?;
+        Ok(Export { writer, columns, labels, text: String::with_capacity(64), rows: 0 })
     }
 
     /// Rows that were written.
@@ -78,74 +79,37 @@ impl<'a> Export<'a> {
 
     /// Writes one record. `capture` is the path as it was given, `file` its last part.
     pub(super) fn row(&mut self, capture: &str, file: &str, record: &FlowRecord, reason: Reason) -> Result<()> {
+        let Export { writer, columns, labels, text, rows } = self;
         let (source, destination) = endpoints(record);
-        self.output.write_field(capture)?;
-        self.field(format_args!("{}", source.address))?;
-        self.integer(source.port as u64)?;
-        self.field(format_args!("{}", destination.address))?;
-        self.integer(destination.port as u64)?;
-        match protocol_name(record.key.protocol) {
-            Some(name) => self.output.write_field(name)?,
-            None => self.integer(record.key.protocol as u64)?,
+        let row = Row { capture, file, record, reason, source, destination, labels };
+        *rows += 1;
+        match writer {
+            Writer::Csv(csv) => put(columns, &row, text, csv),
+            Writer::JsonLines(lines) => put(columns, &row, text, lines),
+            Writer::Parquet(parquet) => put(columns, &row, text, parquet),
         }
-        self.integer(record.first_ns)?;
-        self.integer(record.packets())?;
-        self.output.write_field(reason.name())?;
-        let label = self.labels.of(file, source.address, record.key.protocol);
-        self.output.write_field(label)?;
-        for feature in FEATURES {
-            self.number((feature.value)(record))?;
-        }
-        // An empty record ends the row.
-        self.output.write_record(None::<&[u8]>)?;
-        self.rows += 1;
-        Ok(())
+    }
+
+    /// Hands over what is collected, as far as the format can.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        self.rows_mut().flush()
     }
 
     /// Ends the file.
     pub(super) fn finish(&mut self) -> Result<()> {
-        Ok(self.output.flush()?)
+        self.rows_mut().finish()
     }
 
-    fn field(&mut self, value: std::fmt::Arguments<'_>) -> Result<()> {
-        self.text.clear();
-        self.text.write_fmt(value)?;
-        Ok(self.output.write_field(&self.text)?)
-    }
-
-    /// Most values are small integers: their digits are a fifth of the cost of a general float's.
-    fn number(&mut self, value: f64) -> Result<()> {
-        if value.is_nan() {
-            return Ok(self.output.write_field(b"")?);
+    fn rows_mut(&mut self) -> &mut dyn Rows {
+        match &mut self.writer {
+            Writer::Csv(csv) => csv,
+            Writer::JsonLines(lines) => lines,
+            Writer::Parquet(parquet) => parquet,
         }
-        if (0.0..9e15).contains(&value) && value.fract() == 0.0 {
-            return self.integer(value as u64);
-        }
-        self.field(format_args!("{value}"))
-    }
-
-    fn integer(&mut self, mut value: u64) -> Result<()> {
-        let mut digits = [0u8; 20];
-        let mut at = digits.len();
-        loop {
-            at -= 1;
-            digits[at] = b'0' + (value % 10) as u8;
-            value /= 10;
-            if value == 0 {
-                break;
-            }
-        }
-        Ok(self.output.write_field(&digits[at..])?)
     }
 }
 
-fn protocol_name(number: u8) -> Option<&'static str> {
-    Some(match number {
-        protocol::ICMP => "icmp",
-        protocol::TCP => "tcp",
-        protocol::UDP => "udp",
-        protocol::ICMPV6 => "icmpv6",
-        protocol::SCTP => "sctp",
-        _ => return None,
-    })
+fn put(columns: &[Column], row: &Row<'_>, text: &mut String, rows: &mut impl Rows) -> Result<()> {
+    view::write(columns, row, text, rows);
+    rows.end()
 }

@@ -351,7 +351,7 @@ impl Turn<'_> {
                 let position = evicted.iter().position(|record| record.key == host.key);
                 position.map(|position| evicted.swap_remove(position))
             }
-            Reason::Idle | Reason::Active | Reason::Closed | Reason::Clock | Reason::End => {
+            Reason::Idle | Reason::Active | Reason::Closed | Reason::Evicted | Reason::Clock | Reason::End => {
                 self.replay.take(&host.key)?
             }
         };

@@ -5,41 +5,118 @@
 //! every capture and printed.
 
 pub mod capture;
+pub mod engine;
 mod export;
 pub mod kernel;
 pub mod labels;
 pub mod link;
+mod output;
+mod progress;
+mod rows;
+mod source;
 pub mod table;
+pub mod view;
 
 #[cfg(test)]
 mod tests;
 
-use std::fs::{File, OpenOptions};
+use std::collections::HashSet;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Result, anyhow, ensure};
 use sensor_common::counter::Cause;
 use sensor_common::flow::FlowRecord;
 
 pub use export::{Endpoint, endpoints};
+pub use rows::Format;
+pub use view::View;
 
 use capture::Capture;
+use engine::{Engine, Native, Stop};
 use export::Export;
 use labels::Labels;
-use table::{Reason, Table, Timeouts};
+use output::Output;
+use progress::Progress;
+use source::Source;
+use table::{DEFAULT_MAX_FLOWS, Reason, Table, Timeouts};
 
 /// What to extract, and where to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ExtractOptions {
-    /// Captures (pcap, pcapng), each with a flow table of its own.
+    /// Captures (pcap, pcapng; plain, gzip or zstd), each with a flow table of its own; `-` is standard input.
     pub captures: Vec<PathBuf>,
-    /// CSV file to write; must not exist. `None`: standard output.
+    /// File to write. `None` and `-`: standard output.
     pub output: Option<PathBuf>,
+    /// Whether the file may exist, and is replaced then.
+    pub force: bool,
+    /// Form of the rows; `None`: by the ending of the output's name.
+    pub format: Option<Format>,
+    /// Columns of the rows.
+    pub view: View,
     /// Packet counts at which a flow is written while it goes on; every flow is written when it ends.
     pub snapshots: Vec<u64>,
     /// Rules that label flows, see [`labels`].
     pub labels: Option<PathBuf>,
+    /// A flow without packets for this long is over; `None`: as the view has it.
+    pub idle_timeout: Option<Duration>,
+    /// A flow this old is cut in two; `None`: as the view has it.
+    pub active_timeout: Option<Duration>,
+    /// Flows that are held at once.
+    pub max_flows: usize,
+    /// Whether a terminal sees a progress bar.
+    pub progress: bool,
+}
+
+impl Default for ExtractOptions {
+    fn default() -> ExtractOptions {
+        ExtractOptions {
+            captures: Vec::new(),
+            output: None,
+            force: false,
+            format: None,
+            view: View::default(),
+            snapshots: Vec::new(),
+            labels: None,
+            idle_timeout: None,
+            active_timeout: None,
+            max_flows: DEFAULT_MAX_FLOWS,
+            progress: false,
+        }
+    }
+}
+
+impl ExtractOptions {
+    /// Checks what can be checked before anything is read or written.
+    fn check(&self) -> Result<()> {
+        ensure!(!self.captures.is_empty(), "no captures were named");
+        ensure!(!self.snapshots.contains(&0), "a snapshot at 0 packets does not exist: start from 1");
+        ensure!(self.max_flows > 0, "at least one flow must be held");
+        for (name, value) in [("idle", self.idle_timeout), ("active", self.active_timeout)] {
+            ensure!(value != Some(Duration::ZERO), "an {name} timeout of 0 would make every packet a flow of its own");
+        }
+        let mut seen = HashSet::new();
+        for path in &self.captures {
+            // A name that leads nowhere is reported when it is opened.
+            let known = path.canonicalize().unwrap_or_else(|_| path.clone());
+            ensure!(seen.insert(known), "{} is named twice: its flows would be written twice", path.display());
+        }
+        Ok(())
+    }
+
+    fn timeouts(&self) -> Timeouts {
+        let mut timeouts = self.view.timeouts();
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        timeouts.idle_ns = self.idle_timeout.map_or(timeouts.idle_ns, ns);
+        timeouts.active_ns = self.active_timeout.map_or(timeouts.active_ns, ns);
+        timeouts
+    }
+
+    /// The engine for one capture.
+    fn engine(&self) -> Result<Box<dyn Engine>> {
+        Ok(Box::new(Native::new(Table::new(self.timeouts(), self.snapshots.clone()).with_max_flows(self.max_flows))))
+    }
 }
 
 /// What became of the packets of captures.
@@ -73,20 +150,27 @@ impl Totals {
     }
 }
 
-/// Extracts features from captures into CSV, and reports totals on standard error.
+/// Extracts features from captures, and reports totals on standard error.
 ///
 /// # Errors
-/// If the output exists or cannot be written. A capture that cannot be read (to its end) does not stop the others: what
-/// was read of it is in the output, and the error that is returned at the end names each such capture and packet.
+/// If the output exists or cannot be written: then there is no output. A capture that cannot be read (to its end) does
+/// not stop the others: what was read of it is in the output, and the error that is returned at the end names each such
+/// capture and packet.
 pub fn extract(options: &ExtractOptions) -> Result<()> {
-    let output: Box<dyn Write> = match &options.output {
-        Some(path) => Box::new(create(path)?),
-        None => Box::new(io::stdout().lock()),
-    };
-    match run(options, output, &mut io::stderr().lock()) {
-        // The reader of the pipe had enough (`sensor extract … | head`).
-        Err(error) if options.output.is_none() && is_broken_pipe(&error) => Ok(()),
-        result => result.map(|_totals| ()),
+    options.check()?;
+    let format = options.format.map_or_else(|| Format::of(options.output.as_deref()), Ok)?;
+    let output = Output::open(options.output.as_deref(), options.force)?;
+    let options = ExtractOptions { format: Some(format), ..options.clone() };
+    match write(&options, Box::new(output.writer()?), &mut io::stderr().lock()) {
+        Ok(Outcome { totals: _, failure }) => {
+            output.commit()?;
+            failure.map_or(Ok(()), Err)
+        }
+        Err(error) => {
+            let left = output.abandon();
+            let error = if is_broken_pipe(&error) { anyhow!("whoever read the rows stopped reading") } else { error };
+            Err(error.context(left))
+        }
     }
 }
 
@@ -94,92 +178,127 @@ pub fn extract(options: &ExtractOptions) -> Result<()> {
 ///
 /// # Errors
 /// As for [`extract`].
-pub fn run(options: &ExtractOptions, output: Box<dyn Write + '_>, report: &mut dyn Write) -> Result<Totals> {
-    ensure!(!options.captures.is_empty(), "no captures were named");
-    ensure!(!options.snapshots.contains(&0), "a snapshot at 0 packets does not exist: start from 1");
+pub fn run(options: &ExtractOptions, output: Box<dyn Write + Send + '_>, report: &mut dyn Write) -> Result<Totals> {
+    options.check()?;
+    let Outcome { totals, failure } = write(options, output, report)?;
+    failure.map_or(Ok(totals), Err)
+}
+
+/// What came out of a run whose output is good.
+struct Outcome {
+    totals: Totals,
+    /// Captures that could not be read to their end.
+    failure: Option<anyhow::Error>,
+}
+
+fn write(options: &ExtractOptions, output: Box<dyn Write + Send + '_>, report: &mut dyn Write) -> Result<Outcome> {
     let labels = options.labels.as_deref().map(Labels::read).transpose()?.unwrap_or_default();
-    let mut export = Export::new(output, labels).context("write the header")?;
+    let mut export = Export::new(options.view, options.format.unwrap_or_default(), output, labels)?;
     let mut all = Totals::default();
     let mut failures = Vec::new();
     for path in &options.captures {
-        let (totals, outcome) = one(path, &options.snapshots, &mut export)?;
+        let (totals, outcome) = one(path, options, &mut export)?;
         ensure!(totals.balance(), "{}: packets are not accounted for ({totals:?}); please report this", path.display());
         all.add(&totals);
-        writeln!(report, "{}: {}", path.display(), summary(&totals))?;
+        // A report that nobody reads must not cost the rows.
+        let _unread = writeln!(report, "{}: {}", path.display(), summary(&totals));
         if let Err(error) = outcome {
             let error = error.context(path.display().to_string());
-            writeln!(report, "error: {error:#}")?;
+            let _unread = writeln!(report, "error: {error:#}");
             failures.push(error);
         }
     }
-    export.finish().context("write the rows")?;
-    writeln!(report, "total: {}, {} rows", summary(&all), export.rows())?;
-    match failures.len() {
-        0 => Ok(all),
-        1 => Err(failures.remove(0)),
+    export.finish()?;
+    let rows = export.rows();
+    let _unread = writeln!(report, "total: {}, {rows} rows", summary(&all));
+    let failure = match failures.len() {
+        0 => None,
+        1 => failures.pop(),
         many => {
             let list: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();
-            Err(anyhow!(
-                "{many} of {} captures could not be read to their end:\n{}",
-                options.captures.len(),
-                list.join("\n")
-            ))
+            let captures = options.captures.len();
+            Some(anyhow!("{many} of {captures} captures could not be read to their end:\n{}", list.join("\n")))
         }
-    }
+    };
+    Ok(Outcome { totals: all, failure })
 }
+
+/// How long rows of a stream are collected at most before they are handed over.
+const FLUSH: Duration = Duration::from_secs(1);
 
 /// One capture. The outer error is about the output; the inner one about the capture, of which everything before the
 /// error has been written.
-fn one(path: &Path, snapshots: &[u64], export: &mut Export<'_>) -> Result<(Totals, Result<()>)> {
+fn one(path: &Path, options: &ExtractOptions, export: &mut Export<'_>) -> Result<(Totals, Result<()>)> {
     let name = path.display().to_string();
     let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut table = Table::new(Timeouts::default(), snapshots.to_vec());
+    let mut engine = options.engine()?;
     let mut totals = Totals::default();
-    let mut flows = 0;
-    let mut recorded = 0;
-    let mut sink = |record: &FlowRecord, reason: Reason| -> Result<()> {
-        if reason != Reason::Snapshot {
-            flows += 1;
-            recorded += arrivals(record);
-        }
-        export.row(&name, &file_name, record, reason)
+    let opened = Source::open(path).and_then(|source| {
+        let Source { input, len, read } = source;
+        Ok((Capture::open(input)?, len, read))
+    });
+    let (mut capture, len, read) = match opened {
+        Ok(opened) => opened,
+        Err(error) => return Ok((totals, Err(error))),
     };
+    let progress = Progress::new(options.progress, &file_name, len);
+    let mut flushed = Instant::now();
     let mut outcome = Ok(());
-    match open(path) {
-        Ok(mut capture) => loop {
-            let captured = match capture.read() {
-                Ok(Some(captured)) => captured,
-                Ok(None) => break,
-                Err(error) => {
-                    outcome = Err(error);
-                    break;
-                }
-            };
-            match link::parse(&captured) {
-                Ok(parsed) => {
-                    totals.packets += 1;
-                    match parsed {
-                        Ok(packet) => table.packet(&packet, captured.time_ns, &mut sink)?,
-                        Err(cause) => totals.refused[cause as usize] += 1,
-                    }
-                }
-                Err(error) => {
-                    outcome = Err(error.context(format!("packet {}", totals.packets + 1)));
-                    break;
-                }
+    let mut sink = Counting { export, capture: &name, file: &file_name, flows: 0, recorded: 0 };
+    loop {
+        // What follows may have to be waited for: whoever reads the rows need not wait with us.
+        if len.is_none() && capture.is_drained() {
+            engine.pause(&mut sink)?;
+            if flushed.elapsed() >= FLUSH {
+                sink.export.flush()?;
+                flushed = Instant::now();
             }
-        },
-        Err(error) => outcome = Err(error),
+        }
+        match capture.read() {
+            Ok(Some(captured)) => match engine.frame(&captured, &mut sink) {
+                Ok(()) => {
+                    totals.packets += 1;
+                    progress.packet(totals.packets, || (read.get(), engine.flows()));
+                }
+                Err(Stop::Capture(error)) => {
+                    outcome = Err(error.context(format!("packet {}", capture.packets())));
+                    break;
+                }
+                Err(Stop::Failed(error)) => return Err(error),
+            },
+            Ok(None) => break,
+            Err(error) => {
+                outcome = Err(error);
+                break;
+            }
+        }
     }
-    table.finish(&mut sink)?;
-    totals.flows = flows;
-    totals.recorded = recorded;
+    engine.finish(&mut sink)?;
+    totals.refused = engine.refused();
+    totals.flows = sink.flows;
+    totals.recorded = sink.recorded;
     Ok((totals, outcome))
 }
 
-fn open(path: &Path) -> Result<Capture<io::BufReader<File>>> {
-    let file = File::open(path).context("open the capture")?;
-    Capture::open(io::BufReader::with_capacity(1 << 18, file))
+/// Writes rows, and counts what is in them.
+struct Counting<'a, 'b> {
+    export: &'a mut Export<'b>,
+    capture: &'a str,
+    file: &'a str,
+    /// Flows that ended.
+    flows: u64,
+    /// Frames in them.
+    recorded: u64,
+}
+
+impl engine::Sink for Counting<'_, '_> {
+    fn record(&mut self, record: &FlowRecord, reason: Reason) -> Result<()> {
+        if reason != Reason::Snapshot {
+            self.flows += 1;
+            self.recorded += arrivals(record);
+        }
+        self.export.row(self.capture, self.file, record, reason)
+    }
 }
 
 /// Frames that a record holds.
@@ -199,21 +318,8 @@ fn summary(totals: &Totals) -> String {
     text
 }
 
-fn create(path: &Path) -> Result<File> {
-    match OpenOptions::new().write(true).create_new(true).open(path) {
-        Ok(file) => Ok(file),
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            bail!("{} exists: remove it or name another output", path.display())
-        }
-        Err(error) => Err(error).with_context(|| format!("create {}", path.display())),
-    }
-}
-
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
-            || cause.downcast_ref::<csv::Error>().is_some_and(
-                |error| matches!(error.kind(), csv::ErrorKind::Io(error) if error.kind() == ErrorKind::BrokenPipe),
-            )
-    })
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe))
 }

@@ -1,33 +1,45 @@
-//! The flow table of a replay: the same records as the kernel's, in a hash map that grows as it must.
+//! The flow table of a replay: the same records as the kernel's, in memory that grows up to a stated number of flows.
 //!
-//! Time is that of the packets. Flows end when they are idle, old, closed and lingered, reopened (TCP port reuse), or
-//! when the capture ends; each ended record is handed to a sink exactly once, so that
+//! Time is that of the packets. Flows end when they are idle, old, closed and lingered, reopened (TCP port reuse), when
+//! a new flow needs the place of the one that has been idle longest, or when the capture ends; each ended record is
+//! handed to a sink exactly once, so that
 //! `packets offered = Σ arrivals of records handed over + arrivals of records still held`.
-//! Called by [`super::extract`] and by tests that compare the kernel's records with these.
+//! Called by [`super::engine`] and by tests that compare the kernel's records with these.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+mod index;
+mod order;
+#[cfg(test)]
+mod tests;
 
-use sensor_common::flow::{FlowKey, FlowRecord, state};
+use sensor_common::flow::{FlowRecord, state};
 use sensor_common::packet::Packet;
 
+use self::index::Index;
+use self::order::{List, Order};
+
 /// Seconds to nanoseconds.
-const SECOND_NS: u64 = 1_000_000_000;
+pub(super) const SECOND_NS: u64 = 1_000_000_000;
+/// Flows that are held at once unless something else is asked for: their records take 150 to 190 MB.
+pub const DEFAULT_MAX_FLOWS: usize = 200_000;
+/// Records that are allocated together: a table of few flows stays small, and records never move.
+const CHUNK: usize = 1 << 10;
 
 /// When flows end.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// A flow without packets for this long is over, ns.
     pub idle_ns: u64,
     /// A flow that is this old is cut in two, ns.
     pub active_ns: u64,
-    /// A closed TCP flow waits this long for late packets, ns.
+    /// A closed TCP flow waits this long for late packets, ns; not longer than `idle_ns`.
     pub linger_ns: u64,
+    /// Whether a SYN on the tuple of a closed TCP flow begins a new one.
+    pub reopen: bool,
 }
 
 impl Default for Timeouts {
     fn default() -> Timeouts {
-        Timeouts { idle_ns: 60 * SECOND_NS, active_ns: 30 * 60 * SECOND_NS, linger_ns: 2 * SECOND_NS }
+        Timeouts { idle_ns: 60 * SECOND_NS, active_ns: 30 * 60 * SECOND_NS, linger_ns: 2 * SECOND_NS, reopen: true }
     }
 }
 
@@ -44,6 +56,8 @@ pub enum Reason {
     Closed,
     /// A new connection took its tuple.
     Reopened,
+    /// A new flow took its place: it had been idle longest of all.
+    Evicted,
     /// The capture's clock went back by more than the idle timeout, as in merged captures.
     Clock,
     /// The capture ended.
@@ -59,64 +73,129 @@ impl Reason {
             Reason::Active => "active",
             Reason::Closed => "closed",
             Reason::Reopened => "reopened",
+            Reason::Evicted => "evicted",
             Reason::Clock => "clock",
             Reason::End => "end",
         }
     }
 }
 
-/// One flow and where it stands.
+/// What is known of a slot beside its record.
+#[derive(Clone, Copy, Default)]
 struct Slot {
-    record: FlowRecord,
+    /// Hash of the flow's key.
+    hash: u32,
     /// Snapshots that were taken.
-    taken: usize,
+    taken: u32,
 }
-
-/// A deadline at which a slot has to be looked at: time, slot, generation of the slot's record.
-type Deadline = Reverse<(u64, u32, u32)>;
 
 /// The flows of one capture.
 pub struct Table {
     timeouts: Timeouts,
+    max_flows: usize,
     /// Packet counts at which a flow is handed over without ending, ascending.
     snapshots: Vec<u64>,
-    index: HashMap<FlowKey, u32>,
+    index: Index,
+    /// Records by slot, in chunks of [`CHUNK`].
+    chunks: Vec<Vec<FlowRecord>>,
     slots: Vec<Slot>,
     free: Vec<u32>,
-    deadlines: BinaryHeap<Deadline>,
+    /// Slots in use, those idle longest first: open flows, and closed ones that linger.
+    order: Order,
     now_ns: u64,
+    /// Nothing can time out before this.
+    due_ns: u64,
 }
 
 impl Table {
-    /// An empty table. `snapshots`: packet counts at which a flow is handed over while it goes on.
+    /// An empty table of at most [`DEFAULT_MAX_FLOWS`]. `snapshots`: packet counts at which a flow is handed over while
+    /// it goes on.
     pub fn new(timeouts: Timeouts, mut snapshots: Vec<u64>) -> Table {
         snapshots.sort_unstable();
         snapshots.dedup();
         Table {
             timeouts,
+            max_flows: DEFAULT_MAX_FLOWS,
             snapshots,
-            index: HashMap::new(),
+            index: Index::new(),
+            chunks: Vec::new(),
             slots: Vec::new(),
             free: Vec::new(),
-            deadlines: BinaryHeap::new(),
+            order: Order::default(),
             now_ns: 0,
+            due_ns: u64::MAX,
         }
+    }
+
+    /// Holds at most `max_flows` at once, at least 1.
+    #[must_use]
+    pub fn with_max_flows(self, max_flows: usize) -> Table {
+        Table { max_flows: max_flows.clamp(1, u32::MAX as usize / 2), ..self }
     }
 
     /// Flows that are held.
     pub fn len(&self) -> usize {
-        self.index.len()
+        self.slots.len() - self.free.len()
     }
 
     /// Whether no flow is held.
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.len() == 0
     }
 
-    /// Counts a packet that arrived at `time_ns`, after ending what has timed out by then.
+    fn record(&self, number: u32) -> &FlowRecord {
+        &self.chunks[number as usize / CHUNK][number as usize % CHUNK]
+    }
+
+    fn record_mut(&mut self, number: u32) -> &mut FlowRecord {
+        &mut self.chunks[number as usize / CHUNK][number as usize % CHUNK]
+    }
+
+    /// Counts packets that arrived at these times, after ending what had timed out by then.
     ///
     /// The clock does not run backwards for small steps (captures of several queues are not strictly ordered). A step
     /// back by more than the idle timeout is another recording: all flows end, and the clock starts again.
+    ///
+    /// Several packets at once are faster than one by one: what they need of the table is fetched for all of them
+    /// before the first is counted, so that the waits for memory overlap.
+    ///
+    /// # Errors
+    /// Those of `sink`.
+    pub fn packets<E>(
+        &mut self,
+        packets: &[(u64, Packet)],
+        sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
+    ) -> Result<(), E> {
+        for batch in packets.chunks(BATCH) {
+            let mut hashes = [0; BATCH];
+            for (hash, (_, packet)) in hashes.iter_mut().zip(batch) {
+                *hash = self.index.hash(&packet.key);
+            }
+            self.fetch(&hashes[..batch.len()]);
+            for (hash, (time_ns, packet)) in hashes.iter().zip(batch) {
+                self.count(packet, *hash, *time_ns, sink)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the records of these hashes into the cache: reads that depend on nothing wait for memory together.
+    fn fetch(&self, hashes: &[u32]) {
+        let mut found = [u32::MAX; BATCH];
+        for (number, hash) in found.iter_mut().zip(hashes) {
+            *number = self.index.guess(*hash).unwrap_or(u32::MAX);
+        }
+        let mut sum = 0u8;
+        for number in found.into_iter().filter(|number| *number != u32::MAX) {
+            let bytes: &[u8] = bytemuck::bytes_of(self.record(number));
+            for line in bytes.chunks(64) {
+                sum ^= line[0];
+            }
+        }
+        std::hint::black_box(sum);
+    }
+
+    /// As [`Self::packets`], for one.
     ///
     /// # Errors
     /// Those of `sink`.
@@ -126,43 +205,66 @@ impl Table {
         time_ns: u64,
         sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
     ) -> Result<(), E> {
+        let hash = self.index.hash(&packet.key);
+        self.count(packet, hash, time_ns, sink)
+    }
+
+    fn count<E>(
+        &mut self,
+        packet: &Packet,
+        hash: u32,
+        time_ns: u64,
+        sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
+    ) -> Result<(), E> {
         if time_ns.saturating_add(self.timeouts.idle_ns) < self.now_ns {
             self.end_all(Reason::Clock, sink)?;
             self.now_ns = time_ns;
         }
         self.now_ns = self.now_ns.max(time_ns);
-        self.expire(sink)?;
-        let mut slot = self.index.get(&packet.key).copied();
-        if let Some(number) = slot {
-            let record = &self.slots[number as usize].record;
-            let ended = if record.is_reopened_by(packet) {
-                Some(Reason::Reopened)
-            } else if time_ns.saturating_sub(record.first_ns) >= self.timeouts.active_ns {
-                Some(Reason::Active)
-            } else {
-                None
-            };
-            if let Some(reason) = ended {
-                self.end(number, reason, sink)?;
-                slot = None;
-            }
+        if self.due_ns <= self.now_ns {
+            self.expire(sink)?;
+        }
+        let mut slot = self.index.find(hash, |number| self.record(number).key.same(&packet.key));
+        if let Some(number) = slot
+            && let Some(reason) = self.over(self.record(number), packet, time_ns)
+        {
+            self.end(number, reason, sink)?;
+            slot = None;
         }
         let number = match slot {
             Some(number) => number,
-            None => self.start(packet, time_ns),
+            None => self.start(packet, hash, time_ns, sink)?,
         };
-        let Slot { record, taken } = &mut self.slots[number as usize];
-        let open = record.state & state::CLOSED == 0;
+        let record = self.record_mut(number);
         record.update(packet, time_ns);
-        if open && record.state & state::CLOSED != 0 {
-            let at = record.last_ns.saturating_add(self.timeouts.linger_ns);
-            self.deadlines.push(Reverse((at, number, record.generation)));
-        }
-        while self.snapshots.get(*taken).is_some_and(|count| record.packets() >= *count) {
-            *taken += 1;
-            sink(record, Reason::Snapshot)?;
+        let (packets, closed) = (record.packets(), record.state & state::CLOSED != 0);
+        self.touch(number, closed);
+        while self.snapshots.get(self.slots[number as usize].taken as usize).is_some_and(|count| packets >= *count) {
+            self.slots[number as usize].taken += 1;
+            sink(self.record(number), Reason::Snapshot)?;
         }
         Ok(())
+    }
+
+    /// Whether a flow is over before this packet of its tuple, and why.
+    fn over(&self, record: &FlowRecord, packet: &Packet, time_ns: u64) -> Option<Reason> {
+        if self.timeouts.reopen && record.is_reopened_by(packet) {
+            return Some(Reason::Reopened);
+        }
+        let closed = record.state & state::CLOSED != 0;
+        if record.last_ns.saturating_add(self.wait_ns(closed)) <= self.now_ns {
+            return Some(if self.lingers(closed) { Reason::Closed } else { Reason::Idle });
+        }
+        (time_ns.saturating_sub(record.first_ns) >= self.timeouts.active_ns).then_some(Reason::Active)
+    }
+
+    /// Whether a flow in this state waits for late packets only.
+    fn lingers(&self, closed: bool) -> bool {
+        closed && self.timeouts.linger_ns < self.timeouts.idle_ns
+    }
+
+    fn wait_ns(&self, closed: bool) -> u64 {
+        if self.lingers(closed) { self.timeouts.linger_ns } else { self.timeouts.idle_ns }
     }
 
     /// Ends every flow that is left.
@@ -173,42 +275,76 @@ impl Table {
         self.end_all(Reason::End, sink)
     }
 
-    fn start(&mut self, packet: &Packet, time_ns: u64) -> u32 {
-        let number = self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot { record: FlowRecord::zeroed(), taken: 0 });
-            (self.slots.len() - 1) as u32
-        });
-        let slot = &mut self.slots[number as usize];
-        slot.taken = 0;
-        // The generation tells a deadline of an earlier flow in this slot from one of this flow.
-        let generation = slot.record.generation.wrapping_add(1);
-        slot.record.start(packet, time_ns, 0, generation);
-        self.index.insert(packet.key, number);
-        self.deadlines.push(Reverse((time_ns.saturating_add(self.timeouts.idle_ns), number, generation)));
-        number
+    fn start<E>(
+        &mut self,
+        packet: &Packet,
+        hash: u32,
+        time_ns: u64,
+        sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
+    ) -> Result<u32, E> {
+        if self.len() == self.max_flows
+            && let Some(number) = self.idle_longest()
+        {
+            self.end(number, Reason::Evicted, sink)?;
+        }
+        let number = self.free.pop().unwrap_or_else(|| self.grow());
+        self.slots[number as usize] = Slot { hash, taken: 0 };
+        let record = self.record_mut(number);
+        let generation = record.generation.wrapping_add(1);
+        record.start(packet, time_ns, 0, generation);
+        self.index.insert(hash, number);
+        self.order.push(List::Open, number);
+        self.due_ns = self.due_ns.min(time_ns.saturating_add(self.timeouts.idle_ns));
+        Ok(number)
     }
 
-    /// Looks at every slot whose deadline has come. A flow that saw packets since gets its next deadline: one heap
-    /// operation per flow and idle timeout, not per packet.
+    /// A slot more.
+    fn grow(&mut self) -> u32 {
+        let number = self.slots.len();
+        if number.is_multiple_of(CHUNK) {
+            self.chunks.push(Vec::with_capacity(CHUNK));
+        }
+        if let Some(chunk) = self.chunks.last_mut() {
+            chunk.push(FlowRecord::zeroed());
+        }
+        self.slots.push(Slot::default());
+        self.order.grow();
+        number as u32
+    }
+
+    /// The flow was seen now: it is the last to be idle for long.
+    fn touch(&mut self, number: u32, closed: bool) {
+        let list = if self.lingers(closed) { List::Lingering } else { List::Open };
+        self.order.move_to_end(list, number);
+        if list == List::Lingering {
+            let due_ns = self.record(number).last_ns.saturating_add(self.timeouts.linger_ns);
+            self.due_ns = self.due_ns.min(due_ns);
+        }
+    }
+
+    fn idle_longest(&self) -> Option<u32> {
+        List::ALL
+            .into_iter()
+            .filter_map(|list| self.order.first(list))
+            .min_by_key(|number| self.record(*number).last_ns)
+    }
+
+    /// Ends what has timed out. The lists are in the order of arrival, so only their heads are looked at; where packets
+    /// came out of order, a flow behind a younger one ends a little late, or when its next packet comes.
     fn expire<E>(&mut self, sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>) -> Result<(), E> {
-        while let Some(&Reverse((at, number, generation))) = self.deadlines.peek() {
-            if at > self.now_ns {
-                break;
-            }
-            self.deadlines.pop();
-            let record = &self.slots[number as usize].record;
-            if record.generation != generation || self.index.get(&record.key) != Some(&number) {
-                continue;
-            }
-            let closed = record.state & state::CLOSED != 0;
-            let wait_ns = if closed { self.timeouts.linger_ns } else { self.timeouts.idle_ns };
-            let due = record.last_ns.saturating_add(wait_ns);
-            if due <= self.now_ns {
-                self.end(number, if closed { Reason::Closed } else { Reason::Idle }, sink)?;
-            } else {
-                self.deadlines.push(Reverse((due, number, generation)));
+        let mut due_ns = u64::MAX;
+        for (list, reason) in [(List::Lingering, Reason::Closed), (List::Open, Reason::Idle)] {
+            let wait_ns = self.wait_ns(list == List::Lingering);
+            while let Some(number) = self.order.first(list) {
+                let due = self.record(number).last_ns.saturating_add(wait_ns);
+                if due > self.now_ns {
+                    due_ns = due_ns.min(due);
+                    break;
+                }
+                self.end(number, reason, sink)?;
             }
         }
+        self.due_ns = due_ns;
         Ok(())
     }
 
@@ -218,24 +354,27 @@ impl Table {
         reason: Reason,
         sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
     ) -> Result<(), E> {
-        let record = &self.slots[number as usize].record;
-        self.index.remove(&record.key);
+        self.index.remove(self.slots[number as usize].hash, number);
+        self.order.remove(number);
         self.free.push(number);
-        sink(record, reason)
+        sink(self.record(number), reason)
     }
 
-    /// Ends every flow, in the order of their slots, so that the same capture gives the same rows.
+    /// Ends every flow, in the order of their slots: the same capture gives the same rows, and memory is read in order.
     fn end_all<E>(
         &mut self,
         reason: Reason,
         sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut held: Vec<u32> = self.index.values().copied().collect();
-        held.sort_unstable();
-        self.deadlines.clear();
-        for number in held {
-            self.end(number, reason, sink)?;
+        for number in 0..self.slots.len() as u32 {
+            if self.order.holds(number) {
+                self.end(number, reason, sink)?;
+            }
         }
+        self.due_ns = u64::MAX;
         Ok(())
     }
 }
+
+/// Packets that are fetched for together: enough to overlap the waits, few enough to stay in the first cache.
+const BATCH: usize = 16;

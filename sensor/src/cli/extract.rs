@@ -1,0 +1,79 @@
+//! Arguments of `sensor extract`.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::replay::table::DEFAULT_MAX_FLOWS;
+use crate::replay::{ExtractOptions, Format, View};
+
+/// `sensor extract`.
+#[derive(Debug, Args)]
+pub(super) struct Extract {
+    /// Capture files: pcap or pcapng, plain or compressed with gzip or zstd; - is standard input
+    #[arg(required = true, value_name = "CAPTURE")]
+    captures: Vec<PathBuf>,
+    /// Where the rows go; the file must not exist yet [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace the output if it exists
+    #[arg(long)]
+    force: bool,
+    /// Form of the rows [default: by the ending of the output: .csv, .parquet, .jsonl; else csv]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// Columns of the rows, and when flows end; see docs/views.md
+    #[arg(long, value_enum, default_value_t)]
+    view: View,
+    /// Also write each flow's row when it reaches these packet counts
+    #[arg(long, value_delimiter = ',', value_name = "N,N…")]
+    snapshots: Vec<u64>,
+    /// CSV file that labels flows by capture, initiator's prefix and protocol; see models/README.md
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// A flow without packets for this long is over, as in 60s [default: that of the view]
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    idle_timeout: Option<Duration>,
+    /// A flow that is this old is cut in two, as in 30min [default: that of the view]
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    active_timeout: Option<Duration>,
+    /// Flows that are held at once, about 1 kB each; for one more, the flow idle longest is ended
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_FLOWS)]
+    max_flows: usize,
+    /// No progress bar
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl Extract {
+    pub(super) fn options(self) -> ExtractOptions {
+        let Extract {
+            captures,
+            output,
+            force,
+            format,
+            view,
+            snapshots,
+            labels,
+            idle_timeout,
+            active_timeout,
+            max_flows,
+            quiet,
+        } = self;
+        ExtractOptions {
+            captures,
+            output,
+            force,
+            format,
+            view,
+            snapshots,
+            labels,
+            idle_timeout,
+            active_timeout,
+            max_flows,
+            progress: !quiet && std::io::stderr().is_terminal(),
+        }
+    }
+}

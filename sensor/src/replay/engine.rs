@@ -1,0 +1,104 @@
+//! Engines: what turns captured frames into flow records.
+//!
+//! [`Native`] parses and counts here. Another engine may have the frames counted elsewhere (by the kernel programs, for
+//! one); whatever it does, every frame that it was offered is in a record that it hands over, or refused with a cause.
+//! Called by [`super::run`].
+
+use sensor_common::counter::Cause;
+use sensor_common::flow::FlowRecord;
+use sensor_common::packet::Packet;
+
+use super::capture::Captured;
+use super::link;
+use super::table::{Reason, Table};
+
+/// Takes records that are handed over.
+pub trait Sink {
+    /// A record, complete or (at a snapshot) as far as it is.
+    ///
+    /// # Errors
+    /// If the output cannot take it; nothing more is handed over then.
+    fn record(&mut self, record: &FlowRecord, reason: Reason) -> anyhow::Result<()>;
+}
+
+/// Why an engine stopped.
+#[derive(Debug)]
+pub enum Stop {
+    /// The capture cannot be read on; what was offered before is good.
+    Capture(anyhow::Error),
+    /// The output or the engine itself failed.
+    Failed(anyhow::Error),
+}
+
+/// Turns frames into records.
+pub trait Engine {
+    /// Takes the next frame of the capture. Its record is handed to `sink` whenever it ends or reaches a snapshot.
+    ///
+    /// # Errors
+    /// See [`Stop`].
+    fn frame(&mut self, captured: &Captured<'_>, sink: &mut dyn Sink) -> Result<(), Stop>;
+
+    /// Nothing may follow for a while: counts what was taken but not counted yet.
+    ///
+    /// # Errors
+    /// Those of `sink`.
+    fn pause(&mut self, sink: &mut dyn Sink) -> anyhow::Result<()>;
+
+    /// The capture is over: ends every flow.
+    ///
+    /// # Errors
+    /// Those of `sink`.
+    fn finish(&mut self, sink: &mut dyn Sink) -> anyhow::Result<()>;
+
+    /// Frames that were refused so far, by cause.
+    fn refused(&self) -> [u64; Cause::COUNT];
+
+    /// Flows that are held.
+    fn flows(&self) -> usize;
+}
+
+/// Frames that are parsed before the first is counted.
+const BATCH: usize = 64;
+
+/// The parser and the record update that the kernel programs run, as native code.
+pub struct Native {
+    table: Table,
+    batch: Vec<(u64, Packet)>,
+    refused: [u64; Cause::COUNT],
+}
+
+impl Native {
+    /// An engine with this table.
+    pub fn new(table: Table) -> Native {
+        Native { table, batch: Vec::with_capacity(BATCH), refused: [0; Cause::COUNT] }
+    }
+}
+
+impl Engine for Native {
+    fn frame(&mut self, captured: &Captured<'_>, sink: &mut dyn Sink) -> Result<(), Stop> {
+        match link::parse(captured).map_err(Stop::Capture)? {
+            Ok(packet) => self.batch.push((captured.time_ns, packet)),
+            Err(cause) => self.refused[cause as usize] += 1,
+        }
+        if self.batch.len() < BATCH { Ok(()) } else { self.pause(sink).map_err(Stop::Failed) }
+    }
+
+    fn pause(&mut self, sink: &mut dyn Sink) -> anyhow::Result<()> {
+        let result = self.table.packets(&self.batch, &mut |record, reason| sink.record(record, reason));
+        self.batch.clear();
+        result
+    }
+
+    fn finish(&mut self, sink: &mut dyn Sink) -> anyhow::Result<()> {
+        self.pause(sink)?;
+        self.table.finish(&mut |record, reason| sink.record(record, reason))
+    }
+
+    fn refused(&self) -> [u64; Cause::COUNT] {
+        self.refused
+    }
+
+    fn flows(&self) -> usize {
+        self.table.len()
+    }
+}

@@ -1,0 +1,73 @@
+//! What is held, and what gives way.
+
+use sensor_common::flow::FlowKey;
+
+use super::*;
+
+/// A UDP packet of 100 bytes from host `host`.
+fn packet(host: u32) -> Packet {
+    let mut frame = [0u8; 114];
+    frame[12..16].copy_from_slice(&[0x08, 0x00, 0x45, 0]);
+    frame[16..18].copy_from_slice(&100u16.to_be_bytes());
+    frame[23] = sensor_common::packet::protocol::UDP;
+    frame[26..30].copy_from_slice(&(0xc612_0000 | host).to_be_bytes());
+    frame[30..34].copy_from_slice(&[198, 19, 0, 1]);
+    sensor_common::packet::parse(&frame[..]).expect("well-formed")
+}
+
+fn table(max_flows: usize) -> Table {
+    Table::new(Timeouts::default(), Vec::new()).with_max_flows(max_flows)
+}
+
+/// Offers (time in s, host) and says what ended, in order: host, packets, reason.
+fn ends(table: &mut Table, packets: &[(u64, u32)]) -> Vec<(u32, u64, Reason)> {
+    let mut ends = Vec::new();
+    let mut sink = |record: &FlowRecord, reason: Reason| {
+        let FlowKey { low, .. } = record.key;
+        ends.push((low[0] & 0xffff, record.packets(), reason));
+        Ok::<_, ()>(())
+    };
+    let packets: Vec<_> = packets.iter().map(|(at_s, host)| (at_s * SECOND_NS, packet(*host))).collect();
+    table.packets(&packets, &mut sink).expect("the sink takes all");
+    ends
+}
+
+#[test]
+fn the_flow_idle_longest_gives_way() {
+    let mut table = table(3);
+    assert_eq!(ends(&mut table, &[(1, 1), (2, 2), (3, 3), (4, 1)]), []);
+    assert_eq!(ends(&mut table, &[(5, 4)]), [(2, 1, Reason::Evicted)]);
+    assert_eq!(ends(&mut table, &[(6, 3), (7, 5)]), [(1, 2, Reason::Evicted)]);
+    assert_eq!(table.len(), 3);
+}
+
+#[test]
+fn many_flows_in_few_places_lose_no_packet() {
+    let mut table = table(1_000);
+    let packets: Vec<_> = (0..50_000u64).map(|step| (step / 1_000, (step * 7 % 5_003) as u32)).collect();
+    let mut counted: u64 = ends(&mut table, &packets).iter().map(|(_, packets, _)| packets).sum();
+    assert_eq!(table.len(), 1_000);
+    assert!(table.slots.len() == 1_000, "places are used again: {}", table.slots.len());
+    let mut sink = |record: &FlowRecord, _: Reason| {
+        counted += record.packets();
+        Ok::<_, ()>(())
+    };
+    table.finish(&mut sink).expect("the sink takes all");
+    assert_eq!(counted, 50_000);
+    assert!(table.is_empty());
+}
+
+#[test]
+fn years_between_packets_are_idle_time() {
+    let mut table = table(10);
+    let year = 365 * 24 * 3600;
+    assert_eq!(ends(&mut table, &[(1, 1), (2, 2), (year, 1)]), [(1, 1, Reason::Idle), (2, 1, Reason::Idle)]);
+    assert_eq!(ends(&mut table, &[(1, 3)]), [(1, 1, Reason::Clock)], "another recording");
+}
+
+/// Packets out of order: the list's head is not the one idle longest, but a flow that is over never goes on.
+#[test]
+fn a_flow_that_is_over_does_not_go_on() {
+    let mut table = table(10);
+    assert_eq!(ends(&mut table, &[(100, 1), (50, 2), (111, 2)]), [(2, 1, Reason::Idle)]);
+}
