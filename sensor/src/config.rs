@@ -93,10 +93,29 @@ pub struct ModelConfig {
     /// The ONNX file; `None` (in the file: ""): flows are recorded and counted, nothing is scored.
     #[serde(with = "empty_is_none")]
     pub path: Option<PathBuf>,
+    /// A second model that is scored beside the first, without effect; `None` (in the file: ""): none.
+    #[serde(with = "empty_is_none")]
+    pub shadow: Option<PathBuf>,
+    /// Whether a file that changes is loaded again.
+    pub watch: bool,
     /// Largest number of flows in one inference call.
     pub max_batch: u32,
     /// Flows scored in one poll; the rest waits for the next.
     pub max_flows_per_poll: u32,
+    /// Largest model file, MiB.
+    pub max_file_mib: u32,
+    /// Memory that the check of a model may take, MiB.
+    pub load_memory_mib: u32,
+    /// Time that the check of a model may take.
+    #[serde(with = "duration")]
+    pub load_timeout: Duration,
+    /// Longest inference call of a full batch that a model is taken with.
+    #[serde(with = "duration")]
+    pub max_inference: Duration,
+    /// Scored flows in one window of the drift indices, 0 = none are computed.
+    pub drift_window: u32,
+    /// Whether drops become tags while drift is high.
+    pub drift_fallback: bool,
 }
 
 /// `[policy]`
@@ -180,7 +199,19 @@ impl Default for AgentConfig {
 
 impl Default for ModelConfig {
     fn default() -> ModelConfig {
-        ModelConfig { path: Some(PathBuf::from("models/sensor.onnx")), max_batch: 256, max_flows_per_poll: 8192 }
+        ModelConfig {
+            path: Some(PathBuf::from("models/sensor.onnx")),
+            shadow: None,
+            watch: true,
+            max_batch: 512,
+            max_flows_per_poll: 8192,
+            max_file_mib: 64,
+            load_memory_mib: 2048,
+            load_timeout: Duration::from_secs(30),
+            max_inference: Duration::from_millis(500),
+            drift_window: 2000,
+            drift_fallback: false,
+        }
     }
 }
 
@@ -302,6 +333,15 @@ impl Config {
 
         number("model.max_batch", model.max_batch, 1, 4096)?;
         number("model.max_flows_per_poll", model.max_flows_per_poll, model.max_batch, 1 << 20)?;
+        ensure!(
+            model.shadow.is_none() || model.path.is_some(),
+            "model.shadow is set and model.path is not: a shadow is compared with the model beside it"
+        );
+        number("model.max_file_mib", model.max_file_mib, 1, 1024)?;
+        number("model.load_memory_mib", model.load_memory_mib, 256, 1 << 16)?;
+        within("model.load_timeout", model.load_timeout, SECOND, 10 * MINUTE)?;
+        within("model.max_inference", model.max_inference, Duration::from_millis(1), MINUTE)?;
+        number("model.drift_window", model.drift_window, 0, 10_000_000)?;
 
         if let Some(threshold) = policy.threshold {
             ensure!((0.0..=1.0).contains(&threshold), "policy.threshold = {threshold}: must be from 0.0 to 1.0");

@@ -1,4 +1,5 @@
-//! The control socket: `GET /v1/status` and `GET /v1/flows?sort=&limit=` over HTTP on a Unix socket, server and client.
+//! The control socket: `GET /v1/status`, `GET /v1/flows?sort=&limit=`, `GET /v1/features?id=` and `POST
+//! /v1/model` over HTTP on a Unix socket, server and client.
 //!
 //! Only the socket's owner can connect (mode 0600). The server answers nothing itself: it passes a [`Request`] to the
 //! poll thread, which owns the table. Server side called by `agent`, client side by `cli`.
@@ -13,9 +14,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -23,12 +24,14 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::view::{FlowView, Request, SortKey, StatusView};
+use crate::view::{FeaturesView, FlowView, ModelView, Request, SortKey, StatusView};
 
 /// The poll thread answers within one poll; a client that waited this long is told so.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// The client's limit, larger so that the server's message arrives.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Loading a model takes as long as model.load_timeout (at most 10 minutes) and a build.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// The bound socket. Dropping it removes the file, if it still is this one.
 #[derive(Debug)]
@@ -63,7 +66,12 @@ impl ControlSocket {
 
     /// Serves until the task is dropped; the file goes with it.
     pub async fn serve(self, requests: mpsc::Sender<Request>) {
-        let router = Router::new().route("/v1/status", get(status)).route("/v1/flows", get(flows)).with_state(requests);
+        let router = Router::new()
+            .route("/v1/status", get(status))
+            .route("/v1/flows", get(flows))
+            .route("/v1/features", get(features))
+            .route("/v1/model", post(load_model))
+            .with_state(requests);
         crate::http::accept_loop(&self.listener, router).await;
     }
 }
@@ -118,15 +126,27 @@ async fn ask<T: Serialize>(
     requests: &mpsc::Sender<Request>,
     request: impl FnOnce(oneshot::Sender<T>) -> Request,
 ) -> Response {
+    match exchange_within(ANSWER_TIMEOUT, requests, request).await {
+        Ok(value) => Json(value).into_response(),
+        Err(response) => response,
+    }
+}
+
+/// The poll thread's answer, or that of a failure.
+async fn exchange_within<T>(
+    limit: Duration,
+    requests: &mpsc::Sender<Request>,
+    request: impl FnOnce(oneshot::Sender<T>) -> Request,
+) -> Result<T, Response> {
     let (reply, answer) = oneshot::channel();
     let exchange = async {
         requests.send(request(reply)).await.ok()?;
         answer.await.ok()
     };
-    match tokio::time::timeout(ANSWER_TIMEOUT, exchange).await {
-        Ok(Some(value)) => Json(value).into_response(),
-        Ok(None) => failure(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping"),
-        Err(_) => failure(StatusCode::GATEWAY_TIMEOUT, "the poll thread did not answer in time; see its log"),
+    match tokio::time::timeout(limit, exchange).await {
+        Ok(Some(value)) => Ok(value),
+        Ok(None) => Err(failure(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping")),
+        Err(_) => Err(failure(StatusCode::GATEWAY_TIMEOUT, "the poll thread did not answer in time; see its log")),
     }
 }
 
@@ -148,6 +168,59 @@ async fn flows(State(requests): State<mpsc::Sender<Request>>, Query(query): Quer
     ask(&requests, |reply| Request::Flows { sort, limit, reply }).await
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FeaturesQuery {
+    id: String,
+}
+
+async fn features(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<FeaturesQuery>) -> Response {
+    let ask = exchange_within(ANSWER_TIMEOUT, &requests, |reply| Request::Features { id: query.id, reply });
+    match ask.await {
+        Ok(Some(view)) => Json(view).into_response(),
+        Ok(None) => failure(StatusCode::NOT_FOUND, "there is no such flow any more; `sensor flows --json` has the ids"),
+        Err(response) => response,
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LoadQuery {
+    path: PathBuf,
+    #[serde(default)]
+    shadow: bool,
+}
+
+async fn load_model(State(requests): State<mpsc::Sender<Request>>, Json(query): Json<LoadQuery>) -> Response {
+    let LoadQuery { path, shadow } = query;
+    match exchange_within(LOAD_TIMEOUT, &requests, |reply| Request::Load { path, shadow, reply }).await {
+        Ok(Ok(view)) => Json(view).into_response(),
+        Ok(Err(reason)) => failure(StatusCode::UNPROCESSABLE_ENTITY, &reason),
+        Err(response) => response,
+    }
+}
+
+/// Asks the agent behind a socket for the features of a flow.
+///
+/// # Errors
+/// As [`get_status`], or there is no such flow.
+pub async fn get_features(socket: &Path, id: &str) -> Result<FeaturesView> {
+    // An id is digits and a hyphen; anything else could change the query.
+    let plain = id.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
+    anyhow::ensure!(plain, "{id:?} is no flow; `sensor flows --json` has the ids");
+    fetch(socket, &format!("/v1/features?id={id}")).await
+}
+
+/// Has the agent behind a socket load a model file; returns when it is in use.
+///
+/// # Errors
+/// As [`get_status`], or the model was refused.
+pub async fn load(socket: &Path, path: PathBuf, shadow: bool) -> Result<ModelView> {
+    let body = serde_json::to_vec(&LoadQuery { path, shadow }).context("the path is not UTF-8")?;
+    let request = hyper::Request::post("/v1/model").header("content-type", "application/json");
+    answer(socket, request, body.into(), LOAD_TIMEOUT + CLIENT_TIMEOUT).await
+}
+
 /// Asks the agent behind a socket for its status.
 ///
 /// # Errors
@@ -165,12 +238,25 @@ pub async fn get_flows(socket: &Path, sort: SortKey, limit: usize) -> Result<Vec
 }
 
 async fn fetch<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
-    tokio::time::timeout(CLIENT_TIMEOUT, exchange(socket, path)).await.map_err(|_| {
-        anyhow!("the agent at {} did not answer within {} s", socket.display(), CLIENT_TIMEOUT.as_secs())
-    })?
+    answer(socket, hyper::Request::get(path), Bytes::new(), CLIENT_TIMEOUT).await
 }
 
-async fn exchange<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
+async fn answer<T: DeserializeOwned>(
+    socket: &Path,
+    request: hyper::http::request::Builder,
+    body: Bytes,
+    limit: Duration,
+) -> Result<T> {
+    tokio::time::timeout(limit, exchange(socket, request, body))
+        .await
+        .map_err(|_| anyhow!("the agent at {} did not answer within {} s", socket.display(), limit.as_secs()))?
+}
+
+async fn exchange<T: DeserializeOwned>(
+    socket: &Path,
+    request: hyper::http::request::Builder,
+    body: Bytes,
+) -> Result<T> {
     let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
             anyhow!(
@@ -186,7 +272,7 @@ async fn exchange<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
     let broken = || format!("the agent at {} broke the connection off", socket.display());
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.with_context(broken)?;
-    let request = hyper::Request::get(path).header("host", "sensor").body(Empty::<Bytes>::new())?;
+    let request = request.header("host", "sensor").body(Full::new(body))?;
     let transfer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();

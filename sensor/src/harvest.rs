@@ -37,6 +37,11 @@ impl Timeouts {
             min_stage: sensor_common::table::stage_of(min_packets.max(1), false),
         }
     }
+
+    /// Another model may want more packets, or fewer.
+    pub fn set_min_packets(&mut self, min_packets: u64) {
+        self.min_stage = sensor_common::table::stage_of(min_packets.max(1), false);
+    }
 }
 
 /// A duration in table ticks, rounded up. Settings end at 60 minutes, which the 73 of a tick's range can hold.

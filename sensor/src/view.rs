@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use sensor_common::packet::protocol;
@@ -138,6 +139,12 @@ pub struct StatusView {
     pub poll: PollView,
     /// The model in use.
     pub model: Option<ModelView>,
+    /// The model that is scored beside it, without effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<ModelView>,
+    /// Drift in the last complete window; absent before the first, and without quantiles in the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<DriftView>,
     /// The watched interfaces.
     pub interfaces: Vec<InterfaceView>,
     /// The flow table.
@@ -201,6 +208,28 @@ pub struct ModelView {
     pub labels: Vec<String>,
     /// Score from which on a flow gets a verdict.
     pub threshold: f64,
+}
+
+/// Drift: population stability indices of the last complete window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DriftView {
+    /// "stable", "moderate" (from 0.1 on) or "high" (from 0.25 on).
+    pub level: String,
+    /// That of the score.
+    pub score: Option<f64>,
+    /// The feature with the highest one.
+    pub highest: Option<(String, f64)>,
+    /// Whether drops become tags because of it.
+    pub fallback: bool,
+}
+
+/// The features of one flow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FeaturesView {
+    /// The flow.
+    pub flow: FlowView,
+    /// Value by name; null = missing.
+    pub features: BTreeMap<String, Option<f64>>,
 }
 
 /// A watched interface.
@@ -281,6 +310,22 @@ pub enum Request {
         limit: usize,
         /// Where the answer goes.
         reply: oneshot::Sender<Vec<FlowView>>,
+    },
+    /// The features of a flow, by its id; `None` if it lives no more.
+    Features {
+        /// [`FlowView::id`]
+        id: String,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Option<FeaturesView>>,
+    },
+    /// Load a model file in place of the one in use; the answer comes when it is in use, or refused.
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// In place of the shadow.
+        shadow: bool,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<ModelView, String>>,
     },
     /// The status.
     Status {

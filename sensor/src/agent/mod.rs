@@ -4,7 +4,9 @@
 //! Order: checks → model → sockets → programs → attach → poll. Traffic is touched by none of it before the last step.
 
 mod clock;
+mod life;
 mod poll;
+mod reload;
 mod report;
 mod score;
 
@@ -20,7 +22,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use self::poll::Poller;
+use self::poll::{Models, Poller};
+use self::reload::{Job, Loader};
 use crate::bpf::attach::Attached;
 use crate::bpf::load::{Kernel, LoadOptions};
 use crate::bpf::probe::{self, Capabilities};
@@ -29,8 +32,7 @@ use crate::control::ControlSocket;
 use crate::harvest::ticks;
 use crate::http::{self, Health, HttpState};
 use crate::metrics::Metrics;
-use crate::model::Model;
-use crate::model::contract::Thresholds;
+use crate::model::{Model, isolate};
 
 /// Requests that may wait for the poll thread.
 const REQUESTS: usize = 16;
@@ -45,12 +47,13 @@ pub fn run(mut config: Config) -> Result<()> {
     if config.interfaces.is_empty() {
         config.interfaces = vec![probe::default_interface()?];
     }
-    let model = load_model(&config)?;
+    let model = load_model(config.model.path.as_deref(), &config)?;
+    let shadow = load_model(config.model.shadow.as_deref(), &config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(serve(config, model, &capabilities))
+    runtime.block_on(serve(config, model, shadow, &capabilities))
 }
 
 /// What the kernel must have before anything is tried.
@@ -77,33 +80,22 @@ fn check(capabilities: &Capabilities) -> Result<()> {
     Ok(())
 }
 
-fn load_model(config: &Config) -> Result<Option<Model>> {
-    let Some(path) = &config.model.path else { return Ok(None) };
-    if !Path::new(path).exists() {
+fn load_model(path: Option<&Path>, config: &Config) -> Result<Option<Model>> {
+    let Some(path) = path else { return Ok(None) };
+    if !path.exists() {
         bail!(
             "there is no model at {}: name one with --model FILE, or set model.path = \"\" to count flows without scores",
             path.display()
         );
     }
-    let mut model = Model::load(path)?;
-    if let Some(threshold) = config.policy.threshold {
-        // A score's label depends on it, too.
-        model.thresholds = Thresholds::all(threshold as f32);
-    }
-    for label in config.policy.label_actions.keys() {
-        ensure!(
-            model.labels.contains(label),
-            "policy.label_actions names \"{label}\", which the model does not know; its labels are {}",
-            model.labels.join(", ")
-        );
-    }
-    Ok(Some(model))
+    reload::load_on_thread(path, config).map(Some)
 }
 
-async fn serve(config: Config, model: Option<Model>, capabilities: &Capabilities) -> Result<()> {
+async fn serve(config: Config, model: Option<Model>, shadow: Option<Model>, capabilities: &Capabilities) -> Result<()> {
     // Before anything is attached, so that a signal at any time ends in an orderly stop.
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
     let metrics = Arc::new(Metrics::new());
     let health = Arc::new(Health::new(Instant::now(), config.agent.lease));
     let control = ControlSocket::bind(&config.agent.socket).await?;
@@ -113,6 +105,8 @@ async fn serve(config: Config, model: Option<Model>, capabilities: &Capabilities
     };
     let (kernel, attached) = bring_up(&config, capabilities)?;
     announce(&config, &kernel, &attached, model.as_ref());
+    let loader = Loader::start(&config)?;
+    let jobs = loader.jobs.clone();
 
     let (requests, inbox) = mpsc::channel(REQUESTS);
     let mut tasks = vec![tokio::spawn(control.serve(requests))];
@@ -121,9 +115,10 @@ async fn serve(config: Config, model: Option<Model>, capabilities: &Capabilities
     }
     let stop = Arc::new(AtomicBool::new(false));
     let (done, mut ended) = oneshot::channel();
-    let poller = Poller::new(config, kernel, attached, model, metrics, health);
+    let poller = Poller::new(config, kernel, attached, Models { active: model, shadow, loader }, metrics, health);
     let thread = std::thread::Builder::new()
         .name("sensor-poll".to_owned())
+        .stack_size(2 * isolate::STACK)
         .spawn({
             let stop = stop.clone();
             move || {
@@ -135,10 +130,16 @@ async fn serve(config: Config, model: Option<Model>, capabilities: &Capabilities
         })
         .context("cannot start the poll thread")?;
     tracing::info!("ready");
-    let reason = tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-        _ = &mut ended => "the poll thread",
+    let reason = loop {
+        tokio::select! {
+            _ = interrupt.recv() => break "SIGINT",
+            _ = terminate.recv() => break "SIGTERM",
+            _ = &mut ended => break "the poll thread",
+            _ = hangup.recv() => match jobs.try_send(Job::Again) {
+                Ok(()) => tracing::info!("SIGHUP: loading the models again"),
+                Err(_) => tracing::warn!("SIGHUP is ignored: models are being loaded"),
+            },
+        }
     };
     tracing::info!("stopping because of {reason}");
     stop.store(true, Ordering::Relaxed);

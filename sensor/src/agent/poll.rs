@@ -15,14 +15,15 @@ use sensor_common::table::{Bucket, WAYS, tick_of};
 use tokio::sync::mpsc;
 
 use super::clock::now_ns;
+use super::life::{self, DriftState, Shadow};
+use super::reload::Loader;
 use super::report;
 use crate::bpf::attach::Attached;
 use crate::bpf::load::Kernel;
 use crate::config::Config;
 use crate::harvest::{Memory, Step, Timeouts};
 use crate::http::Health;
-use crate::metrics::{EndReason, Metrics};
-use crate::model::contract::Thresholds;
+use crate::metrics::{EndReason, LoadSource, Metrics, ModelRole};
 use crate::model::{Model, Score};
 use crate::policy::Policy;
 use crate::summary::{self, Summary};
@@ -51,6 +52,13 @@ pub(super) struct Candidate {
     pub(super) slot: Option<usize>,
 }
 
+/// The models that a poll thread starts with, and where it gets others from.
+pub(super) struct Models {
+    pub(super) active: Option<Model>,
+    pub(super) shadow: Option<Model>,
+    pub(super) loader: Loader,
+}
+
 /// Everything the poll thread owns.
 pub(super) struct Poller {
     pub(super) config: Config,
@@ -58,13 +66,16 @@ pub(super) struct Poller {
     pub(super) attached: Vec<Attached>,
     pub(super) model: Option<Model>,
     pub(super) policy: Policy,
+    pub(super) shadow: Option<Shadow>,
+    pub(super) drift: DriftState,
+    pub(super) loader: Loader,
     pub(super) metrics: Arc<Metrics>,
     pub(super) memories: Vec<Memory>,
     pub(super) started: Instant,
     pub(super) lease_until_ns: u64,
     pub(super) last_poll: Duration,
     health: Arc<Health>,
-    timeouts: Timeouts,
+    pub(super) timeouts: Timeouts,
     occupied: u64,
     /// Bucket at which the next scan starts: a scan that found too much to score goes on where it stopped.
     cursor: usize,
@@ -82,15 +93,20 @@ impl Poller {
         config: Config,
         kernel: Kernel,
         attached: Vec<Attached>,
-        model: Option<Model>,
+        Models { active: model, shadow, loader }: Models,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
     ) -> Poller {
-        let (labels, thresholds, min_packets) = match &model {
-            Some(model) => (model.labels.as_slice(), model.thresholds, model.min_packets),
-            None => (&[][..], Thresholds::all(f32::INFINITY), 0),
-        };
-        let policy = Policy::new(config.mode, &config.policy, labels, thresholds, min_packets);
+        let policy = life::policy(&config, model.as_ref());
+        let info = |model: &Model| (model.hash.clone(), model.name.clone());
+        for (role, info) in
+            [(ModelRole::Active, model.as_ref().map(info)), (ModelRole::Shadow, shadow.as_ref().map(info))]
+        {
+            metrics.model(role, info.as_ref().map(|(hash, name)| (hash.as_str(), name.as_str())));
+            if info.is_some() {
+                metrics.model_load(role, LoadSource::Start, true);
+            }
+        }
         let agent = &config.agent;
         let timeouts = Timeouts::new(
             agent.idle_timeout,
@@ -101,8 +117,10 @@ impl Poller {
         );
         let memories = vec![Memory::default(); kernel.table.capacity()];
         metrics.map_memory(kernel.memory_bytes());
-        metrics.model(model.as_ref().map(|model| (model.hash.as_str(), model.name.as_str())));
         Poller {
+            drift: DriftState::new(&config, model.as_ref()),
+            shadow: shadow.map(|model| Shadow::new(model, &config)),
+            loader,
             seen_check: Some(report::SeenCheck::new(&attached)),
             config,
             kernel,
@@ -152,8 +170,10 @@ impl Poller {
             .summary
             .then(|| Summary::new(self.config.mode, std::io::stdout().is_terminal(), self.metrics.totals()));
         while !stop.load(Ordering::Relaxed) {
+            // Between two polls, so that every flow of a poll is scored by one model.
+            self.take_loaded();
             let begun = Instant::now();
-            self.poll();
+            self.poll(begun);
             self.last_poll = begun.elapsed();
             self.metrics.poll(self.last_poll, self.last_poll > interval);
             self.health.tick(Instant::now());
@@ -185,7 +205,7 @@ impl Poller {
     }
 
     /// One poll.
-    fn poll(&mut self) {
+    fn poll(&mut self, begun: Instant) {
         let now = now_ns();
         self.renew_lease(now);
         self.metrics.lease(true);
@@ -193,7 +213,7 @@ impl Poller {
         self.records.clear();
         self.take_evicted();
         self.scan(now);
-        self.score(now);
+        self.score(now, begun + self.config.agent.poll_interval);
         self.metrics.table(self.kernel.table.capacity() as u64, self.occupied);
     }
 
@@ -307,6 +327,8 @@ impl Poller {
         match request {
             Request::Flows { reply, .. } if reply.is_closed() => {}
             Request::Status { reply } if reply.is_closed() => {}
+            Request::Load { path, shadow, reply } => self.request_load(path, shadow, reply),
+            Request::Features { id, reply } => drop(reply.send(report::features(self, &id))),
             Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
             Request::Status { reply } => drop(reply.send(report::status(self))),
         }

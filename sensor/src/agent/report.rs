@@ -1,7 +1,9 @@
 //! What the poll thread says of itself: flow list, status, verdict lines, and whether packets are seen at all.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use sensor_common::features::{FEATURES, Feature};
 use sensor_common::flow::{FlowRecord, state};
 use sensor_common::table::WAYS;
 use sensor_common::verdict::{Action, Verdict};
@@ -13,8 +15,8 @@ use crate::config::ActionName;
 use crate::model::{Model, Score};
 use crate::policy::{Decision, endpoints};
 use crate::view::{
-    FlowView, FlowsView, InterfaceView, LeaseState, LeaseView, ModelView, PollView, SortKey, StatusView, TableView,
-    protocol_name, sort_flows,
+    DriftView, FeaturesView, FlowView, FlowsView, InterfaceView, LeaseState, LeaseView, ModelView, PollView, SortKey,
+    StatusView, TableView, protocol_name, sort_flows,
 };
 
 /// How long an interface may receive packets that no program sees before the agent says so.
@@ -87,9 +89,42 @@ fn seconds(now: u64, then: u64) -> f64 {
     now.saturating_sub(then) as f64 / 1e9
 }
 
+/// The features of a flow that lives, by its id ([`FlowView::id`]); `None` if there is none any more.
+pub(super) fn features(poller: &Poller, id: &str) -> Option<FeaturesView> {
+    let (slot, generation) = id.split_once('-')?;
+    let (slot, generation) = (slot.parse::<usize>().ok()?, generation.parse::<u32>().ok()?);
+    if slot >= poller.kernel.table.capacity() {
+        return None;
+    }
+    let record = poller.kernel.table.copy(slot).filter(|record| record.generation == generation)?;
+    let value = |feature: &Feature| Some((feature.value)(&record)).filter(|value| value.is_finite());
+    Some(FeaturesView {
+        flow: flow(poller, slot, &record, now_ns()),
+        features: FEATURES.iter().map(|feature| (feature.name.to_owned(), value(feature))).collect(),
+    })
+}
+
+/// A model as the control socket shows it.
+pub(super) fn model(model: &Model, path: &Path) -> ModelView {
+    ModelView {
+        path: path.display().to_string(),
+        name: model.name.clone(),
+        hash: model.hash.clone(),
+        kind: model.kind.name().to_owned(),
+        features: model.features.len(),
+        labels: model.labels.clone(),
+        threshold: model.thresholds.report as f64,
+    }
+}
+
+/// The first digits of a model's hash, as logs show it.
+pub(super) fn short_hash(model: &Model) -> &str {
+    &model.hash[..model.hash.len().min(12)]
+}
+
 /// The state of the agent.
 pub(super) fn status(poller: &Poller) -> StatusView {
-    let Poller { config, kernel, attached, model, metrics, .. } = poller;
+    let Poller { config, kernel, attached, model, shadow, drift, policy, metrics, .. } = poller;
     let totals = metrics.totals();
     let remaining = poller.lease_until_ns.saturating_sub(now_ns());
     StatusView {
@@ -107,14 +142,20 @@ pub(super) fn status(poller: &Poller) -> StatusView {
             last_seconds: poller.last_poll.as_secs_f64(),
             overruns: metrics.overruns(),
         },
-        model: model.as_ref().map(|model| ModelView {
-            path: config.model.path.as_ref().map_or_else(String::new, |path| path.display().to_string()),
-            name: model.name.clone(),
-            hash: model.hash.clone(),
-            kind: model.kind.name().to_owned(),
-            features: model.features.len(),
-            labels: model.labels.clone(),
-            threshold: model.thresholds.report as f64,
+        model: model.as_ref().map(|loaded| self::model(loaded, config.model.path.as_deref().unwrap_or(Path::new("")))),
+        shadow: shadow
+            .as_ref()
+            .map(|shadow| self::model(&shadow.model, config.model.shadow.as_deref().unwrap_or(Path::new("")))),
+        drift: drift.last.as_ref().zip(drift.level).map(|(window, level)| DriftView {
+            level: level.name().to_owned(),
+            score: window.score,
+            highest: window
+                .features
+                .iter()
+                .zip(model.iter().flat_map(|model| &model.features))
+                .max_by(|a, b| a.0.total_cmp(b.0))
+                .map(|(psi, feature)| (feature.name.to_owned(), *psi)),
+            fallback: policy.fallback(),
         }),
         interfaces: attached
             .iter()
@@ -153,7 +194,7 @@ pub(super) fn log_verdict(record: &FlowRecord, score: Score, label: &str, decisi
         score = score.score,
         action = decision.action.name(),
         would = decision.would.name(),
-        model = &model.hash[..model.hash.len().min(12)],
+        model = short_hash(model),
         "{}",
         match (decision.action, decision.would) {
             (Action::Pass, Action::Pass) => "reported",

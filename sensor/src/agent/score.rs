@@ -17,18 +17,23 @@ use crate::policy::Decision;
 const LOGGED_PER_SECOND: u32 = 20;
 
 impl Poller {
-    /// Scores what was copied, and stores what the policy decides.
-    pub(super) fn score(&mut self, now: u64) {
+    /// Scores what was copied, and stores what the policy decides. A shadow is scored until `deadline`.
+    pub(super) fn score(&mut self, now: u64, deadline: Instant) {
         if self.model.is_none() {
             return;
         }
         let (mut first, batch) = (0, self.config.model.max_batch as usize);
         let mut scores = std::mem::take(&mut self.scores);
+        let mut all = Vec::with_capacity(if self.shadow.is_some() { self.records.len() } else { 0 });
         while first < self.records.len() {
             let last = (first + batch).min(self.records.len());
             // A model that is slow over many flows must not let the lease run out.
             self.renew_lease(now_ns());
             self.infer(first..last, &mut scores);
+            self.observe_drift(&scores);
+            if self.shadow.is_some() {
+                all.extend((0..last - first).map(|offset| scores.get(offset).copied()));
+            }
             for (number, score) in (first..last).zip(&scores) {
                 match self.candidates[number] {
                     Candidate { slot: Some(slot) } => self.judge(number, slot, *score, now),
@@ -38,6 +43,7 @@ impl Poller {
             first = last;
         }
         self.scores = scores;
+        self.score_shadow(&all, deadline);
     }
 
     /// One inference call. `scores` has one score per record, or none if it failed.

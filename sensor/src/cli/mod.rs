@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed (one line on standard error says why), 2 the command line is wrong.
 
 mod extract;
+mod model;
 mod print;
 
 use std::ffi::OsString;
@@ -71,7 +72,7 @@ enum Command {
     /// Work with model files
     Model {
         #[command(subcommand)]
-        command: ModelCommand,
+        command: model::ModelCommand,
     },
     /// Turn packet captures into feature vectors, a row a flow; needs no privileges
     Extract(Box<extract::Extract>),
@@ -94,15 +95,6 @@ enum Command {
         default: bool,
         #[command(flatten)]
         settings: Settings,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum ModelCommand {
-    /// Load a model as the agent would, run its golden rows, and say what it is or what is wrong
-    Check {
-        /// The ONNX file
-        file: PathBuf,
     },
 }
 
@@ -242,12 +234,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             say(&if json { print::json(&status)? } else { print::status(&status) })?;
         }
         Command::Doctor { interfaces, json } => return doctor(interfaces, json),
-        Command::Model { command: ModelCommand::Check { file } } => {
-            let read = crate::model::file::File::read(&file, crate::model::MAX_FILE)?;
-            let report = crate::model::check::check(&read, Duration::from_millis(200));
-            say(&crate::model::check::render(&file.display().to_string(), &report))?;
-            return Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE });
-        }
+        Command::Model { command } => return model::run(command),
         Command::Extract(arguments) => crate::replay::extract(&arguments.options())?,
         Command::Features { format } => say(&print::features(format)?)?,
         Command::Metrics { format } => say(&print::metrics(format)?)?,

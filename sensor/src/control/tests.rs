@@ -16,6 +16,8 @@ fn sample_status() -> StatusView {
         lease: LeaseView { state: LeaseState::Active, remaining_seconds: 4.5, seconds: 5.0 },
         poll: PollView { interval_seconds: 0.1, last_seconds: 0.001, overruns: 0 },
         model: None,
+        shadow: None,
+        drift: None,
         interfaces: Vec::new(),
         table: TableView { capacity: 65_536, occupancy: 3, memory_bytes: 1 << 20 },
         packets: PacketsView::default(),
@@ -37,6 +39,15 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
             Request::Status { reply } => {
                 let _ = reply.send(sample_status());
             }
+            Request::Features { id, reply } => {
+                let features = [("fwd_packets".to_owned(), Some(4.0)), ("bwd_l3_mean".to_owned(), None)].into();
+                let view = FeaturesView { flow: flow(&id, 10, None), features };
+                let _ = reply.send((id == "2-1").then_some(view));
+            }
+            Request::Load { path, shadow, reply } => {
+                let refused = format!("{} refused, shadow {shadow}", path.display());
+                let _ = reply.send(Err(refused));
+            }
         }
     }
 }
@@ -55,6 +66,14 @@ async fn round_trip() {
     assert_eq!(get_status(&path).await.expect("status"), sample_status());
     let flows = get_flows(&path, SortKey::Bytes, 2).await.expect("flows");
     assert_eq!(flows, [flow("2-1", 30, Some(0.25)), flow("3-1", 20, None)]);
+    let features = get_features(&path, "2-1").await.expect("lives").features;
+    assert_eq!((features["fwd_packets"], features["bwd_l3_mean"]), (Some(4.0), None));
+    for (id, expected) in [("3-1", "404"), ("3-1&x=1", "no flow")] {
+        let error = format!("{:#}", get_features(&path, id).await.expect_err(id));
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = format!("{:#}", load(&path, "/a b/ü.onnx".into(), true).await.expect_err("refused"));
+    assert!(error.contains("/a b/ü.onnx refused, shadow true"), "{error}");
     assert_eq!(get_flows(&path, SortKey::Score, 0).await.expect("flows").len(), 3);
     let error = fetch::<StatusView>(&path, "/v1/flows?sort=luck").await.expect_err("unknown order").to_string();
     assert!(error.contains("400") && error.contains("luck"), "{error}");

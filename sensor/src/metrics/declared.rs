@@ -109,7 +109,32 @@ declare! {
         "Verdicts that the mode withheld: what would have been done in mode enforce";
     REPORTED: Counter "sensor_reported_flows_total", "flows", ["label"],
         "Flows whose score is worth a report and nothing more: below the threshold of every action, or with a protected endpoint";
-    MODEL_INFO: Gauge "sensor_model_info", "1", ["hash", "name"], "Always 1; the model in use, absent without one";
+    MODEL_INFO: Gauge "sensor_model_info", "1", ["role", "hash", "name"],
+        "Always 1; the models in use (active, shadow), absent without one";
+    MODEL_LOADS: Counter "sensor_model_loads_total", "loads", ["role", "source", "result"],
+        "Models that were loaded or refused, by what asked for it; a refused one leaves the model in use alone";
+    MODEL_LOADED: Gauge "sensor_model_loaded_timestamp_seconds", "seconds", ["role"],
+        "When the model in use was loaded, Unix time";
+    SHADOW_FLOWS: Counter "sensor_shadow_decisions_total", "flows", ["active", "shadow"],
+        "Flows that both models scored, by the action that mode enforce would take on the score of each";
+    SHADOW_LABELS: Counter "sensor_shadow_labels_total", "flows", ["agreement"],
+        "Flows that both models scored, by whether the two give the same label";
+    SHADOW_DIFFERENCE: Histogram "sensor_shadow_score_difference", "1", [],
+        "Difference between the scores of the two models, without its sign";
+    SHADOW_INFERENCE: Histogram "sensor_shadow_inference_seconds", "seconds", [],
+        "Duration of one inference call of the shadow model";
+    SHADOW_SKIPPED: Counter "sensor_shadow_skipped_flows_total", "flows", [],
+        "Flows that the shadow model had no time for in their poll";
+    SHADOW_ERRORS: Counter "sensor_shadow_errors_total", "calls", [],
+        "Inference calls of the shadow model that failed or gave no finite numbers";
+    DRIFT_FEATURE: Gauge "sensor_drift_feature_psi", "1", ["feature"],
+        "Population stability index of a feature of the active model in the last window (0.1: moderate, 0.25: high)";
+    DRIFT_SCORE: Gauge "sensor_drift_score_psi", "1", [],
+        "Population stability index of the score in the last window";
+    DRIFT_LEVEL: Gauge "sensor_drift_level", "1", [],
+        "Drift in the last window: 0 stable, 1 moderate, 2 high (of the score, or of a quarter of the features)";
+    DRIFT_WINDOWS: Counter "sensor_drift_windows_total", "windows", [], "Windows of drift indices that were completed";
+    DRIFT_FALLBACK: Gauge "sensor_drift_fallback_active", "1", [], "1 while drops become tags because drift is high";
     LEASE: Gauge "sensor_lease_active", "1", [], "1 while the programs obey verdicts, 0 after the lease ran out";
     POLL: Histogram "sensor_poll_seconds", "seconds", [], "Duration of one poll of the flow table";
     OVERRUNS: Counter "sensor_poll_overruns_total", "polls", [], "Polls that took longer than the poll interval";

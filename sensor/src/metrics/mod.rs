@@ -4,6 +4,7 @@
 //! longer than it takes to copy a few hundred numbers.
 
 pub mod declared;
+mod life;
 mod process;
 mod state;
 pub mod text;
@@ -21,6 +22,7 @@ use sensor_common::counter::InterfaceCounters;
 use sensor_common::verdict::Action;
 
 use self::declared::Metric;
+pub use self::life::{Agreement, LoadSource, ModelRole};
 pub use self::state::EndReason;
 use self::state::{Interface, Shared, StateCollector, VerdictCounts, seen};
 use crate::view::{PacketsView, VerdictsView};
@@ -65,6 +67,10 @@ pub struct Metrics {
     lease: Gauge<u64, AtomicU64>,
     poll: Histogram,
     overruns: Counter,
+    shadow_inference: Histogram,
+    shadow_difference: Histogram,
+    shadow_skipped: Counter,
+    shadow_errors: Counter,
 }
 
 impl Default for Metrics {
@@ -92,6 +98,15 @@ impl Metrics {
             // 50 µs to 3.3 s: from an idle table to one whose polls are late.
             poll: register(&mut registry, &declared::POLL, histogram(50e-6)),
             overruns: register(&mut registry, &declared::OVERRUNS, Counter::default()),
+            shadow_inference: register(&mut registry, &declared::SHADOW_INFERENCE, histogram(20e-6)),
+            // 0.0001 to 1.
+            shadow_difference: register(
+                &mut registry,
+                &declared::SHADOW_DIFFERENCE,
+                Histogram::new([0.0001, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9]),
+            ),
+            shadow_skipped: register(&mut registry, &declared::SHADOW_SKIPPED, Counter::default()),
+            shadow_errors: register(&mut registry, &declared::SHADOW_ERRORS, Counter::default()),
             shared: shared.clone(),
             registry: Registry::default(),
         };
@@ -171,11 +186,6 @@ impl Metrics {
     /// Polls that took longer than the interval.
     pub fn overruns(&self) -> u64 {
         self.overruns.get()
-    }
-
-    /// Names the model in use: hash and name.
-    pub fn model(&self, model: Option<(&str, &str)>) {
-        self.shared.lock().model = model.map(|(hash, name)| (hash.to_owned(), name.to_owned()));
     }
 
     /// The exposition in OpenMetrics 1.0 text.

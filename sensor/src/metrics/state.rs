@@ -15,6 +15,7 @@ use sensor_common::counter::{Cause, Hook, InterfaceCounters, Volume};
 use sensor_common::verdict::Action;
 
 use super::declared::{self, Kind, Metric};
+use super::life::{LoadSource, ModelRole};
 use super::process;
 
 /// Why a flow ended.
@@ -90,6 +91,29 @@ pub(super) const EVICTED_LOST: (&str, &str) = ("evict", "ring_full");
 /// Verdicts by action and label.
 pub(super) type VerdictCounts = BTreeMap<(Action, String), u64>;
 
+/// A model in use.
+#[derive(Clone, Debug)]
+pub(super) struct LoadedModel {
+    pub(super) hash: String,
+    pub(super) name: String,
+    pub(super) loaded_unix: f64,
+}
+
+/// How often active model and shadow agreed: `decisions[active][shadow]`, `labels[same]`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ShadowCounts {
+    pub(super) decisions: [[u64; Action::ALL.len()]; Action::ALL.len()],
+    pub(super) labels: [u64; 2],
+}
+
+/// Drift in the last window.
+#[derive(Clone, Debug)]
+pub(super) struct DriftValues {
+    pub(super) features: Vec<(String, f64)>,
+    pub(super) score: Option<f64>,
+    pub(super) level: u64,
+}
+
 /// All labelled values.
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
@@ -99,7 +123,12 @@ pub(super) struct State {
     pub(super) would: VerdictCounts,
     pub(super) reported: BTreeMap<String, u64>,
     pub(super) programs: BTreeMap<String, (f64, u64)>,
-    pub(super) model: Option<(String, String)>,
+    pub(super) models: BTreeMap<ModelRole, LoadedModel>,
+    pub(super) loads: BTreeMap<(ModelRole, LoadSource, bool), u64>,
+    pub(super) shadow: Option<ShadowCounts>,
+    pub(super) drift: Option<DriftValues>,
+    pub(super) drift_windows: u64,
+    pub(super) drift_fallback: bool,
 }
 
 impl State {
@@ -250,7 +279,42 @@ fn agent(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
     let programs = || state.programs.iter().map(|(name, values)| ([name.clone()], values));
     writer.family(&declared::PROGRAM_TIME, programs().map(|(name, (seconds, _))| (name, Value::Real(*seconds))))?;
     writer.family(&declared::PROGRAM_RUNS, programs().map(|(name, (_, runs))| (name, Value::Count(*runs))))?;
-    let model = state.model.clone().map(|(hash, name)| ([hash, name], Value::Count(1)));
-    writer.family(&declared::MODEL_INFO, model)?;
+    models(writer, state)?;
     writer.family(&declared::BUILD_INFO, [([env!("CARGO_PKG_VERSION").to_owned()], Value::Count(1))])
+}
+
+fn models(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
+    let models = || state.models.iter().map(|(role, model)| (role.name().to_owned(), model));
+    writer.family(
+        &declared::MODEL_INFO,
+        models().map(|(role, model)| ([role, model.hash.clone(), model.name.clone()], Value::Count(1))),
+    )?;
+    writer.family(&declared::MODEL_LOADED, models().map(|(role, model)| ([role], Value::Real(model.loaded_unix))))?;
+    writer.family(
+        &declared::MODEL_LOADS,
+        state.loads.iter().map(|((role, source, taken), count)| {
+            let result = if *taken { "loaded" } else { "refused" };
+            ([role.name(), source.name(), result].map(str::to_owned), Value::Count(*count))
+        }),
+    )?;
+    if let Some(ShadowCounts { decisions, labels }) = &state.shadow {
+        let pairs = Action::ALL.iter().flat_map(|ours| Action::ALL.iter().map(move |theirs| (*ours, *theirs)));
+        writer.family(
+            &declared::SHADOW_FLOWS,
+            pairs.map(|(ours, theirs)| {
+                let count = decisions[ours as usize][theirs as usize];
+                ([ours.name().to_owned(), theirs.name().to_owned()], Value::Count(count))
+            }),
+        )?;
+        let labels = [("different", labels[0]), ("same", labels[1])];
+        writer.family(&declared::SHADOW_LABELS, labels.map(|(name, n)| ([name.to_owned()], Value::Count(n))))?;
+    }
+    if let Some(DriftValues { features, score, level }) = &state.drift {
+        let indices = features.iter().map(|(name, psi)| ([name.clone()], Value::Real(*psi)));
+        writer.family(&declared::DRIFT_FEATURE, indices)?;
+        writer.family(&declared::DRIFT_SCORE, score.map(|psi| ([], Value::Real(psi))))?;
+        writer.family(&declared::DRIFT_LEVEL, [([], Value::Count(*level))])?;
+    }
+    writer.family(&declared::DRIFT_WINDOWS, [([], Value::Count(state.drift_windows))])?;
+    writer.family(&declared::DRIFT_FALLBACK, [([], Value::Count(u64::from(state.drift_fallback)))])
 }

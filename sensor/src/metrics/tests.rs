@@ -29,7 +29,17 @@ fn sample() -> Metrics {
     metrics.reported("scan", 1);
     metrics.lease(true);
     metrics.poll(Duration::from_millis(2), true);
-    metrics.model(Some(("abc", "baseline")));
+    metrics.model(ModelRole::Active, Some(("abc", "baseline")));
+    metrics.model(ModelRole::Shadow, Some(("def", "next")));
+    metrics.model_load(ModelRole::Active, LoadSource::File, false);
+    let (mut decisions, labels) = ([[0; 3]; 3], [1, 4]);
+    decisions[Action::Pass as usize][Action::Drop as usize] = 5;
+    let duration = Duration::from_micros(900);
+    metrics.shadow(&Agreement { duration, decisions, labels, differences: vec![0.0, 0.02, 0.4] });
+    metrics.shadow_skipped(6);
+    metrics.shadow_error();
+    metrics.drift([("fwd_packets", 0.3)].into_iter(), Some(0.05), crate::model::drift::Level::High);
+    metrics.drift_fallback(true);
     metrics
 }
 
@@ -78,7 +88,15 @@ fn values() {
         "sensor_program_run_seconds_total{program=\"sensor_xdp\"} 1.5",
         "sensor_inference_seconds_count 1",
         "sensor_lease_active 1",
-        "sensor_model_info{hash=\"abc\",name=\"baseline\"} 1",
+        "sensor_model_info{role=\"active\",hash=\"abc\",name=\"baseline\"} 1",
+        "sensor_model_loads_total{role=\"active\",source=\"file\",result=\"refused\"} 1",
+        "sensor_shadow_decisions_total{active=\"pass\",shadow=\"drop\"} 5",
+        "sensor_shadow_decisions_total{active=\"drop\",shadow=\"drop\"} 0",
+        "sensor_shadow_labels_total{agreement=\"same\"} 4",
+        "sensor_shadow_score_difference_count 3",
+        "sensor_drift_feature_psi{feature=\"fwd_packets\"} 0.3",
+        "sensor_drift_level 2",
+        "sensor_drift_fallback_active 1",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }

@@ -1,0 +1,224 @@
+//! The life of the models in the poll thread: swap, shadow, drift.
+//!
+//! Invariant: a swap takes place between two polls and takes no verdict away; a shadow's scores reach metrics and
+//! nothing else. Called by [`super::poll`] and [`super::score`].
+
+use std::time::Instant;
+
+use sensor_common::verdict::{Action, Verdict};
+
+use super::clock::now_ns;
+use super::poll::Poller;
+use super::reload::{Job, Outcome, Reply};
+use super::report;
+use crate::config::Config;
+use crate::metrics::ModelRole;
+use crate::model::contract::Thresholds;
+use crate::model::drift::{Drift, Level, Window};
+use crate::model::{Model, Score};
+use crate::policy::Policy;
+
+/// The model that is scored beside the active one.
+pub(super) struct Shadow {
+    pub(super) model: Model,
+    policy: Policy,
+    scores: Vec<Score>,
+}
+
+impl Shadow {
+    pub(super) fn new(model: Model, config: &Config) -> Shadow {
+        Shadow { policy: policy(config, Some(&model)), model, scores: Vec::new() }
+    }
+}
+
+/// Drift of the active model.
+#[derive(Default)]
+pub(super) struct DriftState {
+    counts: Option<Drift>,
+    pub(super) last: Option<Window>,
+    pub(super) level: Option<Level>,
+}
+
+impl DriftState {
+    pub(super) fn new(config: &Config, model: Option<&Model>) -> DriftState {
+        let counts = model.and_then(|model| Drift::new(model, u64::from(config.model.drift_window)));
+        DriftState { counts, last: None, level: None }
+    }
+}
+
+/// The policy for a model.
+pub(super) fn policy(config: &Config, model: Option<&Model>) -> Policy {
+    let (labels, thresholds, min_packets) = match model {
+        Some(model) => (model.labels.as_slice(), model.thresholds, model.min_packets),
+        None => (&[][..], Thresholds::all(f32::INFINITY), 0),
+    };
+    Policy::new(config.mode, &config.policy, labels, thresholds, min_packets)
+}
+
+impl Poller {
+    /// Hands a request to the thread that loads models.
+    pub(super) fn request_load(&mut self, path: std::path::PathBuf, shadow: bool, reply: Reply) {
+        let role = if shadow { ModelRole::Shadow } else { ModelRole::Active };
+        if role == ModelRole::Shadow && self.model.is_none() {
+            return drop(reply.send(Err("there is no model that a shadow could be compared with".to_owned())));
+        }
+        if let Err(error) = self.loader.jobs.try_send(Job::Load { role, path, reply }) {
+            use std::sync::mpsc::TrySendError::{Disconnected, Full};
+            let (Full(job) | Disconnected(job)) = error;
+            if let Job::Load { reply, .. } = job {
+                drop(reply.send(Err("other models are being loaded; try again later".to_owned())));
+            }
+        }
+    }
+
+    /// Takes over what was loaded since the last poll.
+    pub(super) fn take_loaded(&mut self) {
+        while let Ok(outcome) = self.loader.outcomes.try_recv() {
+            let Outcome { role, source, path, took, result, reply } = outcome;
+            self.metrics.model_load(role, source, result.is_ok());
+            let answer = match result {
+                Ok(model) => {
+                    tracing::info!(
+                        "{} model {} ({}) loaded from {} in {:.0} ms ({})",
+                        role.name(),
+                        model.name,
+                        report::short_hash(&model),
+                        path.display(),
+                        took.as_secs_f64() * 1e3,
+                        source.name()
+                    );
+                    let view = report::model(&model, &path);
+                    match role {
+                        ModelRole::Active => self.swap(*model, path),
+                        ModelRole::Shadow => self.swap_shadow(*model, path),
+                    }
+                    Ok(view)
+                }
+                Err(error) => {
+                    let goes_on = match role {
+                        ModelRole::Active => self.model.as_ref(),
+                        ModelRole::Shadow => self.shadow.as_ref().map(|shadow| &shadow.model),
+                    };
+                    let goes_on = goes_on.map_or("none is in use".to_owned(), |model| {
+                        format!("{} ({}) goes on", model.name, report::short_hash(model))
+                    });
+                    tracing::error!("{} model refused ({}), {goes_on}: {error:#}", role.name(), source.name());
+                    Err(format!("{error:#}"))
+                }
+            };
+            if let Some(reply) = reply {
+                // Nobody waits any more if it cannot be sent.
+                let _ = reply.send(answer);
+            }
+        }
+    }
+
+    fn swap(&mut self, model: Model, path: std::path::PathBuf) {
+        let same_labels = self.model.as_ref().is_some_and(|old| old.labels == model.labels);
+        if !same_labels {
+            // A score's label is a number in the old model's list. Verdicts stay as they are until they expire, or the new
+            // model clears the flow.
+            self.memories.iter_mut().for_each(|memory| memory.score = None);
+        }
+        self.policy = policy(&self.config, Some(&model));
+        self.timeouts.set_min_packets(self.policy.min_packets());
+        self.drift = DriftState::new(&self.config, Some(&model));
+        self.metrics.drift_reset();
+        self.metrics.model(ModelRole::Active, Some((&model.hash, &model.name)));
+        self.config.model.path = Some(path);
+        if let Some(old) = self.model.replace(model) {
+            self.retire(old);
+        }
+    }
+
+    fn swap_shadow(&mut self, model: Model, path: std::path::PathBuf) {
+        self.metrics.model(ModelRole::Shadow, Some((&model.hash, &model.name)));
+        self.config.model.shadow = Some(path);
+        if let Some(old) = self.shadow.replace(Shadow::new(model, &self.config)) {
+            self.retire(old.model);
+        }
+    }
+
+    fn retire(&mut self, old: Model) {
+        // If the thread is busy, it is dropped here.
+        let _ = self.loader.jobs.try_send(Job::Retire(Box::new(old)));
+    }
+
+    /// Scores the records of this poll once more, with the shadow, and compares; `active` has a score for each record
+    /// that the active model has scored. Verdicts are stored by now, so that the shadow delays none; what it has no time
+    /// for until `deadline` is counted.
+    pub(super) fn score_shadow(&mut self, active: &[Option<Score>], deadline: Instant) {
+        let (Some(shadow), Some(model)) = (&mut self.shadow, &self.model) else { return };
+        let Shadow { model: other, policy, scores } = shadow;
+        let batch = self.config.model.max_batch as usize;
+        for (number, records) in self.records.chunks(batch).enumerate() {
+            let first = number * batch;
+            if Instant::now() >= deadline {
+                self.metrics.shadow_skipped((self.records.len() - first) as u64);
+                return;
+            }
+            self.lease_until_ns = now_ns() + self.config.agent.lease.as_nanos() as u64;
+            self.kernel.control.set_lease(self.lease_until_ns);
+            let (begun, invalid) = (Instant::now(), other.invalid());
+            if let Err(error) = other.score(records, scores) {
+                self.metrics.shadow_error();
+                tracing::warn!("the shadow model failed on {} flows: {error:#}", records.len());
+                continue;
+            }
+            if other.invalid() > invalid {
+                self.metrics.shadow_error();
+            }
+            let mut agreement = crate::metrics::Agreement { duration: begun.elapsed(), ..Default::default() };
+            for ((record, theirs), ours) in records.iter().zip(&*scores).zip(&active[first..]) {
+                let Some(ours) = ours else { continue };
+                let label = |model: &Model, score: &Score| model.labels.get(usize::from(score.label)).cloned();
+                let decisions = (self.policy.decide(record, *ours).would, policy.decide(record, *theirs).would);
+                agreement.decisions[decisions.0 as usize][decisions.1 as usize] += 1;
+                agreement.labels[usize::from(label(model, ours) == label(other, theirs))] += 1;
+                agreement.differences.push(f64::from((ours.score - theirs.score).abs()));
+            }
+            self.metrics.shadow(&agreement);
+        }
+    }
+
+    /// Counts scored rows for drift; at the end of a window, publishes the indices and falls back or returns.
+    pub(super) fn observe_drift(&mut self, scores: &[Score]) {
+        let (Some(model), Some(counts)) = (&self.model, &mut self.drift.counts) else { return };
+        let Some(window) = counts.observe(model.inputs(), scores) else { return };
+        let names = model.features.iter().map(|feature| feature.name);
+        self.metrics.drift(names.zip(window.features.iter().copied()), window.score, window.level());
+        let level = window.level();
+        if self.drift.level.unwrap_or(Level::Stable) != level {
+            let top = window.features.iter().zip(&model.features).max_by(|a, b| a.0.total_cmp(b.0));
+            let top = top.map_or(String::new(), |(psi, feature)| format!(", most in {} ({psi:.2})", feature.name));
+            let score = window.score.map_or(String::new(), |psi| format!(", score {psi:.2}"));
+            tracing::warn!("drift is {}{score}{top}: PSI over {} flows", level.name(), self.config.model.drift_window);
+        }
+        (self.drift.last, self.drift.level) = (Some(window), Some(level));
+        let fallback = self.config.model.drift_fallback && level == Level::High;
+        if fallback != self.policy.fallback() {
+            self.policy.set_fallback(fallback);
+            self.metrics.drift_fallback(fallback);
+            if fallback {
+                let verdicts = self.soften();
+                tracing::warn!("drift is high: what would be dropped is tagged; {verdicts} verdicts were turned");
+            } else {
+                tracing::info!("drift is not high any more: drops are obeyed again");
+            }
+        }
+    }
+
+    /// Turns every drop that is stored into a tag, with the time it has left.
+    fn soften(&mut self) -> usize {
+        let mut turned = 0;
+        for (slot, memory) in self.memories.iter_mut().enumerate() {
+            let Some((Action::Drop, until)) = memory.verdict else { continue };
+            let label = memory.score.map_or(0, |score| score.label);
+            let verdict = Verdict::new(Action::Tag, label, memory.generation, until);
+            self.kernel.table.store_verdict(slot, verdict.0);
+            memory.verdict = Some((Action::Tag, until));
+            turned += 1;
+        }
+        turned
+    }
+}

@@ -1,0 +1,145 @@
+//! `sensor model`: check, explain and load model files.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Subcommand;
+
+use super::{Socket, print, say, wait};
+use crate::config::ModelConfig;
+use crate::control;
+use crate::model::explain::{Explanation, explain};
+use crate::model::file::File;
+use crate::model::isolate::{self, Limits};
+use crate::model::{Model, check};
+
+/// How long each batch size is timed.
+const TIMED: Duration = Duration::from_millis(200);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ModelCommand {
+    /// Load a model as the agent would, in a process of its own, and say what it is or all that is wrong with it
+    Check {
+        /// The ONNX file; a side-car of the same name ending in .toml is read, too
+        file: PathBuf,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say which features made the score of a flow: each is replaced by its median in training, and scored again
+    Explain {
+        /// The ONNX file
+        file: PathBuf,
+        /// A flow of the running agent, by its id in `sensor flows --json`
+        #[arg(long, value_name = "ID")]
+        flow: String,
+        /// Features to show, 0 = all
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        top: usize,
+        #[command(flatten)]
+        socket: Socket,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have the running agent load a model file in place of the one in use; a file that fails a check changes nothing
+    Load {
+        /// The ONNX file
+        file: PathBuf,
+        /// As the shadow: scored beside the model in use, without effect
+        #[arg(long)]
+        shadow: bool,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// The child's side of an isolated check: reads a model from standard input
+    #[command(hide = true)]
+    CheckIsolated { memory_bytes: u64, seconds: u64, timed_ms: u64 },
+}
+
+pub(super) fn run(command: ModelCommand) -> Result<ExitCode> {
+    match command {
+        ModelCommand::Check { file, json } => return check(&file, json),
+        ModelCommand::Explain { file, flow, top, socket, json } => {
+            let view = wait(control::get_features(&socket.socket, &flow))?;
+            let mut model = load(&file)?;
+            let row: Vec<f32> = model
+                .features
+                .iter()
+                .map(|feature| {
+                    view.features.get(feature.name).copied().flatten().map_or(f32::NAN, |value| value as f32)
+                })
+                .collect();
+            let explanation = explain(&mut model, &row)?;
+            let of = &view.flow;
+            let title = format!("{}:{} -> {}:{} {}", of.src, of.sport, of.dst, of.dport, of.protocol);
+            say(&if json { print::json(&explanation)? } else { render(&title, &explanation, &model, top) })?;
+        }
+        ModelCommand::Load { file, shadow, socket } => {
+            // The agent has another working directory.
+            let path = std::fs::canonicalize(&file).with_context(|| format!("find {}", file.display()))?;
+            let model = wait(control::load(&socket.socket, path, shadow))?;
+            let role = if shadow { "shadow" } else { "active" };
+            say(&format!("{role} model is now {} (sha256 {})\n", model.name, model.hash))?;
+        }
+        ModelCommand::CheckIsolated { memory_bytes, seconds, timed_ms } => {
+            let limits = Limits { memory_bytes, time: Duration::from_secs(seconds) };
+            let timed = Duration::from_millis(timed_ms);
+            isolate::serve(limits, timed, std::io::stdin().lock(), std::io::stdout().lock())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(path: &Path, json: bool) -> Result<ExitCode> {
+    let report = checked(&read(path)?)?;
+    say(&if json { print::json(&report)? } else { check::render(&path.display().to_string(), &report) })?;
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn read(path: &Path) -> Result<File> {
+    File::read(path, u64::from(ModelConfig::default().max_file_mib) << 20)
+}
+
+/// The isolated check, with the limits of the default configuration.
+fn checked(file: &File) -> Result<check::Report> {
+    let ModelConfig { load_memory_mib, load_timeout, .. } = ModelConfig::default();
+    let limits = Limits { memory_bytes: u64::from(load_memory_mib) << 20, time: load_timeout };
+    isolate::check(Path::new("/proc/self/exe"), file, limits, TIMED)
+}
+
+/// Loads a model for a command, after an isolated check.
+pub(super) fn load(path: &Path) -> Result<Model> {
+    let file = read(path)?;
+    let report = checked(&file)?;
+    ensure!(
+        report.ok,
+        "{} is not usable ({} problems); `sensor model check` lists what is wrong",
+        path.display(),
+        report.problems.len()
+    );
+    Model::from_file(&file)
+}
+
+fn render(title: &str, explanation: &Explanation, model: &Model, top: usize) -> String {
+    let Explanation { score, label, typical, effects } = explanation;
+    let count = if top == 0 { effects.len() } else { top };
+    let method = if model.quantiles.is_empty() {
+        "made missing (the file has no quantiles)"
+    } else {
+        "replaced by its median in training"
+    };
+    let cell = |value: Option<f32>| value.map_or_else(|| "missing".to_owned(), |value| format!("{value}"));
+    let mut text = format!(
+        "{title}\nscore {score:.4}, label {label}; with every feature {method}: {typical:.4}\n\
+         effect = score - score with this feature alone {method}\n\n{:>9}  {:<24} {:>14} {:>14}\n",
+        "effect", "feature", "value", "replaced by"
+    );
+    for effect in effects.iter().take(count) {
+        let (value, median) = (cell(effect.value), cell(effect.median));
+        text += &format!("{:>+9.4}  {:<24} {value:>14} {median:>14}\n", effect.effect, effect.feature);
+    }
+    text
+}
