@@ -353,6 +353,12 @@ impl FlowRecord {
     }
 }
 
+/// Whether the initiator is the `high` endpoint of a flow whose first packet this is.
+#[inline(always)]
+pub fn starts_high(packet: &Packet) -> bool {
+    initiator(packet) & state::INITIATOR_HIGH != 0
+}
+
 /// State bits that say who the initiator is, from the first packet that was seen.
 #[inline(always)]
 fn initiator(packet: &Packet) -> u32 {

@@ -25,6 +25,21 @@ pub fn hash(key: &FlowKey, seed: impl Fn(usize) -> u64) -> u32 {
     (sum >> 32) as u32
 }
 
+/// A hash of up to eight words (a source, a service, a port …), mixed so that its parts can be used on their own: words in
+/// sequence would else fall into places in sequence. The mixing is the finaliser of MurmurHash3, a permutation, which
+/// keeps what the universal hash before it promises. `seed` as in [`hash`].
+#[inline(always)]
+pub fn hash_words(words: &[u32], seed: impl Fn(usize) -> u64) -> u32 {
+    let mut sum = seed(0);
+    for (position, word) in words.iter().enumerate() {
+        sum = sum.wrapping_add((*word as u64).wrapping_mul(seed(position + 1)));
+    }
+    let mut hash = (sum >> 32) as u32;
+    hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+    hash ^ hash >> 16
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,12 +1,7 @@
 //! What a sample carries of its flow's surroundings: plain integers per window, for the flow's source and for the
 //! service it goes to. Filled by the agent and by a replay; read by the features.
 
-/// Sliding windows of every context value.
-pub const WINDOWS: usize = 3;
-/// Their lengths in ticks of 2^26 ns (see [`crate::table::TICK_SHIFT`]): 1.007 s, 9.999 s and 59.995 s.
-pub const WINDOW_TICKS: [u32; WINDOWS] = [15, 149, 894];
-/// What they are called in names of features.
-pub const WINDOW_NAMES: [&str; WINDOWS] = ["1s", "10s", "60s"];
+use super::window::WINDOWS;
 
 /// What happened to the flows that one source address started, within one window.
 ///
@@ -58,7 +53,7 @@ pub struct ServiceWindow {
 /// The context of one flow at one time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostContext {
-    /// The initiator's address, by window ([`WINDOW_NAMES`]). `None`: not known, because another source took its place
+    /// The initiator's address, by window ([`WINDOW_NAMES`](super::WINDOW_NAMES)). `None`: not known, because another source took its place
     /// in a full table, or context is off.
     pub source: Option<[SourceWindow; WINDOWS]>,
     /// The responder's address and port and the protocol (port 0 where the protocol has none), by window. `None`: not
