@@ -177,6 +177,10 @@ pub struct InterfaceCounters {
     pub tagged: u64,
     /// Packets whose verdict was not obeyed because the agent's lease had run out.
     pub lease_expired: u64,
+    /// Entries of the host context that were given up although they had flows in the last 60 s.
+    pub context_replaced: u64,
+    /// New flows that the host context did not count, because another CPU held the set's lock for too long.
+    pub context_lost: u64,
 }
 
 #[cfg(test)]

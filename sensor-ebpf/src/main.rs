@@ -9,6 +9,8 @@
 #[cfg(target_arch = "bpf")]
 mod atomic;
 #[cfg(target_arch = "bpf")]
+mod context;
+#[cfg(target_arch = "bpf")]
 mod datapath;
 #[cfg(target_arch = "bpf")]
 mod floor;

@@ -4,6 +4,7 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use sensor_common::context::Set;
 use sensor_common::control::Control;
 use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
 use sensor_common::flow::FlowRecord;
@@ -29,6 +30,22 @@ static COUNTERS: PerCpuArray<InterfaceCounters> = PerCpuArray::with_max_entries(
 /// Records that were given up for a new flow, whole.
 #[map]
 pub(crate) static EVICTED: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Sources and services of the host context, mmapped by the agent.
+#[map]
+pub(crate) static SOURCES: Array<Set> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// See [`SOURCES`].
+#[map]
+pub(crate) static SERVICES: Array<Set> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Sets of [`SOURCES`], a power of two; 0 = no context is kept.
+#[unsafe(no_mangle)]
+pub(crate) static SOURCE_SETS: Global<u32> = Global::new(0);
+
+/// Sets of [`SERVICES`], a power of two; 0 = no context is kept.
+#[unsafe(no_mangle)]
+pub(crate) static SERVICE_SETS: Global<u32> = Global::new(0);
 
 /// Number of buckets, a power of two.
 #[unsafe(no_mangle)]

@@ -19,6 +19,7 @@ use sensor_common::table::{
 use sensor_common::verdict::{Action, Verdict};
 
 use crate::atomic;
+use crate::context;
 use crate::datapath::control;
 use crate::maps::{BUCKETS, EVICTED, INDEX, RECORDS, seed};
 
@@ -53,12 +54,18 @@ const MISS: u64 = 1 << 9;
 /// number of a [`Cause`].
 #[inline(always)]
 pub(crate) fn account(visit: &Visit, counters: &mut InterfaceCounters) -> Result<Action, u64> {
+    let created = counters.flows_created;
+    let mut refused = 0;
     // SAFETY: both pointers come from references.
     let mut answer = unsafe { sensor_account(visit, counters) };
     // A function of its own beside `sensor_account`, not below it: their stacks share the kernel's 512 bytes.
     if answer & MISS != 0 {
         // SAFETY: as above.
         answer = unsafe { sensor_insert(visit, (answer >> 32) as u32, counters) };
+        refused = answer & REFUSED;
+    }
+    if context::is_on() && (counters.flows_created != created || refused != 0) {
+        context::note(visit, refused != 0, counters);
     }
     let answer = atomic::opaque(answer);
     if answer & REFUSED != 0 { Err(answer & !REFUSED) } else { Ok(Action::from_number(answer as u8)) }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ipnet::IpNet;
+use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, MAX_ENTRIES, MIN_ENTRIES};
 use sensor_common::counter::MAX_INTERFACES;
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,8 @@ pub struct Config {
     pub mode: Mode,
     /// The programs and the flow table.
     pub kernel: KernelConfig,
+    /// The host context.
+    pub context: ContextConfig,
     /// The poll loop.
     pub agent: AgentConfig,
     /// The model.
@@ -58,6 +61,18 @@ pub struct KernelConfig {
     pub evict_idle: Duration,
     /// Log level of the programs.
     pub bpf_log: BpfLog,
+}
+
+/// `[context]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ContextConfig {
+    /// Whether sources and services are followed.
+    pub enabled: bool,
+    /// Source addresses that are kept (a power of two).
+    pub sources: u32,
+    /// Services that are kept (a power of two).
+    pub services: u32,
 }
 
 /// `[agent]`
@@ -183,6 +198,12 @@ impl Default for KernelConfig {
     }
 }
 
+impl Default for ContextConfig {
+    fn default() -> ContextConfig {
+        ContextConfig { enabled: true, sources: DEFAULT_SOURCES, services: DEFAULT_SERVICES }
+    }
+}
+
 impl Default for AgentConfig {
     fn default() -> AgentConfig {
         AgentConfig {
@@ -264,6 +285,13 @@ impl KernelConfig {
     }
 }
 
+impl ContextConfig {
+    /// Sources and services that are kept, `None` = off.
+    pub fn sizes(&self) -> Option<(u32, u32)> {
+        self.enabled.then_some((self.sources, self.services))
+    }
+}
+
 impl Config {
     /// Reads a file. Ranges are checked by [`Config::validate`], after the command line was applied.
     ///
@@ -301,7 +329,7 @@ impl Config {
     /// # Errors
     /// The first setting that cannot work, with what would.
     pub fn validate(&self) -> Result<()> {
-        let Config { interfaces, mode: _, kernel, agent, model, policy, tag, metrics: _, log } = self;
+        let Config { interfaces, mode: _, kernel, context, agent, model, policy, tag, metrics: _, log } = self;
         check_interfaces(interfaces)?;
 
         let (least, most) = (MIN_BUCKETS * WAYS as u32, MAX_BUCKETS * WAYS as u32);
@@ -311,6 +339,13 @@ impl Config {
             kernel.flows
         );
         within("kernel.evict_idle", kernel.evict_idle, SECOND, 60 * MINUTE)?;
+
+        for (name, entries) in [("context.sources", context.sources), ("context.services", context.services)] {
+            ensure!(
+                entries.is_power_of_two() && (MIN_ENTRIES..=MAX_ENTRIES).contains(&entries),
+                "{name} = {entries}: must be a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}"
+            );
+        }
 
         within("agent.poll_interval", agent.poll_interval, Duration::from_millis(10), SECOND)?;
         within("agent.lease", agent.lease, Duration::from_millis(50), MINUTE)?;

@@ -6,6 +6,7 @@ pub mod agent;
 pub mod bpf;
 pub mod cli;
 pub mod config;
+pub mod context;
 pub mod control;
 pub mod doctor;
 pub mod harvest;

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 use super::flow::{HALF, Key};
 use super::host::{ServiceWindow, SourceWindow};
 use super::sketch::{CELL_WORDS, COMPONENTS, clear, distinct, hit, sweep};
-use super::window::{LONGEST, WINDOW_TICKS, WINDOWS, estimate, later, steps};
+use super::window::{LONGEST, WINDOW_TICKS, WINDOWS, estimate, idle_of, later, steps};
 use crate::table::tag_of;
 
 /// Entries of a set.
@@ -19,6 +19,9 @@ const SWEEP_TICKS: u32 = 1 << 14;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Entry {
+    /// The cells of the sketches, four in a word (see [`super::sketch`]). First, because the verifier rounds the place of a
+    /// cell up by less than a word, which must not reach past a set.
+    pub cells: [u64; CELL_WORDS],
     /// Which.
     pub key: Key,
     /// Tick at which the cells were swept.
@@ -29,8 +32,6 @@ pub struct Entry {
     pub previous: [u32; WINDOWS],
     /// Reserved, zero.
     pub reserved: u64,
-    /// The cells of the sketches, four in a word (see [`super::sketch`]).
-    pub cells: [u64; CELL_WORDS],
 }
 
 /// A set: one line that tells its entries apart, and the entries.
@@ -56,7 +57,7 @@ pub struct Set {
 }
 
 const _: () = assert!(size_of::<Entry>() == 512 && size_of::<Set>() == 64 + ENTRIES * 512);
-const _: () = assert!(core::mem::offset_of!(Entry, cells) == 64);
+const _: () = assert!(core::mem::offset_of!(Entry, key) == 448);
 
 /// What became of a new flow that was noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,12 +181,6 @@ pub fn victim(tags: &[u32; ENTRIES], last: &[u32; ENTRIES], weights: &[u32; ENTR
 
 /// Heavier entries are equal to the choice of a victim.
 const WEIGHTS: u32 = 1 << 20;
-
-/// Ticks from `last` to `now`; none if `now` is before it.
-#[inline(always)]
-pub const fn idle_of(last: u32, now: u32) -> u32 {
-    later(last, now).wrapping_sub(last)
-}
 
 impl Entry {
     fn new_flows(&self, window: usize, last: u32, now: u32) -> u32 {

@@ -38,6 +38,12 @@ pub const fn later(a: u32, b: u32) -> u32 {
     if (b.wrapping_sub(a) as i32) < 0 { a } else { b }
 }
 
+/// Ticks from `last` to `now`; none if `now` is before it.
+#[inline(always)]
+pub const fn idle_of(last: u32, now: u32) -> u32 {
+    later(last, now).wrapping_sub(last)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -157,6 +157,7 @@ fn bring_up(config: &Config, capabilities: &Capabilities) -> Result<(Kernel, Vec
     let mut kernel = Kernel::load(&LoadOptions {
         flows: config.kernel.flows as usize,
         frags: capabilities.xdp_frags,
+        context: config.context.sizes(),
         tagging: config.tag.enabled && config.mode != Mode::Observe,
         log_level: config.kernel.bpf_log as u8,
         replay_clock: false,

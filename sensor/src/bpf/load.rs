@@ -9,13 +9,15 @@ use aya::programs::{Program, SchedClassifier, TestRun as _, Xdp};
 pub use aya::programs::{TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
+use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, ENTRIES, MAX_ENTRIES, MIN_ENTRIES, Set};
 use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
 use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
 use sensor_common::flow::FlowRecord;
 use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 
-use super::sys::{ControlPage, Counters, Table};
+use super::sys::{ControlPage, Counters, Sets, Table};
+use crate::context::Notes;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SENSOR_EBPF_OBJECT_PATH"));
 
@@ -26,6 +28,8 @@ pub struct LoadOptions {
     pub flows: usize,
     /// Whether frames of several buffers are accepted (needs kernel 5.18; see `probe`).
     pub frags: bool,
+    /// Host context: sources and services that are kept (powers of two from 64 to 65,536), `None` = off.
+    pub context: Option<(u32, u32)>,
     /// Whether `sensor_tag` is loaded.
     pub tagging: bool,
     /// Level of messages from the programs, 0 (off) to 5 (trace).
@@ -42,6 +46,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         LoadOptions {
             flows: 65_536,
+            context: Some((DEFAULT_SOURCES, DEFAULT_SERVICES)),
             frags: true,
             tagging: false,
             log_level: 0,
@@ -67,6 +72,24 @@ pub enum Hook {
     FloorClock,
 }
 
+/// The two tables of the host context in shared memory.
+#[derive(Debug)]
+pub struct ContextTables {
+    /// Source addresses.
+    pub sources: Sets,
+    /// Destination services.
+    pub services: Sets,
+}
+
+impl Notes for ContextTables {
+    fn source(&self, hash: u32) -> Option<Set> {
+        self.sources.copy(hash as usize & (self.sources.sets() - 1))
+    }
+    fn service(&self, hash: u32) -> Option<Set> {
+        self.services.copy(hash as usize & (self.services.sets() - 1))
+    }
+}
+
 /// What the kernel says of a loaded program.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct ProgramInfo {
@@ -89,6 +112,8 @@ pub struct Kernel {
     pub table: Table,
     /// The control page.
     pub control: ControlPage,
+    /// The host context that the programs keep, if it is on.
+    pub context: Option<ContextTables>,
     counters: PerCpuArray<MapData, Counters>,
     evicted: RingBuf<MapData>,
     xdp: &'static str,
@@ -119,6 +144,7 @@ impl Kernel {
                 MAX_BUCKETS as usize * WAYS
             );
         }
+        let (source_sets, service_sets) = context_sets(options)?;
         let seed = match options.seed {
             Some(seed) => seed,
             None => random_seed()?,
@@ -133,6 +159,10 @@ impl Kernel {
             .override_global("CLOCK", &clock, true)
             .override_global("STRONG_ORDER", &strong_order, true)
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
+            .override_global("SOURCE_SETS", &source_sets, true)
+            .override_global("SERVICE_SETS", &service_sets, true)
+            .map_max_entries("SOURCES", source_sets.max(1))
+            .map_max_entries("SERVICES", service_sets.max(1))
             .map_max_entries("INDEX", buckets)
             .map_max_entries("RECORDS", buckets * WAYS as u32)
             .load(OBJECT)
@@ -151,12 +181,35 @@ impl Kernel {
         let index = take(&mut ebpf, "INDEX")?;
         let records = take(&mut ebpf, "RECORDS")?;
         let control = take(&mut ebpf, "CONTROL")?;
+        let context = match options.context {
+            Some(_) => {
+                let (sources, services) = (take(&mut ebpf, "SOURCES")?, take(&mut ebpf, "SERVICES")?);
+                Some(ContextTables {
+                    sources: Sets::new(array_fd(&sources)?, source_sets as usize).context("sources of the context")?,
+                    services: Sets::new(array_fd(&services)?, service_sets as usize)
+                        .context("services of the context")?,
+                })
+            }
+            None => None,
+        };
         let table = Table::new(array_fd(&index)?, array_fd(&records)?, buckets as usize)?;
         let control = ControlPage::new(array_fd(&control)?)?;
         let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?).context("map COUNTERS")?;
         let evicted = RingBuf::try_from(take(&mut ebpf, "EVICTED")?).context("map EVICTED")?;
         let logs = if options.log_level > 0 { Some(logs(&mut ebpf)?) } else { None };
-        Ok(Kernel { ebpf, table, control, counters, evicted, xdp, tagging: options.tagging, memory_bytes, seed, logs })
+        Ok(Kernel {
+            ebpf,
+            table,
+            control,
+            context,
+            counters,
+            evicted,
+            xdp,
+            tagging: options.tagging,
+            memory_bytes,
+            seed,
+            logs,
+        })
     }
 
     /// Memory of all maps, bytes, as far as it is the agent's to choose (table, ring, counters).
@@ -360,6 +413,19 @@ fn entries(data: &MapData, copies: u64) -> u64 {
     data.info().map_or(0, |info| info.max_entries() as u64 * (info.value_size() as u64).next_multiple_of(8) * copies)
 }
 
+/// Sets of sources and of services, 0 if context is off.
+fn context_sets(options: &LoadOptions) -> anyhow::Result<(u32, u32)> {
+    let Some((sources, services)) = options.context else { return Ok((0, 0)) };
+    for (entries, what) in [(sources, "sources"), (services, "services")] {
+        if !entries.is_power_of_two() || !(MIN_ENTRIES..=MAX_ENTRIES).contains(&entries) {
+            bail!(
+                "a context of {entries} {what} is not possible: use a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}"
+            );
+        }
+    }
+    Ok((sources / ENTRIES as u32, services / ENTRIES as u32))
+}
+
 fn random_seed() -> anyhow::Result<Seed> {
     let mut bytes = [0u8; SEED_WORDS * 8];
     std::fs::File::open("/dev/urandom")
@@ -383,6 +449,8 @@ fn sum<'a>(values: impl Iterator<Item = &'a InterfaceCounters>, ifindex: u32) ->
             evicted_lost_flows,
             tagged,
             lease_expired,
+            context_replaced,
+            context_lost,
         } = value;
         for (total, value) in total.seen.iter_mut().flatten().zip(seen.iter().flatten()) {
             total.packets += value.packets;
@@ -397,6 +465,8 @@ fn sum<'a>(values: impl Iterator<Item = &'a InterfaceCounters>, ifindex: u32) ->
         total.evicted_lost_flows += evicted_lost_flows;
         total.tagged += tagged;
         total.lease_expired += lease_expired;
+        total.context_replaced += context_replaced;
+        total.context_lost += context_lost;
     }
     total
 }

@@ -1,6 +1,6 @@
 //! Memory shared with the kernel programs, and the only `unsafe` of the agent.
 //!
-//! The maps INDEX, RECORDS and CONTROL are mmapped. Programs on any CPU write them at any time, so every access here is
+//! The maps INDEX, RECORDS, SOURCES, SERVICES and CONTROL are mmapped. Programs on any CPU write them at any time, so every access here is
 //! an atomic load or store; a record is copied under its sequence lock and copied again if a writer was inside.
 
 use std::num::NonZeroUsize;
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use anyhow::Context as _;
 use rustix::mm::{MapFlags, ProtFlags};
+use sensor_common::context::Set;
 use sensor_common::control::Control;
 use sensor_common::counter::InterfaceCounters;
 use sensor_common::flow::FlowRecord;
@@ -192,6 +193,51 @@ impl Table {
         }
         let (bucket, way) = (slot / WAYS, slot % WAYS);
         self.index.half(bucket * BUCKET_WORDS + way / 2, way % 2).store(tag, Ordering::Release);
+    }
+}
+
+const SET_WORDS: usize = size_of::<Set>() / 8;
+
+/// A table of the host context in shared memory.
+#[derive(Debug)]
+pub struct Sets {
+    words: Mapping,
+    sets: usize,
+}
+
+impl Sets {
+    /// Maps an array of `sets` sets, a power of two.
+    ///
+    /// # Errors
+    /// If mmap fails.
+    pub fn new(map: impl AsFd, sets: usize) -> anyhow::Result<Sets> {
+        Ok(Sets { words: Mapping::new(map, sets * size_of::<Set>())?, sets })
+    }
+
+    /// Number of sets.
+    pub fn sets(&self) -> usize {
+        self.sets
+    }
+
+    /// A whole copy of a set, or `None` if writers were inside at every try.
+    pub fn copy(&self, number: usize) -> Option<Set> {
+        let base = number * SET_WORDS;
+        let sequence = self.words.half(base, 0);
+        for _ in 0..COPY_TRIES {
+            let before = sequence.load(Ordering::Acquire);
+            if before & 1 == 0 {
+                let mut words = [0u64; SET_WORDS];
+                for (position, word) in words.iter_mut().enumerate() {
+                    *word = self.words.word(base + position).load(Ordering::Relaxed);
+                }
+                fence(Ordering::Acquire);
+                if sequence.load(Ordering::Relaxed) == before {
+                    return Some(bytemuck::cast(words));
+                }
+            }
+            std::hint::spin_loop();
+        }
+        None
     }
 }
 

@@ -4,6 +4,7 @@
 //! Needs root (CAP_BPF, CAP_NET_ADMIN). Time is the replay clock, so every run is the same; but for `threads`.
 
 mod causes;
+mod context;
 mod conversations;
 mod parity;
 mod rig;

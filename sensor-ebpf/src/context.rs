@@ -1,0 +1,100 @@
+//! The host context as the programs keep it: a new flow is noted with its source and with its service. What that means
+//! is in `sensor_common::context`.
+//!
+//! A set's sequence word is its lock, tried a bounded number of times; what is given up on is counted
+//! (`context_lost`), and the packet goes on. Called by [`crate::table`] for new flows only, those included that found no
+//! place in the flow table.
+
+use aya_ebpf::maps::Array;
+use sensor_common::context::{Key, NewFlow, Noted, Set, tick_of};
+use sensor_common::counter::InterfaceCounters;
+use sensor_common::flow::starts_high;
+use sensor_common::packet::protocol;
+use sensor_common::tcp;
+
+use crate::atomic;
+use crate::maps::{SERVICE_SETS, SERVICES, SOURCE_SETS, SOURCES, seed};
+use crate::table::Visit;
+
+/// How often a lock is tried.
+const TRIES: u32 = 64;
+
+/// Whether context is kept: known to the verifier, which takes out what is not.
+#[inline(always)]
+pub(crate) fn is_on() -> bool {
+    SOURCE_SETS.load() != 0
+}
+
+/// Notes the first packet of a flow. `refused`: the flow found no place in the table, and its next packet comes here again:
+/// then only TCP's opening segment counts, and every packet of other protocols.
+#[inline(always)]
+pub(crate) fn note(visit: &Visit, refused: bool, counters: &mut InterfaceCounters) {
+    let packet = &visit.packet;
+    if refused && packet.key.protocol == protocol::TCP && !tcp::is_first_syn(packet.tcp_flags) {
+        return;
+    }
+    // SAFETY: both pointers come from references.
+    unsafe { sensor_context(visit, counters) };
+}
+
+/// See [`note`].
+///
+/// # Safety
+/// Both pointers are valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_context(visit: *const Visit, counters: *mut InterfaceCounters) -> u64 {
+    if visit.is_null() || counters.is_null() {
+        return 1;
+    }
+    // SAFETY: just tested, and the caller's.
+    let (visit, counters) = unsafe { (&*visit, &mut *counters) };
+    let NewFlow { ends, source_cells, service_cells } =
+        NewFlow::new(&visit.packet.key, starts_high(&visit.packet), seed);
+    let tick = tick_of(visit.now_ns);
+    // The compiler can prove that they are in range and would not test it; the verifier needs to see the test.
+    let source_cells = source_cells.map(|cell| atomic::opaque(cell as u64) as u32);
+    let service_cells = service_cells.map(|cell| atomic::opaque(cell as u64) as u32);
+    note_in(&SOURCES, SOURCE_SETS.load(), &ends.source, ends.source_hash, tick, source_cells, counters);
+    note_in(&SERVICES, SERVICE_SETS.load(), &ends.service, ends.service_hash, tick, service_cells, counters);
+    0
+}
+
+/// Notes a new flow in one of the tables, of `sets` sets.
+#[inline(always)]
+fn note_in(
+    table: &Array<Set>,
+    sets: u32,
+    key: &Key,
+    hash: u32,
+    tick: u32,
+    cells: [u32; 2],
+    counters: &mut InterfaceCounters,
+) {
+    let Some(set) = table.get_ptr_mut(hash & sets.wrapping_sub(1)) else { return };
+    // SAFETY: a map value.
+    let word = unsafe { &raw mut (*set).sequence };
+    let Some(sequence) = lock(word) else {
+        counters.context_lost += 1;
+        return;
+    };
+    // SAFETY: under the set's lock this CPU is the only writer.
+    if unsafe { &mut *set }.note(key, hash, tick, cells) == Noted::Replaced {
+        counters.context_replaced += 1;
+    }
+    // SAFETY: 4 aligned bytes of a map value, whose lock this CPU holds.
+    unsafe { atomic::release(word, sequence.wrapping_add(2)) };
+}
+
+#[inline(always)]
+fn lock(word: *mut u32) -> Option<u32> {
+    for _ in 0..TRIES {
+        // SAFETY: 4 aligned bytes of a map value; volatile, because other CPUs write it.
+        let sequence = unsafe { word.read_volatile() };
+        // SAFETY: as above.
+        if sequence & 1 == 0 && unsafe { atomic::swap_if(word, sequence, sequence.wrapping_add(1)) } {
+            return Some(sequence);
+        }
+    }
+    None
+}
