@@ -120,7 +120,7 @@ fn combine(counts: &[u8]) -> u32 {
         base -= 1;
     }
     let sum: u64 = counts[base..].iter().map(|hit| LINEAR[*hit as usize & 31] as u64).sum();
-    ((sum << base) + (1 << (FRACTION - 1)) >> FRACTION) as u32
+    (((sum << base) + (1 << (FRACTION - 1))) >> FRACTION) as u32
 }
 
 #[cfg(test)]
