@@ -8,15 +8,21 @@ pub mod contract;
 pub mod distribution;
 pub mod document;
 pub mod drift;
+mod engine;
 pub mod explain;
 pub mod file;
 pub mod isolate;
 mod limits;
 pub mod load;
+mod lower;
 pub mod network;
+mod ops;
 pub mod problem;
 pub mod scale;
+mod trees;
 
+#[cfg(test)]
+mod conformance;
 #[cfg(test)]
 mod tests;
 

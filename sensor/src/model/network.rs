@@ -1,4 +1,5 @@
-//! The ONNX graph as tract runs it: parsed once, optimised for a few fixed batch sizes, run without a copy of the input.
+//! The ONNX graph as it is run: rewritten where needed, parsed once, optimised for a few fixed batch sizes, run without a copy
+//! of the input; large batches in several threads if that was asked for.
 //!
 //! tract panics on some hostile files; every call into it is guarded, so a bad file is an error and never the end of
 //! the agent. (A build with `panic = "abort"` would lose that.) Called by [`super::Model`].
@@ -9,16 +10,29 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use tract_onnx::pb::{GraphProto, ModelProto, ValueInfoProto, tensor_proto::DataType, type_proto};
 use tract_onnx::prelude::*;
-use tract_onnx::tract_hir::internal::TypedRunnableModel;
+use tract_onnx::tract_core::ops::cast::cast;
+use tract_onnx::tract_hir::internal::{Framework, TypedRunnableModel, TypedSimpleState};
+
+use super::engine::framework;
+use super::lower::{Lowered, lower};
 
 /// Batch sizes that are compiled. A constant batch with padding beats a symbolic one in tract from a few rows on.
-pub const BATCHES: [usize; 3] = [1, 64, 512];
+pub const BATCHES: [usize; 4] = [1, 8, 64, 512];
+/// Most threads that share a large batch.
+pub const MAX_THREADS: usize = 16;
 
 /// One batch size.
 struct Plan {
     batch: usize,
     plan: Arc<TypedRunnableModel>,
-    /// The input, reused from run to run.
+    lanes: Vec<Lane>,
+}
+
+/// What one thread needs to run a plan: kept from run to run.
+struct Lane {
+    state: TypedSimpleState,
+    /// The graph has loops (Scan, recurrent layers).
+    stateful: bool,
     input: Arc<Tensor>,
 }
 
@@ -26,11 +40,13 @@ struct Plan {
 pub struct Network {
     plans: Vec<Plan>,
     features: usize,
-    labels: usize,
+    width: usize,
     /// Name of the input.
     pub input: String,
     /// Name of the output that holds the probabilities.
     pub output: String,
+    /// The strings of the file: where the graph computes with strings, it computes with indices into this list.
+    pub strings: Vec<String>,
 }
 
 /// Decodes the file.
@@ -38,33 +54,65 @@ pub struct Network {
 /// # Errors
 /// If it is no ONNX file, or cut short.
 pub fn decode(bytes: &[u8]) -> Result<ModelProto> {
-    let model = guarded("decode", || onnx().proto_model_for_read(&mut &bytes[..]))
+    let model = guarded("decode", || tract_onnx::onnx().proto_model_for_read(&mut &bytes[..]))
         .context("this is not an ONNX file, or it was cut short")?;
     ensure!(model.graph.is_some(), "this is not an ONNX model: it holds no graph (is the file empty or cut short?)");
     Ok(model)
 }
 
 impl Network {
-    /// Builds the graph of `model` for every batch size.
+    /// Builds the graph of `model` for every batch size, for its output of probabilities, one per label.
     ///
     /// # Errors
-    /// If the input is not `[batch, features]` of 32-bit floats, no output is `[batch, labels]`, or tract does not know
-    /// an operator.
+    /// If the input is not `[batch, features]` of 32-bit floats, no output is `[batch, labels]`, or an operator is unknown or
+    /// makes no sense.
     pub fn build(model: &ModelProto, features: usize, labels: usize) -> Result<Network> {
         let graph = model.graph.as_ref().context("the model holds no graph")?;
-        let input = check_input(graph, features)?;
-        let output = choose_output(graph)?;
-        let mut plans = Vec::new();
-        for batch in BATCHES {
-            let plan = guarded("build", || plan(model, &output, batch, features, labels))
-                .with_context(|| format!("the graph cannot be run in batches of {batch}"))?;
-            let input = Arc::new(Tensor::zero::<f32>(&[batch, features])?);
-            plans.push(Plan { batch, plan, input });
-        }
-        Ok(Network { plans, features, labels, input, output })
+        Network::build_output(model, features, &choose_output(graph)?, labels)
     }
 
-    /// Runs `rows` rows. `fill` writes row `n` of the input; `take` gets row `n` of the output.
+    /// As [`Network::build`], for the output called `output`, which has `width` values per row. Values of another type than
+    /// 32-bit floats are converted.
+    ///
+    /// # Errors
+    /// Those of [`Network::build`].
+    pub fn build_output(model: &ModelProto, features: usize, output: &str, width: usize) -> Result<Network> {
+        let graph = model.graph.as_ref().context("the model holds no graph")?;
+        let input = check_input(graph, features)?;
+        let Lowered { model, strings } = lower(model)?;
+        let parsed = guarded("parse", || {
+            let mut parsed = framework().model_for_proto_model(&model)?;
+            parsed.select_outputs_by_name([output])?;
+            Ok(parsed)
+        })
+        .context("the graph cannot be run")?;
+        let mut plans = Vec::new();
+        for batch in BATCHES {
+            let plan = guarded("build", || plan(parsed.clone(), output, batch, features, width))
+                .with_context(|| format!("the graph cannot be run in batches of {batch}"))?;
+            let lanes = vec![lane(&plan, batch, features)?];
+            plans.push(Plan { batch, plan, lanes });
+        }
+        Ok(Network { plans, features, width, input, output: output.to_owned(), strings })
+    }
+
+    /// Lets `threads` threads share batches of at least two times the largest batch size; 1, which is what a new network has,
+    /// runs all on the caller's. At most [`MAX_THREADS`].
+    ///
+    /// # Errors
+    /// If memory for their states cannot be had.
+    pub fn set_threads(&mut self, threads: usize) -> Result<()> {
+        let (threads, features) = (threads.clamp(1, MAX_THREADS), self.features);
+        if let Some(Plan { batch, plan, lanes }) = self.plans.last_mut() {
+            lanes.truncate(threads);
+            while lanes.len() < threads {
+                lanes.push(lane(plan, *batch, features)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `rows` rows. `fill` writes row `n` of the input; `take` gets row `n` of the output. Both run on the caller's thread.
     ///
     /// # Errors
     /// If the run itself fails; rows before were given to `take`.
@@ -74,34 +122,26 @@ impl Network {
         mut fill: impl FnMut(usize, &mut [f32]),
         mut take: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
-        let (features, labels) = (self.features, self.labels);
+        let (features, width) = (self.features, self.width);
         let mut done = 0;
         while done < rows {
-            let plan = &mut self.plans[plan_for(rows - done)];
-            let count = plan.batch.min(rows - done);
-            let output = guarded("run", || {
-                // Nobody else holds the input between runs; if a graph kept it, a copy is made here.
-                let input = Arc::make_mut(&mut plan.input);
-                let mut view = input.try_as_plain_ram_mut()?;
-                let values = view.as_slice_mut::<f32>()?;
-                let (used, padding) = values.split_at_mut(count * features);
-                for (row, values) in used.chunks_exact_mut(features).enumerate() {
-                    fill(done + row, values);
+            let Plan { batch, plan, lanes } = &mut self.plans[plan_for(rows - done)];
+            let used = lanes.len().min((rows - done) / *batch).max(1);
+            let lanes = &mut lanes[..used];
+            let count = (*batch * used).min(rows - done);
+            for (number, lane) in lanes.iter_mut().enumerate() {
+                let first = number * *batch;
+                lane.fill(features, (count - first).min(*batch), |row, values| fill(done + first + row, values))?;
+            }
+            let outputs = run_lanes(plan, lanes)?;
+            for (number, output) in outputs.iter().enumerate() {
+                let view = output.try_as_plain_ram()?;
+                let values = view.as_slice::<f32>()?;
+                ensure!(values.len() == *batch * width, "the model gave {} values for {batch} rows", values.len());
+                let first = number * *batch;
+                for (row, values) in values.chunks_exact(width).take(count - first).enumerate() {
+                    take(done + first + row, values);
                 }
-                padding.fill(0.0);
-                let mut outputs = plan.plan.run(tvec!(TValue::from_const(plan.input.clone())))?;
-                Ok(outputs.remove(0))
-            })?;
-            let view = output.try_as_plain_ram()?;
-            let values = view.as_slice::<f32>()?;
-            ensure!(
-                values.len() == plan.batch * labels,
-                "the model gave {} values for {} rows",
-                values.len(),
-                plan.batch
-            );
-            for (row, values) in values.chunks_exact(labels).take(count).enumerate() {
-                take(done + row, values);
             }
             done += count;
         }
@@ -109,38 +149,91 @@ impl Network {
     }
 }
 
-/// The plan for what is left. Padding a few rows to 64 costs more than running them one by one, and a half-empty batch
-/// of 512 more than batches of 64.
+impl Lane {
+    /// Writes `count` rows of the input, and zeros behind them.
+    fn fill(&mut self, features: usize, count: usize, mut fill: impl FnMut(usize, &mut [f32])) -> Result<()> {
+        // Nobody else holds the input between runs; if a graph kept it, a copy is made here.
+        let input = Arc::make_mut(&mut self.input);
+        let mut view = input.try_as_plain_ram_mut()?;
+        let (used, padding) = view.as_slice_mut::<f32>()?.split_at_mut(count * features);
+        for (row, values) in used.chunks_exact_mut(features).enumerate() {
+            fill(row, values);
+        }
+        padding.fill(0.0);
+        Ok(())
+    }
+
+    fn run(&mut self, plan: &Arc<TypedRunnableModel>) -> Result<TValue> {
+        if self.stateful {
+            // Loops keep their state from run to run, as for a stream; rows are no stream.
+            self.state = plan.spawn()?;
+        }
+        let input = TValue::from_const(self.input.clone());
+        let result = guarded("run", || Ok(self.state.run(tvec!(input))?.remove(0)));
+        if result.is_err() {
+            // What a failure leaves behind in the state is not to be trusted.
+            self.state = plan.spawn()?;
+        }
+        result
+    }
+}
+
+fn lane(plan: &Arc<TypedRunnableModel>, batch: usize, features: usize) -> Result<Lane> {
+    let state = guarded("start", || plan.spawn())?;
+    let stateful = state.op_states.iter().any(Option::is_some);
+    Ok(Lane { state, stateful, input: Arc::new(Tensor::zero::<f32>(&[batch, features])?) })
+}
+
+/// Runs every lane, the first on this thread.
+fn run_lanes(plan: &Arc<TypedRunnableModel>, lanes: &mut [Lane]) -> Result<Vec<TValue>> {
+    let [first, others @ ..] = lanes else { return Ok(Vec::new()) };
+    if others.is_empty() {
+        return Ok(vec![first.run(plan)?]);
+    }
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = others.iter_mut().map(|lane| scope.spawn(|| lane.run(plan))).collect();
+        let mut outputs = vec![first.run(plan)];
+        outputs
+            .extend(threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread ended early"))));
+        outputs.into_iter().collect()
+    })
+}
+
+/// The plan for what is left. Padding a few rows to the next size costs more than running them in smaller batches.
 fn plan_for(left: usize) -> usize {
     match left {
-        0..=4 => 0,
-        5..=384 => 1,
-        _ => 2,
+        0..=2 => 0,
+        3..=32 => 1,
+        33..=384 => 2,
+        _ => 3,
     }
 }
 
 fn plan(
-    model: &ModelProto,
+    mut graph: InferenceModel,
     output: &str,
     batch: usize,
     features: usize,
-    labels: usize,
+    width: usize,
 ) -> Result<Arc<TypedRunnableModel>> {
-    let mut graph = onnx().model_for_proto_model(model)?;
     // A model's own sources are its inputs; the shape of the only one is ours to say.
     graph.set_input_fact(0, f32::fact([batch, features]).into())?;
-    graph.select_outputs_by_name([output])?;
-    let graph = graph.into_optimized()?;
-    let fact = graph.output_fact(0)?;
+    let mut graph = graph.into_typed()?;
+    let fact = graph.output_fact(0)?.clone();
     let shape =
         fact.shape.as_concrete().with_context(|| format!("the shape of the output {output:?} depends on its input"))?;
     ensure!(
-        fact.datum_type == f32::datum_type() && shape == [batch, labels],
-        "the output {output:?} is {:?} of shape {shape:?}; it must be 32-bit floats of shape [batch, {labels}], \
-         one probability per label",
+        shape == [batch, width] || (width == 1 && shape == [batch]),
+        "the output {output:?} is {:?} of shape {shape:?}; it must be numbers of shape [batch, {width}], one probability \
+         per label",
         fact.datum_type
     );
-    graph.into_runnable()
+    if fact.datum_type != f32::datum_type() {
+        let outlet = graph.output_outlets()?[0];
+        let outlet = graph.wire_node("sensor.output", cast(f32::datum_type()), &[outlet])?;
+        graph.select_output_outlets(&outlet)?;
+    }
+    graph.into_optimized()?.into_runnable()
 }
 
 fn check_input(graph: &GraphProto, features: usize) -> Result<String> {
