@@ -11,6 +11,7 @@ use sensor::bpf::attach::Attached;
 use sensor::bpf::load::{Kernel, LoadOptions};
 use sensor::bpf::probe;
 use sensor::config::XdpMode;
+use sensor::replay::kernel::engine::name;
 use sensor::replay::table::{Reason, Table, Timeouts};
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::{Cause, Hook, InterfaceCounters};
@@ -20,7 +21,6 @@ use sensor_common::table::WAYS;
 
 use crate::differences::{Difference, differences};
 use crate::netns::NetNs;
-use crate::parity::name;
 use crate::raw::RawSender;
 
 /// The device that the programs are on, and its peer.

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use sensor::replay::capture::{Capture, Captured};
-use sensor::replay::kernel::{Fit, KernelReplay};
+use sensor::replay::engine::Stop;
+use sensor::replay::kernel::KernelReplay;
+use sensor::replay::kernel::engine::{Pair, name};
 use sensor::replay::table::{Reason, Table, Timeouts};
-use sensor::replay::{Endpoint, endpoints};
 use sensor_common::counter::Cause;
 use sensor_common::flow::FlowRecord;
 
@@ -21,6 +22,8 @@ use crate::differences::differences;
 
 /// Packet counts at which records are compared before they end.
 const SNAPSHOTS: [u64; 4] = [1, 4, 32, 256];
+/// Flows that native code holds at once: more than any capture has.
+const MAX_FLOWS: usize = 1 << 22;
 /// Mismatches that are described; all are counted.
 const DESCRIBED: usize = 50;
 
@@ -161,71 +164,55 @@ impl Parity {
 
 /// A comparison under way.
 struct Run<'k> {
-    kernel: &'k mut KernelReplay,
-    skew_ns: u64,
-    table: Table,
-    refused: [u64; Cause::COUNT],
+    pair: Pair<'k>,
     outcome: Outcome,
 }
 
 impl<'k> Run<'k> {
     fn begin(parity: &'k mut Parity) -> Result<Run<'k>> {
         let Parity { kernel, skew_ns } = parity;
-        kernel.begin()?;
-        let table = Table::new(Timeouts::default(), SNAPSHOTS.to_vec());
-        Ok(Run { kernel, skew_ns: *skew_ns, table, refused: [0; Cause::COUNT], outcome: Outcome::default() })
+        let table = Table::new(Timeouts::default(), SNAPSHOTS.to_vec()).with_max_flows(MAX_FLOWS);
+        Ok(Run { pair: Pair::begin(kernel, table, *skew_ns)?, outcome: Outcome::default() })
     }
 
     /// Offers one frame to both; why the capture cannot be read, if it cannot.
     fn frame(&mut self, captured: &Captured<'_>) -> Result<Option<String>> {
-        let host = match self.kernel.fit(captured) {
-            Ok(Fit::Frame(_, host)) => host,
-            Ok(Fit::Refused(cause, unfit)) => {
-                let reason = format!("{} (natively {})", unfit.name(), cause.name());
-                *self.outcome.not_compared.entry(reason).or_default() += 1;
-                return Ok(None);
-            }
-            Ok(Fit::Unfit(unfit)) => {
-                *self.outcome.not_compared.entry(unfit.name().to_owned()).or_default() += 1;
-                return Ok(None);
-            }
-            Err(error) => return Ok(Some(format!("{error:#}"))),
-        };
-        self.outcome.packets += 1;
-        let Run { kernel, skew_ns, table, refused, outcome } = self;
-        let mut turn = kernel.turn(captured.time_ns + *skew_ns, host.ok().map(|packet| packet.key));
-        match host {
-            Ok(packet) => table.packet(&packet, captured.time_ns, &mut |native: &FlowRecord, reason| {
-                compare(turn.fetch(native, reason)?.as_ref(), native, reason, outcome);
-                anyhow::Ok(())
-            })?,
-            Err(cause) => refused[cause as usize] += 1,
+        let Run { pair, outcome } = self;
+        match pair.frame(captured, &mut |kernel, native, reason| {
+            compare(kernel, native, reason, outcome);
+            Ok(())
+        }) {
+            Ok(()) => Ok(None),
+            Err(Stop::Capture(error)) => Ok(Some(format!("{error:#}"))),
+            Err(Stop::Failed(error)) => Err(error),
         }
-        turn.finish()?;
-        while let Some(record) = self.kernel.next_given_up() {
-            self.outcome.mismatch(name(&record), "(record)", "given up", "kept");
-        }
-        Ok(None)
     }
 
-    fn finish(mut self) -> Result<Outcome> {
-        let Run { kernel, skew_ns: _, table, refused, outcome } = &mut self;
-        let mut turn = kernel.last_turn();
-        table.finish(&mut |native: &FlowRecord, reason| {
-            compare(turn.fetch(native, reason)?.as_ref(), native, reason, outcome);
-            anyhow::Ok(())
+    fn finish(self) -> Result<Outcome> {
+        let Run { mut pair, mut outcome } = self;
+        let left = pair.finish(&mut |kernel, native, reason| {
+            compare(kernel, native, reason, &mut outcome);
+            Ok(())
         })?;
-        for record in kernel.left().context("the kernel's table at the end of the capture")? {
+        for record in left {
             outcome.mismatch(name(&record), "(record)", "present", "absent");
         }
-        let counted = kernel.refused()?;
+        let (kernel, native) = (pair.refused()?, pair.refused_by_host());
         for cause in Cause::ALL {
-            let (kernel, native) = (counted[cause as usize], refused[cause as usize]);
+            let (kernel, native) = (kernel[cause as usize], native[cause as usize]);
             if kernel != native {
                 outcome.mismatch("packets in no record", cause.name(), kernel, native);
             }
         }
-        Ok(self.outcome)
+        outcome.packets = pair.runs();
+        for ((unfit, cause), count) in pair.not_run() {
+            let reason = match cause {
+                Some(cause) => format!("{} (natively {})", unfit.name(), cause.name()),
+                None => unfit.name().to_owned(),
+            };
+            outcome.not_compared.insert(reason, *count);
+        }
+        Ok(outcome)
     }
 }
 
@@ -242,14 +229,6 @@ fn compare(kernel: Option<&FlowRecord>, native: &FlowRecord, reason: Reason, out
     for difference in differences(kernel, native) {
         outcome.mismatch(flow(), &difference.field, difference.left, difference.right);
     }
-}
-
-/// A flow for people: endpoints and protocol.
-#[must_use]
-pub fn name(record: &FlowRecord) -> String {
-    let (source, destination) = endpoints(record);
-    let end = |Endpoint { address, port }: Endpoint| std::net::SocketAddr::new(address, port);
-    format!("{} > {} protocol {}", end(source), end(destination), record.key.protocol)
 }
 
 /// The files that are named, and those in the folders that are, in order.

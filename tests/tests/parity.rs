@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use sensor::replay::{ExtractOptions, run};
 use sensor_tests::frames::Frame;
 use sensor_tests::parity::{Outcome, Parity, captures};
 use sensor_tests::rng::Rng;
@@ -14,11 +15,15 @@ fn parity() -> Parity {
     Parity::load(0).expect("programs load (as root, on kernel 5.15 or newer)")
 }
 
-/// Captures are not part of the project: see the message for where they are looked for.
+/// Captures are not part of the project.
+fn folder() -> PathBuf {
+    std::env::var_os("SENSOR_CAPTURES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/captures"), PathBuf::from)
+}
+
 #[test]
 fn every_capture_gives_the_same_integers_in_the_kernel_and_natively() {
-    let folder = std::env::var_os("SENSOR_CAPTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/captures"), PathBuf::from);
+    let folder = folder();
     let files = captures(std::slice::from_ref(&folder)).unwrap_or_default();
     if files.is_empty() {
         println!("no captures at {} (set SENSOR_CAPTURES to a folder of them): nothing was compared", folder.display());
@@ -69,4 +74,35 @@ fn a_difference_is_named() {
     assert!(fields.contains(&"first_ns") && fields.contains(&"directions[0].last_ns"), "{fields:?}");
     let first = &outcome.described[0];
     assert!(first.flow.starts_with("198.18.0.1:9 > 198.18.0.2:9 protocol 17"), "{first}");
+}
+
+/// `sensor extract` and `sensor extract --kernel`: the same bytes.
+#[test]
+fn extract_writes_the_same_rows_with_and_without_the_kernel() {
+    let all = captures(&[folder()]).unwrap_or_default();
+    // One in twenty, in the folder's order: every origin, and link types that are not Ethernet. The hostile files of one
+    // origin claim lengths that no test run takes: they are compared above.
+    let hostile = |path: &PathBuf| path.to_string_lossy().contains("/tcpdump/");
+    let files: Vec<PathBuf> = all.into_iter().filter(|path| !hostile(path)).step_by(20).collect();
+    if files.is_empty() {
+        println!("no captures: nothing was compared");
+        return;
+    }
+    let extract = |kernel: bool| {
+        let options =
+            ExtractOptions { captures: files.clone(), snapshots: vec![2, 8, 64], kernel, ..ExtractOptions::default() };
+        let (mut rows, mut report) = (Vec::new(), Vec::new());
+        // Files that are no captures, or damaged ones, are an error at the end.
+        let outcome = run(&options, Box::new(&mut rows), &mut report).map_err(|error| format!("{error:#}"));
+        (String::from_utf8(rows).expect("text"), String::from_utf8(report).expect("text"), outcome)
+    };
+    let ((native, reported, outcome), (kernel, reported_too, outcome_too)) = (extract(false), extract(true));
+    println!("{} rows; {}", native.lines().count(), reported.lines().last().unwrap_or_default());
+    assert!(native.lines().count() > 1000, "{reported}");
+    for (number, (native, kernel)) in native.lines().zip(kernel.lines()).enumerate() {
+        assert_eq!(native, kernel, "row {number}: native (left) and kernel (right)");
+    }
+    assert_eq!(native.len(), kernel.len());
+    assert_eq!(reported, reported_too);
+    assert_eq!(outcome, outcome_too);
 }

@@ -42,6 +42,9 @@ pub(super) struct Extract {
     /// Flows that are held at once, about 1 kB each; for one more, the flow idle longest is ended
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_FLOWS)]
     max_flows: usize,
+    /// Let the programs in the kernel count, by test runs: the same rows, a few times slower; needs root
+    #[arg(long)]
+    kernel: bool,
     /// No progress bar
     #[arg(short, long)]
     quiet: bool,
@@ -60,6 +63,7 @@ impl Extract {
             idle_timeout,
             active_timeout,
             max_flows,
+            kernel,
             quiet,
         } = self;
         ExtractOptions {
@@ -73,6 +77,7 @@ impl Extract {
             idle_timeout,
             active_timeout,
             max_flows,
+            kernel,
             progress: !quiet && std::io::stderr().is_terminal(),
         }
     }

@@ -53,6 +53,11 @@ pub trait Engine {
     /// Frames that were refused so far, by cause.
     fn refused(&self) -> [u64; Cause::COUNT];
 
+    /// Frames that could not be counted and are in no record, though they belong to a flow: why, and how many.
+    fn left_out(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     /// Flows that are held.
     fn flows(&self) -> usize;
 }

@@ -6,6 +6,8 @@
 //! record has its counterpart. The kernel's table is of one size: a record whose bucket has no way for one more waits in
 //! this process until its flow's next packet, so that the programs never have to give one up.
 
+pub mod engine;
+
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
@@ -23,6 +25,8 @@ use crate::bpf::load::{Hook, Kernel, LoadOptions, TestRunOptions};
 use crate::bpf::probe;
 use crate::bpf::sys::Slot;
 
+/// Flows of the kernel's table, unless something else is asked for: those that find no place in it wait here.
+pub const DEFAULT_FLOWS: usize = 65_536;
 /// Where the kernel says that the frames of test runs come from: the loopback interface.
 const IFINDEX: u32 = 1;
 /// XDP_PASS.
@@ -46,7 +50,7 @@ pub enum Fit<'a> {
 }
 
 /// Why a frame cannot be given to the programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unfit {
     /// Shorter than a test run takes.
     TooShort,

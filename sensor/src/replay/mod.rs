@@ -36,6 +36,8 @@ pub use view::View;
 use capture::Capture;
 use engine::{Engine, Native, Stop};
 use export::Export;
+use kernel::KernelReplay;
+use kernel::engine::InKernel;
 use labels::Labels;
 use output::Output;
 use progress::Progress;
@@ -65,6 +67,8 @@ pub struct ExtractOptions {
     pub active_timeout: Option<Duration>,
     /// Flows that are held at once.
     pub max_flows: usize,
+    /// Whether the programs in the kernel count, see [`kernel`].
+    pub kernel: bool,
     /// Whether a terminal sees a progress bar.
     pub progress: bool,
 }
@@ -82,6 +86,7 @@ impl Default for ExtractOptions {
             idle_timeout: None,
             active_timeout: None,
             max_flows: DEFAULT_MAX_FLOWS,
+            kernel: false,
             progress: false,
         }
     }
@@ -96,6 +101,11 @@ impl ExtractOptions {
         for (name, value) in [("idle", self.idle_timeout), ("active", self.active_timeout)] {
             ensure!(value != Some(Duration::ZERO), "an {name} timeout of 0 would make every packet a flow of its own");
         }
+        ensure!(
+            !self.kernel || self.timeouts().reopen,
+            "--kernel: the programs begin a new record where this view goes on with a closed flow's; leave out --kernel, or \
+             take the view sensor"
+        );
         let mut seen = HashSet::new();
         for path in &self.captures {
             // A name that leads nowhere is reported when it is opened.
@@ -114,8 +124,12 @@ impl ExtractOptions {
     }
 
     /// The engine for one capture.
-    fn engine(&self) -> Result<Box<dyn Engine>> {
-        Ok(Box::new(Native::new(Table::new(self.timeouts(), self.snapshots.clone()).with_max_flows(self.max_flows))))
+    fn engine<'k>(&self, kernel: Option<&'k mut KernelReplay>) -> Result<Box<dyn Engine + 'k>> {
+        let table = Table::new(self.timeouts(), self.snapshots.clone()).with_max_flows(self.max_flows);
+        Ok(match kernel {
+            Some(kernel) => Box::new(InKernel::new(kernel, table)?),
+            None => Box::new(Native::new(table)),
+        })
     }
 }
 
@@ -130,13 +144,16 @@ pub struct Totals {
     pub refused: [u64; Cause::COUNT],
     /// Flows that ended.
     pub flows: u64,
+    /// Packets that belong to a flow and could not be given to the programs in the kernel; 0 without them.
+    pub left_out: u64,
 }
 
 impl Totals {
     /// Adds another capture's totals.
     fn add(&mut self, other: &Totals) {
-        let Totals { packets, recorded, refused, flows } = other;
+        let Totals { packets, recorded, refused, flows, left_out } = other;
         self.packets += packets;
+        self.left_out += left_out;
         self.recorded += recorded;
         self.flows += flows;
         for (sum, more) in self.refused.iter_mut().zip(refused) {
@@ -146,7 +163,7 @@ impl Totals {
 
     /// Whether every packet is accounted for.
     pub fn balance(&self) -> bool {
-        self.packets == self.recorded + self.refused.iter().sum::<u64>()
+        self.packets == self.recorded + self.refused.iter().sum::<u64>() + self.left_out
     }
 }
 
@@ -194,10 +211,11 @@ struct Outcome {
 fn write(options: &ExtractOptions, output: Box<dyn Write + Send + '_>, report: &mut dyn Write) -> Result<Outcome> {
     let labels = options.labels.as_deref().map(Labels::read).transpose()?.unwrap_or_default();
     let mut export = Export::new(options.view, options.format.unwrap_or_default(), output, labels)?;
+    let mut kernel = options.kernel.then(|| KernelReplay::load(kernel::DEFAULT_FLOWS)).transpose()?;
     let mut all = Totals::default();
     let mut failures = Vec::new();
     for path in &options.captures {
-        let (totals, outcome) = one(path, options, &mut export)?;
+        let (totals, outcome) = one(path, options, kernel.as_mut(), &mut export, report)?;
         ensure!(totals.balance(), "{}: packets are not accounted for ({totals:?}); please report this", path.display());
         all.add(&totals);
         // A report that nobody reads must not cost the rows.
@@ -228,10 +246,16 @@ const FLUSH: Duration = Duration::from_secs(1);
 
 /// One capture. The outer error is about the output; the inner one about the capture, of which everything before the
 /// error has been written.
-fn one(path: &Path, options: &ExtractOptions, export: &mut Export<'_>) -> Result<(Totals, Result<()>)> {
+fn one(
+    path: &Path,
+    options: &ExtractOptions,
+    kernel: Option<&mut KernelReplay>,
+    export: &mut Export<'_>,
+    report: &mut dyn Write,
+) -> Result<(Totals, Result<()>)> {
     let name = path.display().to_string();
     let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut engine = options.engine()?;
+    let mut engine = options.engine(kernel)?;
     let mut totals = Totals::default();
     let opened = Source::open(path).and_then(|source| {
         let Source { input, len, read } = source;
@@ -275,6 +299,10 @@ fn one(path: &Path, options: &ExtractOptions, export: &mut Export<'_>) -> Result
     }
     engine.finish(&mut sink)?;
     totals.refused = engine.refused();
+    for (why, count) in engine.left_out() {
+        totals.left_out += count;
+        let _unread = writeln!(report, "{name}: {count} packets are in no flow, because they are {why}");
+    }
     totals.flows = sink.flows;
     totals.recorded = sink.recorded;
     Ok((totals, outcome))
@@ -307,13 +335,16 @@ fn arrivals(record: &FlowRecord) -> u64 {
 }
 
 fn summary(totals: &Totals) -> String {
-    let Totals { packets, recorded, refused, flows } = totals;
+    let Totals { packets, recorded, refused, flows, left_out } = totals;
     let mut text = format!("{packets} packets = {recorded} in {flows} flows");
     for cause in Cause::ALL {
         let count = refused[cause as usize];
         if count > 0 {
             text += &format!(" + {count} {}", cause.name());
         }
+    }
+    if *left_out > 0 {
+        text += &format!(" + {left_out} left out");
     }
     text
 }
