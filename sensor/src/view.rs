@@ -149,6 +149,9 @@ pub struct StatusView {
     pub interfaces: Vec<InterfaceView>,
     /// The flow table.
     pub table: TableView,
+    /// The host context; `None` if it is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<ContextView>,
     /// Packets of all interfaces.
     pub packets: PacketsView,
     /// Flows.
@@ -258,6 +261,19 @@ pub struct TableView {
     pub occupancy: u64,
     /// Memory of all maps, in bytes.
     pub memory_bytes: u64,
+}
+
+/// The host context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextView {
+    /// Sources with a new flow in the last 60 s.
+    pub sources: u64,
+    /// Services with one.
+    pub services: u64,
+    /// Entries that were given up although they had one.
+    pub replaced: u64,
+    /// New flows that were not counted.
+    pub lost: u64,
 }
 
 /// Packets, as the hooks saw them. `seen = recorded + unrecorded + dropped = passed + tagged + dropped`.

@@ -4,6 +4,7 @@
 //! Order: checks → model → sockets → programs → attach → poll. Traffic is touched by none of it before the last step.
 
 mod clock;
+mod context;
 mod life;
 mod poll;
 mod reload;

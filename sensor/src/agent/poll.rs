@@ -10,11 +10,13 @@ use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use sensor_common::context::HostContext;
 use sensor_common::flow::FlowRecord;
 use sensor_common::table::{Bucket, WAYS, tick_of};
 use tokio::sync::mpsc;
 
 use super::clock::now_ns;
+use super::context::Follower;
 use super::life::{self, DriftState, Shadow};
 use super::reload::Loader;
 use super::report;
@@ -85,6 +87,8 @@ pub(super) struct Poller {
     pub(super) logged: u32,
     pub(super) unlogged: u32,
     seen_check: Option<report::SeenCheck>,
+    /// `None`: host context is off.
+    pub(super) follower: Option<Follower>,
 }
 
 impl Poller {
@@ -122,6 +126,7 @@ impl Poller {
             shadow: shadow.map(|model| Shadow::new(model, &config)),
             loader,
             seen_check: Some(report::SeenCheck::new(&attached)),
+            follower: Follower::new(&config.context, &kernel),
             config,
             kernel,
             attached,
@@ -211,6 +216,9 @@ impl Poller {
         self.metrics.lease(true);
         self.candidates.clear();
         self.records.clear();
+        if let Some(follower) = &mut self.follower {
+            follower.begin();
+        }
         self.take_evicted();
         self.scan(now);
         self.score(now, begun + self.config.agent.poll_interval);
@@ -229,15 +237,18 @@ impl Poller {
         while ended < self.config.model.max_flows_per_poll as u64 {
             let Some(record) = self.kernel.next_evicted() else { break };
             ended += 1;
-            self.ended(record);
+            self.ended(None, record);
         }
         if ended > 0 {
             self.metrics.flows_ended(EndReason::Evicted, ended);
         }
     }
 
-    /// A flow that ended is scored a last time.
-    fn ended(&mut self, record: FlowRecord) {
+    /// A flow that ended is scored a last time. `slot`: where it was, if that is known.
+    fn ended(&mut self, slot: Option<usize>, record: FlowRecord) {
+        if let Some(follower) = &mut self.follower {
+            follower.ended(slot, &record, now_ns());
+        }
         let room = self.records.len() < self.config.model.max_flows_per_poll as usize;
         if self.model.is_some() && room && record.packets() >= self.policy.min_packets() {
             self.candidates.push(Candidate { slot: None });
@@ -272,6 +283,9 @@ impl Poller {
             let slot = number * WAYS + way;
             let (tag, stage, seen) = (bucket.tags[way], bucket.stages[way], bucket.seen[way]);
             self.occupied += (tag != 0) as u64;
+            if let Some(follower) = &mut self.follower {
+                follower.look(&self.kernel.table, slot, tag, seen, now);
+            }
             match self.memories[slot].look(tag, stage, seen, tick_of(now), now_ms, &self.timeouts) {
                 Step::Leave => {}
                 Step::Release(reason) => self.release(slot, reason),
@@ -295,13 +309,14 @@ impl Poller {
         self.memories[slot].forget();
         self.occupied = self.occupied.saturating_sub(1);
         self.metrics.flows_ended(reason, 1);
-        self.ended(record);
+        self.ended(Some(slot), record);
     }
 
     fn every_second(&mut self) {
         for attached in &self.attached {
             self.publish_counters(&attached.interface, attached.ifindex);
         }
+        self.context_second();
         for program in self.kernel.programs() {
             self.metrics.program(&program.name, Duration::from_nanos(program.run_time_ns), program.run_count);
         }
@@ -313,6 +328,23 @@ impl Poller {
         if self.seen_check.as_mut().is_some_and(|check| check.is_done(packets)) {
             self.seen_check = None;
         }
+    }
+
+    /// The context of a flow, [`HostContext::NONE`] if context is off.
+    pub(super) fn host_context(&self, record: &FlowRecord, now: u64) -> HostContext {
+        match (&self.follower, &self.kernel.context) {
+            (Some(follower), Some(tables)) => follower.context(tables, record, now),
+            _ => HostContext::NONE,
+        }
+    }
+
+    /// Lost flows into the ledger, entries in use into the metrics.
+    fn context_second(&mut self) {
+        let (Some(follower), Some(tables)) = (&mut self.follower, &self.kernel.context) else { return };
+        let now = now_ns();
+        follower.lost(self.metrics.interface_counters().iter(), now);
+        let [sources, services] = tables.used(now);
+        self.metrics.context(sources, services);
     }
 
     fn publish_counters(&self, interface: &str, ifindex: u32) {

@@ -98,9 +98,15 @@ pub(super) fn features(poller: &Poller, id: &str) -> Option<FeaturesView> {
     }
     let record = poller.kernel.table.copy(slot).filter(|record| record.generation == generation)?;
     let value = |feature: &Feature| Some((feature.value)(&record)).filter(|value| value.is_finite());
+    let now = now_ns();
+    let context = poller.host_context(&record, now);
     Some(FeaturesView {
-        flow: flow(poller, slot, &record, now_ns()),
-        features: FEATURES.iter().map(|feature| (feature.name.to_owned(), value(feature))).collect(),
+        flow: flow(poller, slot, &record, now),
+        features: FEATURES
+            .iter()
+            .map(|feature| (feature.name.to_owned(), value(feature)))
+            .chain(crate::context::named(&context))
+            .collect(),
     })
 }
 
@@ -173,6 +179,7 @@ pub(super) fn status(poller: &Poller) -> StatusView {
             occupancy: totals.flows_active,
             memory_bytes: kernel.memory_bytes(),
         },
+        context: metrics.context_view(),
         packets: metrics.packets_view(None),
         flows: FlowsView { created: totals.flows_created, ended: totals.flows_ended, scored: totals.scored },
         verdicts: metrics.verdicts_view(),

@@ -9,7 +9,7 @@ use aya::programs::{Program, SchedClassifier, TestRun as _, Xdp};
 pub use aya::programs::{TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
-use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, ENTRIES, MAX_ENTRIES, MIN_ENTRIES, Set};
+use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, ENTRIES, MAX_ENTRIES, MIN_ENTRIES, Set, tick_of};
 use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
 use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
 use sensor_common::flow::FlowRecord;
@@ -79,6 +79,17 @@ pub struct ContextTables {
     pub sources: Sets,
     /// Destination services.
     pub services: Sets,
+}
+
+impl ContextTables {
+    /// Sources and services with a new flow in the last 60 s.
+    pub fn used(&self, now_ns: u64) -> [u64; 2] {
+        let now = tick_of(now_ns);
+        [&self.sources, &self.services].map(|table| {
+            let used = |number| table.copy(number).map_or(0, |set| set.used(now) as u64);
+            (0..table.sets()).map(used).sum()
+        })
+    }
 }
 
 impl Notes for ContextTables {

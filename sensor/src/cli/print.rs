@@ -177,6 +177,15 @@ pub(super) fn status(status: &StatusView) -> String {
             table.memory_bytes as f64 / f64::from(1 << 20)
         ),
     );
+    if let Some(context) = &status.context {
+        line(
+            "context",
+            format!(
+                "{} sources and {} services in the last minute, {} replaced, {} lost",
+                context.sources, context.services, context.replaced, context.lost
+            ),
+        );
+    }
     line(
         "flows",
         format!("{} created, {} ended, {} scores", status.flows.created, status.flows.ended, status.flows.scored),

@@ -127,6 +127,11 @@ impl Replay {
         host_context(&self.notes, &self.ledger, &ends_of(record, &self.seed), now_ns)
     }
 
+    #[cfg(test)]
+    pub(super) fn ledger_mut(&mut self) -> &mut Ledger {
+        &mut self.ledger
+    }
+
     /// The tables of new flows.
     pub fn notes(&self) -> &HostNotes {
         &self.notes

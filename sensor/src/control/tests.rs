@@ -20,6 +20,7 @@ fn sample_status() -> StatusView {
         drift: None,
         interfaces: Vec::new(),
         table: TableView { capacity: 65_536, occupancy: 3, memory_bytes: 1 << 20 },
+        context: None,
         packets: PacketsView::default(),
         flows: FlowsView::default(),
         verdicts: VerdictsView::default(),

@@ -100,6 +100,12 @@ declare! {
     CAPACITY: Gauge "sensor_table_capacity", "flows", [], "Flow records that the table can hold";
     OCCUPANCY: Gauge "sensor_table_occupancy_ratio", "ratio", [], "Share of the table in use, 0 to 1";
     MAP_MEMORY: Gauge "sensor_map_memory_bytes", "bytes", [], "Memory of the kernel maps, fixed at load";
+    CONTEXT_ENTRIES: Gauge "sensor_context_entries", "entries", ["kind"],
+        "Entries of the host context with a new flow in the last 60 s: sources and services, absent without context";
+    CONTEXT_REPLACED: Counter "sensor_context_replaced_total", "entries", [],
+        "Entries of the host context given up for others although they had a new flow in the last 60 s";
+    CONTEXT_LOST: Counter "sensor_context_lost_flows_total", "flows", [],
+        "New flows that the host context did not count because another CPU held the entry for too long";
     SCORED: Counter "sensor_scored_flows_total", "flows", [], "Scores that the model gave (a flow can have several)";
     INFERENCE: Histogram "sensor_inference_seconds", "seconds", [], "Duration of one inference call (one batch)";
     INFERENCE_ERRORS: Counter "sensor_inference_errors_total", "calls", [],

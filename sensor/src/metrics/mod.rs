@@ -25,7 +25,7 @@ use self::declared::Metric;
 pub use self::life::{Agreement, LoadSource, ModelRole};
 pub use self::state::EndReason;
 use self::state::{Interface, Shared, StateCollector, VerdictCounts, seen};
-use crate::view::{PacketsView, VerdictsView};
+use crate::view::{ContextView, PacketsView, VerdictsView};
 
 /// Cumulative totals, for the summary line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,6 +139,28 @@ impl Metrics {
     /// Sets the memory of all maps, in bytes.
     pub fn map_memory(&self, bytes: u64) {
         self.map_memory.set(bytes);
+    }
+
+    /// Sets the entries of the host context in use.
+    pub fn context(&self, sources: u64, services: u64) {
+        self.shared.lock().context = Some((sources, services));
+    }
+
+    /// The host context for the status; `None` while nothing is known of it.
+    pub fn context_view(&self) -> Option<ContextView> {
+        let state = self.shared.lock();
+        let sum = |of: fn(&InterfaceCounters) -> u64| state.interfaces.values().map(|i| of(&i.counters)).sum();
+        state.context.map(|(sources, services)| ContextView {
+            sources,
+            services,
+            replaced: sum(|counters| counters.context_replaced),
+            lost: sum(|counters| counters.context_lost),
+        })
+    }
+
+    /// The kernel's counters as they were last taken over, of each interface.
+    pub fn interface_counters(&self) -> Vec<InterfaceCounters> {
+        self.shared.lock().interfaces.values().map(|interface| interface.counters).collect()
     }
 
     /// Counts flows that ended.

@@ -118,6 +118,8 @@ pub(super) struct DriftValues {
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
     pub(super) interfaces: BTreeMap<String, Interface>,
+    /// Sources and services of the host context in use.
+    pub(super) context: Option<(u64, u64)>,
     pub(super) ended: BTreeMap<EndReason, u64>,
     pub(super) verdicts: VerdictCounts,
     pub(super) would: VerdictCounts,
@@ -257,6 +259,12 @@ fn kernel(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
                 .map(|(outcome, flows)| ([name.clone(), outcome.to_owned()], Value::Count(flows)))
         }),
     )?;
+    let entries = state.context.map(|(sources, services)| [("source", sources), ("service", services)]);
+    let entries = entries.into_iter().flatten();
+    writer.family(&declared::CONTEXT_ENTRIES, entries.map(|(kind, n)| ([kind.to_owned()], Value::Count(n))))?;
+    let sum = |of: fn(&InterfaceCounters) -> u64| state.interfaces.values().map(|i| of(&i.counters)).sum();
+    writer.family(&declared::CONTEXT_REPLACED, [([], Value::Count(sum(|counters| counters.context_replaced)))])?;
+    writer.family(&declared::CONTEXT_LOST, [([], Value::Count(sum(|counters| counters.context_lost)))])?;
     let created = state.interfaces.values().map(|interface| interface.counters.flows_created).sum();
     writer.family(&declared::CREATED, [([], Value::Count(created))])
 }

@@ -20,6 +20,7 @@ fn sample() -> Metrics {
     metrics.kernel("eth1", &counters);
     metrics.program("sensor_xdp", Duration::from_millis(1500), 1000);
     metrics.table(65_536, 16_384);
+    metrics.context(3, 2);
     metrics.map_memory(50_000_000);
     metrics.flows_ended(EndReason::Idle, 4);
     metrics.inference(100, Duration::from_micros(700));
