@@ -10,15 +10,18 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use sensor::bpf::load::ContextTables;
+use sensor::context::HostNotes;
 use sensor::replay::capture::{Capture, Captured};
 use sensor::replay::engine::Stop;
 use sensor::replay::kernel::KernelReplay;
 use sensor::replay::kernel::engine::{Pair, name};
 use sensor::replay::table::{Reason, Table, Timeouts};
+use sensor_common::context::Set;
 use sensor_common::counter::Cause;
 use sensor_common::flow::FlowRecord;
 
-use crate::differences::differences;
+use crate::differences::{Difference, differences, fields_that_differ};
 
 /// Packet counts at which records are compared before they end.
 const SNAPSHOTS: [u64; 4] = [1, 4, 32, 256];
@@ -56,6 +59,8 @@ pub struct Outcome {
     pub flows: u64,
     /// Records that were compared at snapshots.
     pub snapshots: u64,
+    /// Entries of the host context that were compared.
+    pub context_entries: u64,
     /// Frames that were not compared, by reason.
     pub not_compared: BTreeMap<String, u64>,
     /// Values that differ.
@@ -68,8 +73,12 @@ pub struct Outcome {
 
 impl std::fmt::Display for Outcome {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Outcome { packets, flows, snapshots, not_compared, mismatches, described: _, stopped: _ } = self;
-        write!(f, "{packets} packets, {flows} flows, {snapshots} snapshots, {mismatches} mismatches")?;
+        let Outcome { packets, flows, snapshots, context_entries, not_compared, mismatches, described: _, stopped: _ } =
+            self;
+        write!(
+            f,
+            "{packets} packets, {flows} flows, {snapshots} snapshots, {context_entries} context entries, {mismatches} mismatches"
+        )?;
         for (reason, count) in not_compared {
             write!(f, "; not compared: {count} packets {reason}")?;
         }
@@ -86,12 +95,35 @@ impl Outcome {
         }
     }
 
+    /// Compares the host context after a capture.
+    fn contexts(&mut self, (kernel, native): (Option<&ContextTables>, &HostNotes)) {
+        let Some(ContextTables { sources, services }) = kernel else {
+            self.mismatch("host context", "(tables)", "absent", "present");
+            return;
+        };
+        let (native_sources, native_services) = native.sets();
+        for (what, kernel, native) in [("source", sources, native_sources), ("service", services, native_services)] {
+            for (number, native) in native.iter().enumerate() {
+                let Some(kernel) = kernel.copy(number) else { continue };
+                let kernel = Set { sequence: 0, ..kernel };
+                self.context_entries += native.tags.iter().filter(|tag| **tag != 0).count() as u64;
+                if kernel != *native {
+                    for Difference { field, left, right } in fields_that_differ(&kernel, native) {
+                        self.mismatch(format!("host context, {what} set {number}"), &field, left, right);
+                    }
+                }
+            }
+        }
+    }
+
     /// Adds another capture's numbers, without its descriptions.
     pub fn add(&mut self, other: &Outcome) {
-        let Outcome { packets, flows, snapshots, not_compared, mismatches, described: _, stopped: _ } = other;
+        let Outcome { packets, flows, snapshots, context_entries, not_compared, mismatches, described: _, stopped: _ } =
+            other;
         self.packets += packets;
         self.flows += flows;
         self.snapshots += snapshots;
+        self.context_entries += context_entries;
         self.mismatches += mismatches;
         for (reason, count) in not_compared {
             *self.not_compared.entry(reason.clone()).or_default() += count;
@@ -204,6 +236,7 @@ impl<'k> Run<'k> {
                 outcome.mismatch("packets in no record", cause.name(), kernel, native);
             }
         }
+        outcome.contexts(pair.contexts());
         outcome.packets = pair.runs();
         for ((unfit, cause), count) in pair.not_run() {
             let reason = match cause {

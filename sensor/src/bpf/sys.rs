@@ -239,6 +239,17 @@ impl Sets {
         }
         None
     }
+
+    /// Forgets everything. Only for tables whose programs do not run meanwhile.
+    pub fn clear(&self) {
+        for position in 0..self.sets * SET_WORDS {
+            let word = self.words.word(position);
+            // A page that is only read stays clean.
+            if word.load(Ordering::Relaxed) != 0 {
+                word.store(0, Ordering::Relaxed);
+            }
+        }
+    }
 }
 
 /// The control page in shared memory.

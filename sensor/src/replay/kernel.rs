@@ -21,9 +21,10 @@ use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS, bucket_of, tag_of};
 use super::capture::Captured;
 use super::link;
 use super::table::Reason;
-use crate::bpf::load::{Hook, Kernel, LoadOptions, TestRunOptions};
+use crate::bpf::load::{ContextTables, Hook, Kernel, LoadOptions, TestRunOptions};
 use crate::bpf::probe;
 use crate::bpf::sys::Slot;
+use crate::context::REPLAY_SEED;
 
 /// Flows of the kernel's table, unless something else is asked for: those that find no place in it wait here.
 pub const DEFAULT_FLOWS: usize = 65_536;
@@ -102,7 +103,8 @@ impl KernelReplay {
         }
         let flows = flows.next_power_of_two().max(least);
         let frags = probe::kernel().xdp_frags;
-        let options = LoadOptions { flows, frags, replay_clock: true, ..LoadOptions::default() };
+        let options =
+            LoadOptions { flows, frags, replay_clock: true, seed: Some(REPLAY_SEED), ..LoadOptions::default() };
         let mut kernel = Kernel::load(&options).context(
             "the programs cannot be loaded for --kernel, which needs root; without it, the same records are made in \
              this process",
@@ -147,6 +149,10 @@ impl KernelReplay {
             let (slot, record) =
                 self.find(&record.key)?.context("a record left the table by itself; please report this")?;
             self.kernel.table.release(slot, record.generation, record.last_ns);
+        }
+        if let Some(ContextTables { sources, services }) = &self.kernel.context {
+            sources.clear();
+            services.clear();
         }
         self.evicted.clear();
         self.parked.clear();
@@ -201,6 +207,11 @@ impl KernelReplay {
     /// The next record that the programs gave up though the host did not: there should be none.
     pub fn next_given_up(&mut self) -> Option<FlowRecord> {
         self.evicted.pop()
+    }
+
+    /// The host context that the programs keep.
+    pub fn context(&self) -> Option<&ContextTables> {
+        self.kernel.context.as_ref()
     }
 
     /// Packets of this capture that the programs refused, by cause.

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context as _, Result, bail};
+use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES};
 use sensor_common::counter::Cause;
 use sensor_common::flow::FlowRecord;
 
@@ -14,6 +15,8 @@ use super::super::engine::{Engine, Native, Sink, Stop};
 use super::super::export::endpoints;
 use super::super::table::{Reason, Table};
 use super::{Fit, KernelReplay, Unfit};
+use crate::bpf::load::ContextTables;
+use crate::context::HostNotes;
 
 /// Takes records in pairs: the kernel's, if it has one, and the host's.
 pub type PairSink<'a> = dyn FnMut(Option<&FlowRecord>, &FlowRecord, Reason) -> Result<()> + 'a;
@@ -25,6 +28,8 @@ pub struct Pair<'k> {
     /// Frames that the programs were not given, by why; those that belong to a flow are in no record of the host either.
     not_run: HashMap<(Unfit, Option<Cause>), u64>,
     runs: u64,
+    /// The programs' host context, kept here.
+    notes: HostNotes,
     /// How much the kernel's clock is ahead of the host's, for tests of the comparison.
     skew_ns: u64,
 }
@@ -36,7 +41,8 @@ impl<'k> Pair<'k> {
     /// If the kernel's table cannot be cleared.
     pub fn begin(kernel: &'k mut KernelReplay, table: Table, skew_ns: u64) -> Result<Pair<'k>> {
         kernel.begin()?;
-        Ok(Pair { kernel, host: Native::new(table), not_run: HashMap::new(), runs: 0, skew_ns })
+        let notes = HostNotes::new(kernel.seed(), DEFAULT_SOURCES, DEFAULT_SERVICES);
+        Ok(Pair { kernel, host: Native::new(table), not_run: HashMap::new(), runs: 0, notes, skew_ns })
     }
 
     /// Frames that the programs were given.
@@ -47,6 +53,11 @@ impl<'k> Pair<'k> {
     /// Frames that the programs were not given, by why and, where they belong to no flow, by the host's cause.
     pub fn not_run(&self) -> &HashMap<(Unfit, Option<Cause>), u64> {
         &self.not_run
+    }
+
+    /// The host context of both: the kernel's, and the host's.
+    pub fn contexts(&self) -> (Option<&ContextTables>, &HostNotes) {
+        (self.kernel.context(), &self.notes)
     }
 
     /// Frames that the host refused, by cause.
@@ -74,7 +85,7 @@ impl<'k> Pair<'k> {
     /// # Errors
     /// See [`Stop`].
     pub fn frame(&mut self, captured: &Captured<'_>, sink: &mut PairSink<'_>) -> Result<(), Stop> {
-        let Pair { kernel, host, not_run, runs, skew_ns } = self;
+        let Pair { kernel, host, not_run, runs, notes, skew_ns } = self;
         let (parsed, unfit) = match kernel.fit(captured).map_err(Stop::Capture)? {
             Fit::Frame(_, parsed) => (parsed, None),
             Fit::Refused(cause, unfit) => (Err(cause), Some((unfit, Some(cause)))),
@@ -90,9 +101,18 @@ impl<'k> Pair<'k> {
         *runs += 1;
         let key = parsed.ok().map(|packet| packet.key);
         let mut turn = kernel.turn(captured.time_ns.saturating_add(*skew_ns), key);
-        let mut both = |native: &FlowRecord, reason| sink(turn.fetch(native, reason)?.as_ref(), native, reason);
+        let (held, mut ended) = (host.flows(), 0);
+        let mut both = |native: &FlowRecord, reason| {
+            ended += (reason != Reason::Snapshot) as usize;
+            sink(turn.fetch(native, reason)?.as_ref(), native, reason)
+        };
         host.frame(captured, &mut both)?;
         host.pause(&mut both).map_err(Stop::Failed)?;
+        if let Ok(packet) = &parsed
+            && host.flows() + ended > held
+        {
+            notes.note(packet, captured.time_ns);
+        }
         turn.finish().map_err(Stop::Failed)?;
         match kernel.next_given_up() {
             Some(record) => Err(Stop::Failed(anyhow::anyhow!(
