@@ -52,7 +52,7 @@ pub enum Cause {
     VlanDepth = 6,
     /// IPv6 extension headers beyond what is followed.
     HeaderChain = 7,
-    /// A fragment after the first: it carries no ports.
+    /// A fragment behind the first, of a datagram whose first fragment is not known: it carries no ports.
     Fragment = 8,
     /// Forwarded by this host and counted when it came in.
     Forwarded = 9,
@@ -87,6 +87,27 @@ impl Cause {
         Cause::RecordBusy,
         Cause::Internal,
     ];
+
+    /// The cause of a number; [`Cause::Internal`] of a number that is none.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Cause {
+        match number {
+            0 => Cause::NotIp,
+            1 => Cause::TruncatedLink,
+            2 => Cause::TruncatedNetwork,
+            3 => Cause::TruncatedTransport,
+            4 => Cause::MalformedNetwork,
+            5 => Cause::MalformedTransport,
+            6 => Cause::VlanDepth,
+            7 => Cause::HeaderChain,
+            8 => Cause::Fragment,
+            9 => Cause::Forwarded,
+            10 => Cause::BucketFull,
+            11 => Cause::BucketBusy,
+            12 => Cause::RecordBusy,
+            _ => Cause::Internal,
+        }
+    }
 
     /// The stage that could not go on, as in metrics.
     pub const fn stage(self) -> &'static str {
@@ -191,6 +212,7 @@ mod tests {
     fn numbers_are_positions() {
         for (position, cause) in Cause::ALL.iter().enumerate() {
             assert_eq!(*cause as usize, position);
+            assert_eq!(Cause::from_number(position as u8), *cause);
         }
         for (position, action) in Action::ALL.iter().enumerate() {
             assert_eq!(*action as usize, position);

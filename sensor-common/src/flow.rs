@@ -96,13 +96,56 @@ impl FlowKey {
         family: u8,
         domain: Domain,
     ) -> (FlowKey, bool) {
-        let from_low = ordered(&src, &dst, src_port, dst_port);
-        let (low, high, low_port, high_port) =
-            if from_low { (src, dst, src_port, dst_port) } else { (dst, src, dst_port, src_port) };
         let Domain { vlans, encapsulation, tunnel } = domain;
-        let key =
-            FlowKey { low, high, low_port, high_port, protocol, family, encapsulation, reserved: 0, vlans, tunnel };
+        let mut key = FlowKey {
+            low: src,
+            high: dst,
+            low_port: src_port,
+            high_port: dst_port,
+            protocol,
+            family,
+            encapsulation,
+            reserved: 0,
+            vlans,
+            tunnel,
+        };
+        let from_low = key.order();
         (key, from_low)
+    }
+
+    /// Exchanges the endpoints' addresses where `mask` is all ones.
+    #[inline(always)]
+    pub fn exchange_addresses(&mut self, mask: u32) {
+        for word in 0..4 {
+            exchange(&mut self.low[word], &mut self.high[word], mask);
+        }
+    }
+
+    /// Makes the smaller endpoint `low`, where the source is on entry; whether it stays there.
+    ///
+    /// A subtraction from the lowest digit up and exchanges under a mask, not comparisons: each branch would double the
+    /// ways that the verifier has to walk from here on, and which endpoint sends is what no branch predictor knows.
+    #[inline(always)]
+    pub fn order(&mut self) -> bool {
+        let v6 = self.family != 4;
+        let mut borrow = (self.low_port as i64 - self.high_port as i64 - 1) >> 63;
+        if v6 {
+            borrow = (self.low[3] as i64 - self.high[3] as i64 + borrow) >> 63;
+            borrow = (self.low[2] as i64 - self.high[2] as i64 + borrow) >> 63;
+            borrow = (self.low[1] as i64 - self.high[1] as i64 + borrow) >> 63;
+        }
+        borrow = (self.low[0] as i64 - self.high[0] as i64 + borrow) >> 63;
+        let exchanged = !borrow as u32;
+        exchange(&mut self.low[0], &mut self.high[0], exchanged);
+        if v6 {
+            exchange(&mut self.low[1], &mut self.high[1], exchanged);
+            exchange(&mut self.low[2], &mut self.high[2], exchanged);
+            exchange(&mut self.low[3], &mut self.high[3], exchanged);
+        }
+        let difference = (self.low_port ^ self.high_port) & exchanged as u16;
+        self.low_port ^= difference;
+        self.high_port ^= difference;
+        borrow != 0
     }
 
     /// The key as 32-bit words: 0–3 low address, 4–7 high address, 8 ports, 9 protocol, family and
@@ -141,18 +184,12 @@ impl FlowKey {
     }
 }
 
-/// Whether (src, src_port) ≤ (dst, dst_port).
-///
-/// A subtraction from the lowest digit up, not a comparison from the highest down: each branch would double the ways
-/// that the verifier has to walk from here on, and kernels before 6.2 merge few of them.
+/// Exchanges two words where `mask` is all ones.
 #[inline(always)]
-fn ordered(src: &[u32; 4], dst: &[u32; 4], src_port: u16, dst_port: u16) -> bool {
-    let mut borrow = (src_port as i64 - dst_port as i64 - 1) >> 63;
-    borrow = (src[3] as i64 - dst[3] as i64 + borrow) >> 63;
-    borrow = (src[2] as i64 - dst[2] as i64 + borrow) >> 63;
-    borrow = (src[1] as i64 - dst[1] as i64 + borrow) >> 63;
-    borrow = (src[0] as i64 - dst[0] as i64 + borrow) >> 63;
-    borrow != 0
+fn exchange(a: &mut u32, b: &mut u32, mask: u32) {
+    let difference = (*a ^ *b) & mask;
+    *a ^= difference;
+    *b ^= difference;
 }
 
 /// One of the first [`FIRST_N`] arrivals of a flow, both directions in order.

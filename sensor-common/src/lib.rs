@@ -42,6 +42,7 @@ pub mod counter;
 #[cfg(feature = "std")]
 pub mod features;
 pub mod flow;
+pub mod fragment;
 pub mod hash;
 pub mod packet;
 pub mod table;

@@ -1,26 +1,28 @@
-//! What both hooks do with a frame: parse, account, and say what becomes of it.
-
-use core::mem::MaybeUninit;
+//! What all hooks do with a frame: parse, find the flow of a fragment, account, and say what becomes of it.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use sensor_common::control::{CLOCK_REPLAY, Control};
 use sensor_common::counter::{ACTION_SLOTS, CAUSE_SLOTS, Cause, Hook, InterfaceCounters};
-use sensor_common::packet::{self, Frame};
+use sensor_common::fragment;
+use sensor_common::packet::{Packet, mark};
 use sensor_common::verdict::Action;
 
 use crate::maps::{CLOCK, CONTROL};
-use crate::table;
+use crate::parse::Source;
+use crate::table::{self, Visit};
+use crate::{fragments, quotes};
 
-/// Accounts one frame and gives the action that its flow's verdict asks for.
+/// Accounts one frame of `len` bytes and gives the action that its flow's verdict asks for.
 #[inline(always)]
-pub(crate) fn observe<F: Frame>(
-    frame: F,
+pub(crate) fn observe<S: Source>(
+    source: S,
+    len: u32,
     hook: Hook,
     ifindex: u32,
     forwarded: bool,
     counters: &mut InterfaceCounters,
 ) -> Action {
-    let outcome = if forwarded { Err(Cause::Forwarded as u64) } else { account(frame, ifindex, counters) };
+    let outcome = if forwarded { Err(Cause::Forwarded as u64) } else { account(source, len, ifindex, counters) };
     let action = match outcome {
         Ok(action) => action,
         Err(cause) => {
@@ -30,44 +32,25 @@ pub(crate) fn observe<F: Frame>(
     };
     let seen = &mut counters.seen[hook as usize & 1][action as usize & (ACTION_SLOTS - 1)];
     seen.packets += 1;
-    seen.bytes += frame.wire_len() as u64;
+    seen.bytes += len as u64;
     action
 }
 
 #[inline(always)]
-fn account<F: Frame>(frame: F, ifindex: u32, counters: &mut InterfaceCounters) -> Result<Action, u64> {
+fn account<S: Source>(source: S, len: u32, ifindex: u32, counters: &mut InterfaceCounters) -> Result<Action, u64> {
     let control = control().ok_or(Cause::Internal as u64)?;
-    let mut visit = MaybeUninit::<table::Visit>::uninit();
-    match parse(&frame, &mut visit) {
-        PARSED => {}
-        cause => return Err(cause),
+    let mut visit =
+        Visit { packet: Packet::start(len), now_ns: 0, ifindex, reserved: 0, lease_until_ns: control.lease_until_ns };
+    source.parse(&mut visit.packet)?;
+    visit.now_ns = now_ns(control);
+    if fragment::concerns(&visit.packet) && !fragments::pass(&mut visit.packet, visit.now_ns) {
+        return Err(Cause::Fragment as u64);
     }
-    // SAFETY: `parse` has written the packet, and the other fields are written here.
-    let visit = unsafe {
-        let visit = visit.as_mut_ptr();
-        (&raw mut (*visit).now_ns).write(now_ns(control));
-        (&raw mut (*visit).ifindex).write(ifindex);
-        (&raw mut (*visit).lease_until_ns).write(control.lease_until_ns);
-        &*visit
-    };
-    table::account(visit, counters)
-}
-
-/// What [`parse`] returns when `visit` holds a packet; anything else is a cause.
-const PARSED: u64 = u64::MAX;
-
-/// [`packet::parse`] with a stack frame of its own: of the kernel's 512 bytes, the parser's are free again when the
-/// table is visited.
-#[inline(never)]
-fn parse<F: Frame>(frame: &F, visit: &mut MaybeUninit<table::Visit>) -> u64 {
-    match packet::parse(*frame) {
-        Ok(packet) => {
-            // SAFETY: a place of the right type on the caller's stack.
-            unsafe { (&raw mut (*visit.as_mut_ptr()).packet).write(packet) };
-            PARSED
-        }
-        Err(cause) => cause as u64,
+    let outcome = table::account(&visit, counters);
+    if visit.packet.marks & mark::ICMP_ERROR != 0 && outcome.is_ok() {
+        quotes::quoted(source, &mut visit);
     }
+    outcome
 }
 
 /// The control page.

@@ -5,10 +5,11 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use sensor_common::packet;
+use sensor_common::packet::Packet;
 
 use crate::atomic;
 use crate::frame::XdpFrame;
+use crate::parse::{Source as _, Xdp};
 
 /// Nothing but the call.
 #[xdp]
@@ -19,7 +20,13 @@ pub(crate) fn floor_drop(_ctx: XdpContext) -> u32 {
 /// Parse and clock: what every program that keeps flow statistics has to do.
 #[xdp]
 pub(crate) fn floor_clock(ctx: XdpContext) -> u32 {
-    let Ok(packet) = packet::parse(XdpFrame::new(&ctx, false)) else { return xdp_action::XDP_PASS };
+    let source = Xdp { ctx: ctx.ctx };
+    // SAFETY: the context is this program's own.
+    let len = unsafe { XdpFrame::len(ctx.ctx, false) };
+    let mut packet = Packet::start(len);
+    if source.parse(&mut packet).is_err() {
+        return xdp_action::XDP_PASS;
+    }
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_ns() };
     // Every field is used, so that none of the parser is optimised away.

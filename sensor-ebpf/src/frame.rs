@@ -1,13 +1,16 @@
-//! Frames as the two hooks hand them over: packet pointers behind the bounds check that the verifier asks for.
+//! Frames as the hooks hand them over: packet pointers behind the bounds check that the verifier asks for. A frame is made
+//! from the context anew in each function of the parser: packet pointers do not cross their borders.
 
 use core::arch::asm;
 
-use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_MAC;
-use aya_ebpf::helpers::generated::{bpf_skb_load_bytes_relative, bpf_xdp_get_buff_len};
-use aya_ebpf::programs::{TcContext, XdpContext};
-use sensor_common::packet::{Frame, Window};
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::helpers::generated::{
+    bpf_skb_load_bytes, bpf_skb_load_bytes_relative, bpf_skb_pull_data, bpf_xdp_get_buff_len,
+};
+use sensor_common::packet::{Frame, SAMPLE_BYTES, Window};
+
+use crate::atomic;
 
 /// Bytes that the headers of nearly every packet fit into; egress frames are made linear up to here.
 const HEADER_ROOM: u32 = 128;
@@ -57,29 +60,52 @@ impl Window for PacketBytes {
 #[inline(always)]
 fn window(data: usize, end: usize, offset: u32, len: u32) -> Option<PacketBytes> {
     let start = data + offset as usize;
-    if start + len as usize > end { None } else { Some(PacketBytes(start as *const u8)) }
+    let mut behind = start + len as usize;
+    if len == 1 {
+        // The compiler would test `start >= end`, from which the verifier does not learn that one byte is there.
+        behind = atomic::opaque(behind as u64) as usize;
+    }
+    if behind > end { None } else { Some(PacketBytes(start as *const u8)) }
 }
 
-/// A received frame. Headers are in its first buffer; `wire_len` counts all buffers.
+/// The number that is in memory, whatever is known of it.
+#[inline(always)]
+fn reload(place: &u32) -> u32 {
+    // SAFETY: a reference. Volatile: to the verifier, what is read back from memory that a global function was lent is
+    // any number.
+    unsafe { core::ptr::from_ref(place).read_volatile() }
+}
+
+/// A received frame. Headers are in its first buffer.
 #[derive(Clone, Copy)]
 pub(crate) struct XdpFrame {
     data: usize,
     end: usize,
-    wire_len: u32,
 }
 
 impl XdpFrame {
-    /// `frags`: the program was loaded as `xdp.frags`, so there may be more buffers than the first (kernel 5.18).
+    /// # Safety
+    /// `ctx` is this program's own.
     #[inline(always)]
-    pub(crate) fn new(ctx: &XdpContext, frags: bool) -> XdpFrame {
-        let (data, end) = (ctx.data(), ctx.data_end());
-        let wire_len = if frags {
-            // SAFETY: the context is this program's own.
-            (unsafe { bpf_xdp_get_buff_len(ctx.as_ptr().cast()) }) as u32
-        } else {
-            (end - data) as u32
-        };
-        XdpFrame { data, end, wire_len }
+    pub(crate) unsafe fn new(ctx: *mut xdp_md) -> XdpFrame {
+        // SAFETY: the caller's.
+        unsafe { XdpFrame { data: (*ctx).data as usize, end: (*ctx).data_end as usize } }
+    }
+
+    /// Length of all buffers of the frame, bytes. `frags`: the program was loaded as `xdp.frags`, so there may be more
+    /// than the first (kernel 5.18).
+    ///
+    /// # Safety
+    /// `ctx` is this program's own.
+    #[inline(always)]
+    pub(crate) unsafe fn len(ctx: *mut xdp_md, frags: bool) -> u32 {
+        if frags {
+            // SAFETY: the caller's.
+            return (unsafe { bpf_xdp_get_buff_len(ctx) }) as u32;
+        }
+        // SAFETY: the caller's.
+        let frame = unsafe { XdpFrame::new(ctx) };
+        (frame.end - frame.data) as u32
     }
 }
 
@@ -91,28 +117,89 @@ impl Frame for XdpFrame {
     }
     #[inline(always)]
     fn wire_len(self) -> u32 {
-        self.wire_len
+        (self.end - self.data) as u32
+    }
+    #[inline(always)]
+    fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
+        // bpf_xdp_load_bytes would do it at once, and is newer than the oldest kernel that is supported.
+        for (position, byte) in to.iter_mut().enumerate() {
+            if position as u32 >= len {
+                break;
+            }
+            let Some(from) = self.window(offset + position as u32, 1) else { return false };
+            *byte = from.byte::<0>();
+        }
+        true
+    }
+    #[inline(always)]
+    fn reload(place: &u32) -> u32 {
+        reload(place)
     }
 }
+
+/// Bytes of an Ethernet header.
+const LINK: usize = 14;
 
 /// A frame on its way through TC, possibly a super-packet.
 #[derive(Clone, Copy)]
 pub(crate) struct SkbFrame {
     data: usize,
     end: usize,
-    skb: *const __sk_buff,
+    skb: *mut __sk_buff,
+    /// Bytes of the link header in front of where the hook starts, see [`SkbFrame::missing`].
+    missing: u32,
 }
 
 impl SkbFrame {
+    /// # Safety
+    /// `skb` is this program's own.
     #[inline(always)]
-    pub(crate) fn new(ctx: &TcContext) -> SkbFrame {
-        let linear = (ctx.data_end() - ctx.data()) as u32;
-        let wanted = if ctx.len() < HEADER_ROOM { ctx.len() } else { HEADER_ROOM };
-        if linear < wanted && linear < BARE_HEADERS {
+    pub(crate) unsafe fn new(skb: *mut __sk_buff, missing: u32) -> SkbFrame {
+        // The verifier has to know how far back offsets reach.
+        let missing = if missing == 0 { 0 } else { LINK as u32 };
+        // SAFETY: the caller's.
+        unsafe { SkbFrame { data: (*skb).data as usize, end: (*skb).data_end as usize, skb, missing } }
+    }
+
+    /// Makes the headers linear that are not.
+    ///
+    /// # Safety
+    /// `skb` is this program's own, and no frame was made of it yet.
+    #[inline(always)]
+    pub(crate) unsafe fn pull(skb: *mut __sk_buff) {
+        // SAFETY: the caller's.
+        let (linear, len) = unsafe { ((*skb).data_end as usize - (*skb).data as usize, (*skb).len) };
+        let wanted = if len < HEADER_ROOM { len } else { HEADER_ROOM };
+        if (linear as u32) < wanted && (linear as u32) < BARE_HEADERS {
             // A failure leaves what is linear, and the parser counts what is missing.
-            let _ = ctx.pull_data(wanted);
+            // SAFETY: the caller's.
+            unsafe { bpf_skb_pull_data(skb, wanted) };
         }
-        SkbFrame { data: ctx.data(), end: ctx.data_end(), skb: ctx.as_ptr().cast() }
+    }
+
+    /// Bytes of the link header in front of where the hook starts: 0 or [`LINK`]. When generic XDP had to copy a packet,
+    /// kernels since 6.9 (e6d5dbdd20aa) forget the length of the link header, and TC's ingress starts at the IP header.
+    ///
+    /// # Safety
+    /// `skb` is this program's own.
+    #[inline(always)]
+    pub(crate) unsafe fn missing(skb: *mut __sk_buff) -> u32 {
+        // SAFETY: the caller's.
+        let frame = unsafe { SkbFrame::new(skb, 0) };
+        let Some(start) = frame.window(0, LINK as u32) else { return 0 };
+        // Nearly always: what the hook starts at ends in the EtherType, and cannot be an IP header.
+        // SAFETY: the caller's.
+        let named = unsafe { (*skb).protocol } == start.be16::<12>().to_be() as u32;
+        if named && !matches!(start.byte::<0>() >> 4, 4 | 6) {
+            return 0;
+        }
+        let Some(link) = Link::load(frame) else { return 0 };
+        let link = link.window();
+        let same = start.be32::<0>() == link.be32::<0>()
+            && start.be32::<4>() == link.be32::<4>()
+            && start.be32::<8>() == link.be32::<8>()
+            && start.be16::<12>() == link.be16::<12>();
+        if same { 0 } else { LINK as u32 }
     }
 
     #[inline(always)]
@@ -126,11 +213,14 @@ impl Frame for SkbFrame {
     type Window = PacketBytes;
     #[inline(always)]
     fn window(self, offset: u32, len: u32) -> Option<PacketBytes> {
-        window(self.data, self.end, offset, len)
+        if offset < self.missing {
+            return None;
+        }
+        window(self.data, self.end, offset - self.missing, len)
     }
     #[inline(always)]
     fn wire_len(self) -> u32 {
-        self.field(|skb| skb.len)
+        self.field(|skb| skb.len) + self.missing
     }
     #[inline(always)]
     fn segments(self) -> (u32, u32) {
@@ -142,62 +232,65 @@ impl Frame for SkbFrame {
         let (present, tci) = self.field(|skb| (skb.vlan_present, skb.vlan_tci));
         (present != 0).then_some(tci as u16)
     }
-}
-
-/// Bytes of an Ethernet header.
-const LINK: usize = 14;
-
-/// Room for a link header on the program's stack, which the verifier wants to be read aligned.
-#[repr(align(8))]
-pub(crate) struct Link(pub(crate) [u8; LINK]);
-
-/// A received frame at the TC hook, seen whole even where the hook starts it at the IP header: when generic XDP had to
-/// copy the packet, kernels since 6.9 (e6d5dbdd20aa) forget the length of the link header, by which they would go back.
-#[derive(Clone, Copy)]
-pub(crate) struct IngressFrame<'a> {
-    frame: SkbFrame,
-    link: &'a Link,
-    /// Bytes of the link header in front of the hook's start: 0 or [`LINK`].
-    pub(crate) missing: u32,
-}
-
-impl<'a> IngressFrame<'a> {
-    /// `link` is on the caller's stack.
     #[inline(always)]
-    pub(crate) fn new(ctx: &TcContext, link: &'a mut Link) -> IngressFrame<'a> {
-        let frame = SkbFrame::new(ctx);
-        // SAFETY: the helper writes `LINK` bytes to the caller's room, and zeroes them where it fails.
-        let loaded = unsafe {
-            bpf_skb_load_bytes_relative(ctx.as_ptr(), 0, link.0.as_mut_ptr().cast(), LINK as u32, BPF_HDR_START_MAC)
-        } == 0;
-        let mut missing = 0;
-        if loaded && let Some(start) = frame.window(0, LINK as u32) {
-            let link = PacketBytes(link.0.as_ptr());
-            if start.be32::<0>() != link.be32::<0>()
-                || start.be32::<4>() != link.be32::<4>()
-                || start.be32::<8>() != link.be32::<8>()
-                || start.be16::<12>() != link.be16::<12>()
-            {
-                missing = LINK as u32;
-            }
+    fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
+        if offset < self.missing || len == 0 || len > SAMPLE_BYTES as u32 {
+            return false;
         }
-        IngressFrame { frame, link, missing }
+        // Payload need not be linear, and the helper does not mind.
+        // SAFETY: `to` has room for `len` bytes.
+        unsafe { bpf_skb_load_bytes(self.skb.cast(), offset - self.missing, to.as_mut_ptr().cast(), len) == 0 }
+    }
+    #[inline(always)]
+    fn reload(place: &u32) -> u32 {
+        reload(place)
     }
 }
 
-impl Frame for IngressFrame<'_> {
+/// A link header that was read apart from the frame it belongs to.
+#[repr(align(8))]
+pub(crate) struct Link([u8; LINK]);
+
+impl Link {
+    /// The frame's link header, wherever the hook starts.
+    #[inline(always)]
+    pub(crate) fn load(frame: SkbFrame) -> Option<Link> {
+        // The verifier wants what is on the stack to be read aligned.
+        let mut link = Link([0; LINK]);
+        // SAFETY: the helper writes `LINK` bytes to this function's room.
+        let failed = unsafe {
+            let to = link.0.as_mut_ptr().cast();
+            bpf_skb_load_bytes_relative(frame.skb.cast(), 0, to, LINK as u32, BPF_HDR_START_MAC)
+        };
+        (failed == 0).then_some(link)
+    }
+
+    #[inline(always)]
+    fn window(&self) -> PacketBytes {
+        PacketBytes(self.0.as_ptr())
+    }
+}
+
+/// A frame with its link header beside it.
+#[derive(Clone, Copy)]
+pub(crate) struct SplitFrame<'a> {
+    pub(crate) frame: SkbFrame,
+    pub(crate) link: &'a Link,
+}
+
+impl Frame for SplitFrame<'_> {
     type Window = PacketBytes;
     #[inline(always)]
     fn window(self, offset: u32, len: u32) -> Option<PacketBytes> {
-        if offset < self.missing {
+        if offset < LINK as u32 {
             // The parser reads the link header as one window.
-            return (offset == 0 && len == LINK as u32).then_some(PacketBytes(self.link.0.as_ptr()));
+            return (offset == 0 && len == LINK as u32).then_some(self.link.window());
         }
-        self.frame.window(offset - self.missing, len)
+        self.frame.window(offset, len)
     }
     #[inline(always)]
     fn wire_len(self) -> u32 {
-        self.frame.wire_len() + self.missing
+        self.frame.wire_len()
     }
     #[inline(always)]
     fn segments(self) -> (u32, u32) {
@@ -206,5 +299,13 @@ impl Frame for IngressFrame<'_> {
     #[inline(always)]
     fn offloaded_vlan(self) -> Option<u16> {
         self.frame.offloaded_vlan()
+    }
+    #[inline(always)]
+    fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
+        self.frame.copy(offset, len, to)
+    }
+    #[inline(always)]
+    fn reload(place: &u32) -> u32 {
+        reload(place)
     }
 }

@@ -1,4 +1,5 @@
-//! Sensor's kernel programs: `sensor_xdp` (ingress), `sensor_egress` (TC egress) and `sensor_tag` (TC ingress).
+//! Sensor's kernel programs: `sensor_xdp` (ingress) or `sensor_ingress` (TC ingress, where drivers have no XDP),
+//! `sensor_egress` (TC egress) and `sensor_tag` (TC ingress).
 //!
 //! This crate is the thin shell that the verifier sees: contexts, maps, packet pointers, atomics. What a packet means
 //! and how it changes a record is in `sensor-common`, where the host runs the same code. Every path passes the packet
@@ -15,11 +16,17 @@ mod datapath;
 #[cfg(target_arch = "bpf")]
 mod floor;
 #[cfg(target_arch = "bpf")]
+mod fragments;
+#[cfg(target_arch = "bpf")]
 mod frame;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod parse;
+#[cfg(target_arch = "bpf")]
 mod programs;
+#[cfg(target_arch = "bpf")]
+mod quotes;
 #[cfg(target_arch = "bpf")]
 mod table;
 #[cfg(target_arch = "bpf")]

@@ -8,7 +8,9 @@ use sensor_common::context::Set;
 use sensor_common::control::Control;
 use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
 use sensor_common::flow::FlowRecord;
+use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
+use sensor_common::packet::Options;
 use sensor_common::table::{Bucket, MIN_BUCKETS, WAYS};
 
 /// Bucket lines, mmapped by the agent.
@@ -26,6 +28,10 @@ pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMA
 /// Counters by interface slot; a slot is in use if its `ifindex` is set.
 #[map]
 static COUNTERS: PerCpuArray<InterfaceCounters> = PerCpuArray::with_max_entries(MAX_INTERFACES as u32, 0);
+
+/// First fragments of datagrams, for the later ones.
+#[map]
+pub(crate) static FRAGMENTS: Array<fragment::Slot> = Array::with_max_entries(fragment::SLOTS, 0);
 
 /// Records that were given up for a new flow, whole.
 #[map]
@@ -54,6 +60,20 @@ pub(crate) static BUCKETS: Global<u32> = Global::new(MIN_BUCKETS);
 /// Where the time of a packet comes from (`sensor_common::control::CLOCK_*`).
 #[unsafe(no_mangle)]
 pub(crate) static CLOCK: Global<u8> = Global::new(0);
+
+/// Tunnels whose inner flows are read (`sensor_common::packet::Options::tunnels`).
+#[unsafe(no_mangle)]
+static TUNNELS: Global<u8> = Global::new(0);
+
+/// 1: the first payload bytes are read (`sensor_common::packet::Options::payload_hints`).
+#[unsafe(no_mangle)]
+static PAYLOAD_HINTS: Global<u8> = Global::new(0);
+
+/// What the parser reads. The verifier knows these numbers, and does not walk what they switch off.
+#[inline(always)]
+pub(crate) fn parser_options() -> Options {
+    Options { tunnels: TUNNELS.load(), payload_hints: PAYLOAD_HINTS.load() != 0 }
+}
 
 /// 1 on CPUs that do not reorder stores (x86-64), where giving a lock back needs no barrier.
 #[unsafe(no_mangle)]

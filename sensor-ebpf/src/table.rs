@@ -32,6 +32,8 @@ pub(crate) struct Visit {
     pub(crate) packet: Packet,
     pub(crate) now_ns: u64,
     pub(crate) ifindex: u32,
+    /// Zero: no byte of this may be left unwritten.
+    pub(crate) reserved: u32,
     pub(crate) lease_until_ns: u64,
 }
 
@@ -39,10 +41,10 @@ pub(crate) struct Visit {
 #[derive(Clone, Copy)]
 pub(crate) struct Found {
     bucket: *mut Bucket,
-    record: *mut FlowRecord,
+    pub(crate) record: *mut FlowRecord,
     way: usize,
     tag: u32,
-    generation: u32,
+    pub(crate) generation: u32,
 }
 
 /// Bits of what [`sensor_account`] returns: the low byte is a cause, not an action …
@@ -379,7 +381,7 @@ fn insert_locked(
 
 /// Takes the record's lock; the (even) sequence that `unlock` moves on.
 #[inline(always)]
-fn lock(record: *mut FlowRecord) -> Option<u32> {
+pub(crate) fn lock(record: *mut FlowRecord) -> Option<u32> {
     // SAFETY: a map value.
     let word = unsafe { &raw mut (*record).sequence };
     for _ in 0..TRIES {
@@ -394,7 +396,7 @@ fn lock(record: *mut FlowRecord) -> Option<u32> {
 }
 
 #[inline(always)]
-fn unlock(record: *mut FlowRecord, sequence: u32) {
+pub(crate) fn unlock(record: *mut FlowRecord, sequence: u32) {
     // SAFETY: 4 aligned bytes of a map value, whose lock this CPU holds.
     unsafe { atomic::release(&raw mut (*record).sequence, sequence.wrapping_add(2)) };
 }

@@ -1,42 +1,60 @@
 //! Tagging: puts the configured mark (and DSCP) on packets of flows whose verdict is "tag". Reads the table, counts
 //! nothing there: the ingress program has counted the packet already.
 
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{bpf_l3_csum_replace, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::InterfaceCounters;
+use sensor_common::fragment;
 use sensor_common::hash;
-use sensor_common::packet::{self, Packet};
+use sensor_common::packet::{Packet, mark};
 use sensor_common::verdict::Action;
 
 use crate::datapath::{control, now_ns};
-use crate::frame::{IngressFrame, Link};
+use crate::fragments;
+use crate::frame::SkbFrame;
 use crate::maps::seed;
+use crate::parse::{Skb, Source as _};
 use crate::table::{self, Visit};
 
 /// Marks the packet if its flow's verdict says so.
 #[inline(always)]
 pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
     let Some(control) = control() else { return };
-    let mut link = Link([0; 14]);
-    let frame = IngressFrame::new(ctx, &mut link);
-    let Ok(packet) = packet::parse(frame) else { return };
-    let hash = hash::hash(&packet.key, seed);
-    let Ok(Some(found)) = table::find(&packet, hash) else { return };
-    let visit = Visit { packet, now_ns: now_ns(control), ifindex: 0, lease_until_ns: control.lease_until_ns };
+    let skb: *mut __sk_buff = ctx.skb.skb;
+    // SAFETY: the context is this program's own, and nothing of it was read yet.
+    let (missing, len) = unsafe {
+        SkbFrame::pull(skb);
+        (SkbFrame::missing(skb), (*skb).len)
+    };
+    let mut visit = Visit {
+        packet: Packet::start(len + missing),
+        now_ns: 0,
+        ifindex: 0,
+        reserved: 0,
+        lease_until_ns: control.lease_until_ns,
+    };
+    if (Skb { ctx: skb, missing }).parse(&mut visit.packet).is_err() {
+        return;
+    }
+    visit.now_ns = now_ns(control);
+    if fragment::concerns(&visit.packet) && !fragments::look_up(&mut visit.packet, visit.now_ns) {
+        return;
+    }
+    let hash = hash::hash(&visit.packet.key, seed);
+    let Ok(Some(found)) = table::find(&visit.packet, hash) else { return };
     if table::verdict(found, &visit) != Some(Action::Tag) {
         return;
     }
-    let skb: *mut __sk_buff = ctx.as_ptr().cast();
     if control.tag_mask != 0 {
         // SAFETY: the context is this program's own.
         let mark = unsafe { (*skb).mark };
         ctx.set_mark((mark & !control.tag_mask) | (control.tag_mark & control.tag_mask));
     }
-    if control.tag_dscp != NO_DSCP {
-        set_dscp(skb, &visit.packet, visit.packet.l3_offset - frame.missing, control);
+    // What a tunnel carries is its sender's, and under checksums that are not mended here.
+    if control.tag_dscp != NO_DSCP && visit.packet.marks & mark::TUNNELLED == 0 {
+        set_dscp(skb, &visit.packet, visit.packet.l3_offset - missing, control);
     }
     counters.tagged += 1;
 }

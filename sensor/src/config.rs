@@ -14,10 +14,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use ipnet::IpNet;
 use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, MAX_ENTRIES, MIN_ENTRIES};
 use sensor_common::counter::MAX_INTERFACES;
+use sensor_common::packet;
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 use serde::{Deserialize, Serialize};
 
-pub use self::kinds::{ActionName, BpfLog, LogFormat, Mode, XdpMode};
+pub use self::kinds::{ActionName, BpfLog, LogFormat, Mode, Tunnel, XdpMode};
 
 /// The documented default configuration file.
 pub const DEFAULT_FILE: &str = include_str!("../../config/sensor.toml");
@@ -34,6 +35,8 @@ pub struct Config {
     pub kernel: KernelConfig,
     /// The host context.
     pub context: ContextConfig,
+    /// What is read of packets.
+    pub flows: FlowsConfig,
     /// The poll loop.
     pub agent: AgentConfig,
     /// The model.
@@ -73,6 +76,24 @@ pub struct ContextConfig {
     pub sources: u32,
     /// Services that are kept (a power of two).
     pub services: u32,
+}
+
+/// `[flows]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FlowsConfig {
+    /// Tunnels whose inner flows are counted in place of the outer one.
+    pub tunnels: Vec<Tunnel>,
+    /// Whether the first payload bytes are looked at for the payload-hint features.
+    pub payload_hints: bool,
+}
+
+impl FlowsConfig {
+    /// The same for the parser.
+    pub fn parser_options(&self) -> packet::Options {
+        let tunnels = self.tunnels.iter().fold(0, |bits, tunnel| bits | packet::Encapsulation::from(*tunnel).bit());
+        packet::Options { tunnels, payload_hints: self.payload_hints }
+    }
 }
 
 /// `[agent]`
@@ -329,7 +350,8 @@ impl Config {
     /// # Errors
     /// The first setting that cannot work, with what would.
     pub fn validate(&self) -> Result<()> {
-        let Config { interfaces, mode: _, kernel, context, agent, model, policy, tag, metrics: _, log } = self;
+        let Config { interfaces, mode: _, kernel, context, flows: _, agent, model, policy, tag, metrics: _, log } =
+            self;
         check_interfaces(interfaces)?;
 
         let (least, most) = (MIN_BUCKETS * WAYS as u32, MAX_BUCKETS * WAYS as u32);

@@ -1,6 +1,9 @@
 //! Where the parser reads from: [`Frame`] and [`Window`], and their host side over slices. The kernel's are in
 //! `sensor-ebpf`. Invariant: nothing is read outside of a window, and a window lies inside its frame.
 
+/// Payload bytes in [`super::Packet::sample`].
+pub const SAMPLE_BYTES: usize = 16;
+
 /// A bounds-checked view of some bytes of a frame. `AT` must lie inside the length that was asked for. (A constant, so
 /// that the kernel side can make each read one instruction.)
 pub trait Window: Copy {
@@ -25,6 +28,14 @@ pub trait Frame: Copy {
     #[inline(always)]
     fn segments(self) -> (u32, u32) {
         (1, 0)
+    }
+    /// Copies the `len` bytes at `offset` to the front of `to` (1 ≤ `len` ≤ [`SAMPLE_BYTES`]); whether they could be read.
+    fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool;
+    /// The number in `place`, with nothing assumed of it that was known when it was stored. (To the verifier, two values
+    /// are two states to walk, unless it knows the same of both: nothing.)
+    #[inline(always)]
+    fn reload(place: &u32) -> u32 {
+        *place
     }
     /// VLAN tag that hardware took out of the frame (TCI, 16 bits), if any.
     #[inline(always)]
@@ -58,6 +69,12 @@ impl<'a> Frame for &'a [u8] {
     fn wire_len(self) -> u32 {
         self.len() as u32
     }
+    #[inline(always)]
+    fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
+        let (Some(from), Some(to)) = (self.window(offset, len), to.get_mut(..len as usize)) else { return false };
+        to.copy_from_slice(from);
+        true
+    }
 }
 
 /// A frame of a capture that may have been cut at the snap length.
@@ -78,5 +95,9 @@ impl<'a> Frame for Captured<'a> {
     #[inline(always)]
     fn wire_len(self) -> u32 {
         self.wire_len
+    }
+    #[inline(always)]
+    fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
+        self.bytes.copy(offset, len, to)
     }
 }

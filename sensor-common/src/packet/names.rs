@@ -5,10 +5,14 @@ pub mod protocol {
     #![expect(missing_docs, reason = "IANA names")]
     pub const HOP_BY_HOP: u8 = 0;
     pub const ICMP: u8 = 1;
+    pub const IPV4: u8 = 4;
     pub const TCP: u8 = 6;
     pub const UDP: u8 = 17;
+    pub const IPV6: u8 = 41;
     pub const ROUTING: u8 = 43;
     pub const FRAGMENT: u8 = 44;
+    pub const GRE: u8 = 47;
+    pub const ESP: u8 = 50;
     pub const AH: u8 = 51;
     pub const ICMPV6: u8 = 58;
     pub const DESTINATION_OPTIONS: u8 = 60;
@@ -39,6 +43,8 @@ pub mod mark {
     pub const MPLS: u16 = 128;
     /// Carried in a PPPoE session.
     pub const PPPOE: u16 = 256;
+    /// What is below IP, and stays when a tunnel leads to another IP header.
+    pub(crate) const OF_LINK: u16 = TUNNELLED | MPLS | PPPOE;
 }
 
 /// Bits of [`super::Packet::extensions`]: IPv6 extension headers, and AH and ESP of either family.
@@ -91,6 +97,30 @@ pub enum Encapsulation {
     Vxlan = 3,
     /// Geneve (RFC 8926); the tunnel id is the VNI.
     Geneve = 4,
-    /// GTP-U (3GPP TS 29.281); the tunnel id is the TEID.
+    /// GTP-U (3GPP TS 29.281); no tunnel id: a TEID names one direction only, and would cut flows in two.
     Gtp = 5,
+}
+
+impl Encapsulation {
+    /// Every kind of tunnel.
+    pub const TUNNELS: [Encapsulation; 5] =
+        [Encapsulation::Gre, Encapsulation::Ip, Encapsulation::Vxlan, Encapsulation::Geneve, Encapsulation::Gtp];
+
+    /// Its bit in [`super::Options::tunnels`].
+    #[inline(always)]
+    pub const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+
+    /// The name in settings and exports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Encapsulation::None => "none",
+            Encapsulation::Gre => "gre",
+            Encapsulation::Ip => "ipip",
+            Encapsulation::Vxlan => "vxlan",
+            Encapsulation::Geneve => "geneve",
+            Encapsulation::Gtp => "gtp",
+        }
+    }
 }

@@ -1,28 +1,34 @@
-//! Transport header → [`Packet`].
+//! Transport header, and the last stage, which makes the packet whole.
 
-use super::names::protocol;
-use super::network::Network;
-use super::{Frame, NO_WSCALE, Packet, Refusal, Window as _};
+use super::{Frame, Packet, Place, Refusal, Window as _, extension, mark, protocol};
 use crate::counter::Cause;
-use crate::flow::{Domain, FlowKey};
+use crate::tcp::SYN;
 
-/// Transport header → packet.
+/// The transport header at `place`. A fragment behind the first has none, and neither have protocols without ports.
 #[inline(always)]
-pub(super) fn transport<F: Frame>(frame: F, network: &Network, vlans: [u16; 2]) -> Result<Packet, Refusal> {
-    let offset = network.transport;
-    let before = offset - network.start;
-    let room = network.len - before;
+pub(super) fn transport<F: Frame>(frame: F, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
+    let offset = place.offset(frame)?;
+    let before = offset.wrapping_sub(packet.l3_offset);
+    if place.end < offset {
+        return Err(Cause::MalformedNetwork);
+    }
+    let room = place.end - offset;
+    let number = F::reload(&place.protocol) as u8;
+    packet.key.protocol = number;
+    if number == protocol::ESP {
+        packet.extensions |= extension::ESP;
+    }
     let (mut src_port, mut dst_port) = (0, 0);
-    let (mut tcp_flags, mut window, mut seq, mut ack) = (0, 0, 0, 0);
-    let header = match network.protocol {
+    let kind = if packet.marks & mark::LATER_FRAGMENT != 0 { protocol::ESP } else { number };
+    let header = match kind {
         protocol::TCP => {
             let tcp = frame.window(offset, 20).ok_or(Cause::TruncatedTransport)?;
             src_port = tcp.be16::<0>();
             dst_port = tcp.be16::<2>();
-            seq = tcp.be32::<4>();
-            ack = tcp.be32::<8>();
-            tcp_flags = tcp.byte::<13>();
-            window = tcp.be16::<14>();
+            packet.seq = tcp.be32::<4>();
+            packet.ack = tcp.be32::<8>();
+            packet.tcp_flags = tcp.byte::<13>();
+            packet.window = tcp.be16::<14>();
             let len = (tcp.byte::<12>() >> 4) as u32 * 4;
             if len < 20 {
                 return Err(Cause::MalformedTransport);
@@ -43,14 +49,16 @@ pub(super) fn transport<F: Frame>(frame: F, network: &Network, vlans: [u16; 2]) 
         }
         protocol::ICMP | protocol::ICMPV6 => {
             let icmp = frame.window(offset, 8).ok_or(Cause::TruncatedTransport)?;
+            let kind = icmp.byte::<0>();
+            packet.icmp_type = kind;
+            packet.icmp_code = icmp.byte::<1>();
             // Echo exchanges are told apart by their identifier (RFC 792, RFC 4443), which both directions carry.
-            let echo = match network.family {
-                4 => matches!(icmp.byte::<0>(), 0 | 8),
-                _ => matches!(icmp.byte::<0>(), 128 | 129),
-            };
-            if echo {
+            if is_echo(number, kind) {
                 src_port = icmp.be16::<4>();
                 dst_port = src_port;
+            }
+            if is_error(number, kind) {
+                packet.marks |= mark::ICMP_ERROR;
             }
             8
         }
@@ -60,38 +68,39 @@ pub(super) fn transport<F: Frame>(frame: F, network: &Network, vlans: [u16; 2]) 
     if header > room {
         return Err(Cause::MalformedTransport);
     }
-    let (segments, segment_size) = frame.segments();
-    let domain = Domain { vlans, encapsulation: 0, tunnel: 0 };
-    let (key, from_low) =
-        FlowKey::canonical(network.src, network.dst, src_port, dst_port, network.protocol, network.family, domain);
-    let payload_len = room - header;
-    // Segment figures come from the kernel; ones that do not fit the payload would make the sums lie.
-    let fits = segments > 1 && segment_size > 0 && (segments as u64 - 1) * (segment_size as u64) < payload_len as u64;
-    Ok(Packet {
-        key,
-        from_low,
-        frame_len: frame.wire_len(),
-        l3_offset: network.start,
-        header_len: before + header,
-        payload_len,
-        segments: if fits { segments } else { 1 },
-        segment_size: if fits { segment_size } else { 0 },
-        tcp_flags,
-        window,
-        seq,
-        ack,
-        ttl: network.ttl,
-        traffic_class: network.traffic_class,
-        icmp_type: 0,
-        icmp_code: 0,
-        marks: 0,
-        mss: 0,
-        wscale: NO_WSCALE,
-        tcp_options: 0,
-        extensions: 0,
-        sample_len: 0,
-        flow_label: 0,
-        fragment_id: 0,
-        sample: [0; 4],
-    })
+    packet.key.low_port = src_port;
+    packet.key.high_port = dst_port;
+    packet.header_len = before.wrapping_add(header);
+    packet.payload_len = room - header;
+    place.offset = offset + 20;
+    place.options = if kind == protocol::TCP && packet.tcp_flags & SYN != 0 { header - 20 } else { 0 };
+    Ok(())
+}
+
+/// Whether an ICMP or ICMPv6 message is an echo request or reply.
+#[inline(always)]
+pub(super) fn is_echo(protocol: u8, kind: u8) -> bool {
+    if protocol == protocol::ICMP { matches!(kind, 0 | 8) } else { matches!(kind, 128 | 129) }
+}
+
+/// Whether an ICMP or ICMPv6 message quotes a packet that met an error (RFC 792, RFC 4443: types below 128).
+#[inline(always)]
+fn is_error(protocol: u8, kind: u8) -> bool {
+    if protocol == protocol::ICMP { matches!(kind, 3 | 4 | 5 | 11 | 12) } else { kind != 0 && kind < 128 }
+}
+
+/// Puts the key in order, and says how many wire segments the frame stands for.
+#[inline(always)]
+pub(super) fn finish<F: Frame>(frame: F, packet: &mut Packet) {
+    packet.from_low = packet.key.order();
+    set_segments(frame, packet);
+}
+
+/// Segment figures come from the kernel; ones that do not fit the payload would make the sums lie.
+#[inline(always)]
+pub(super) fn set_segments<F: Frame>(frame: F, packet: &mut Packet) {
+    let (segments, size) = frame.segments();
+    let fits = segments > 1 && size > 0 && (segments as u64 - 1) * (size as u64) < packet.payload_len as u64;
+    packet.segments = if fits { segments } else { 1 };
+    packet.segment_size = if fits { size } else { 0 };
 }

@@ -160,6 +160,7 @@ fn bring_up(config: &Config, capabilities: &Capabilities) -> Result<(Kernel, Vec
         frags: capabilities.xdp_frags,
         context: config.context.sizes(),
         tagging: config.tag.enabled && config.mode != Mode::Observe,
+        parser: config.flows.parser_options(),
         log_level: config.kernel.bpf_log as u8,
         replay_clock: false,
         floors: false,

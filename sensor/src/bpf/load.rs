@@ -14,6 +14,7 @@ use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
 use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
 use sensor_common::flow::FlowRecord;
 use sensor_common::hash::{SEED_WORDS, Seed};
+use sensor_common::packet;
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 
 use super::sys::{ControlPage, Counters, Sets, Table};
@@ -32,6 +33,8 @@ pub struct LoadOptions {
     pub context: Option<(u32, u32)>,
     /// Whether `sensor_tag` is loaded.
     pub tagging: bool,
+    /// What the programs' parser reads beyond the ordinary.
+    pub parser: packet::Options,
     /// Level of messages from the programs, 0 (off) to 5 (trace).
     pub log_level: u8,
     /// Packets are stamped by [`ControlPage::set_replay_clock`] instead of the kernel's clock.
@@ -49,6 +52,7 @@ impl Default for LoadOptions {
             context: Some((DEFAULT_SOURCES, DEFAULT_SERVICES)),
             frags: true,
             tagging: false,
+            parser: packet::Options::NONE,
             log_level: 0,
             replay_clock: false,
             floors: false,
@@ -64,6 +68,8 @@ pub enum Hook {
     Ingress,
     /// `sensor_egress`, sent frames.
     Egress,
+    /// `sensor_ingress`, received frames where the driver has no XDP.
+    StackIngress,
     /// `sensor_tag`, received frames after XDP.
     Tag,
     /// `floor_drop`, for benches: nothing but the call.
@@ -168,6 +174,8 @@ impl Kernel {
             .override_global("BUCKETS", &buckets, true)
             .override_global("SEED", &seed[..], true)
             .override_global("CLOCK", &clock, true)
+            .override_global("TUNNELS", &options.parser.tunnels, true)
+            .override_global("PAYLOAD_HINTS", &(options.parser.payload_hints as u8), true)
             .override_global("STRONG_ORDER", &strong_order, true)
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
             .override_global("SOURCE_SETS", &source_sets, true)
@@ -178,7 +186,7 @@ impl Kernel {
             .map_max_entries("RECORDS", buckets * WAYS as u32)
             .load(OBJECT)
             .context("the kernel refused the maps (is this root, or CAP_BPF and CAP_NET_ADMIN? see `sensor doctor`)")?;
-        let mut kernel_programs = vec![xdp, "sensor_egress"];
+        let mut kernel_programs = vec![xdp, "sensor_egress", "sensor_ingress"];
         if options.tagging {
             kernel_programs.push("sensor_tag");
         }
@@ -322,7 +330,12 @@ impl Kernel {
     }
 
     pub(super) fn tc_program(&mut self, hook: Hook) -> anyhow::Result<&mut SchedClassifier> {
-        program(&mut self.ebpf, if hook == Hook::Tag { "sensor_tag" } else { "sensor_egress" })
+        let name = match hook {
+            Hook::Tag => "sensor_tag",
+            Hook::StackIngress => "sensor_ingress",
+            _ => "sensor_egress",
+        };
+        program(&mut self.ebpf, name)
     }
 
     /// What passes on the messages that the programs wrote since its last call, through the `log` facade; `None` if they
@@ -358,6 +371,7 @@ impl Runner<'_> {
         let name = match hook {
             Hook::Ingress => self.xdp,
             Hook::Egress => "sensor_egress",
+            Hook::StackIngress => "sensor_ingress",
             Hook::Tag => "sensor_tag",
             Hook::FloorDrop => "floor_drop",
             Hook::FloorClock => "floor_clock",

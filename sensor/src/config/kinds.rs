@@ -3,6 +3,7 @@
 use std::fmt;
 
 use clap::ValueEnum;
+use sensor_common::packet::Encapsulation;
 use sensor_common::verdict::Action;
 use serde::{Deserialize, Serialize};
 
@@ -23,13 +24,41 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpMode {
-    /// Native, else generic.
+    /// Native, else the TC ingress hook.
     #[default]
     Auto,
     /// In the driver, or fail.
     Native,
-    /// In the network stack, on any interface.
+    /// XDP in the network stack, on any interface.
     Generic,
+}
+
+/// A tunnel whose inner flows can be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Tunnel {
+    /// GRE, with or without a key.
+    Gre,
+    /// IP in IP, any pair of versions (also 6in4).
+    Ipip,
+    /// VXLAN, UDP port 4789.
+    Vxlan,
+    /// Geneve, UDP port 6081.
+    Geneve,
+    /// GTP-U, UDP port 2152.
+    Gtp,
+}
+
+impl From<Tunnel> for Encapsulation {
+    fn from(tunnel: Tunnel) -> Encapsulation {
+        match tunnel {
+            Tunnel::Gre => Encapsulation::Gre,
+            Tunnel::Ipip => Encapsulation::Ip,
+            Tunnel::Vxlan => Encapsulation::Vxlan,
+            Tunnel::Geneve => Encapsulation::Geneve,
+            Tunnel::Gtp => Encapsulation::Gtp,
+        }
+    }
 }
 
 /// Log level of the kernel programs.
@@ -97,6 +126,7 @@ names! {
     Mode { Observe = "observe", Tag = "tag", Enforce = "enforce" }
     BpfLog { Off = "off", Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
     XdpMode { Auto = "auto", Native = "native", Generic = "generic" }
+    Tunnel { Gre = "gre", Ipip = "ipip", Vxlan = "vxlan", Geneve = "geneve", Gtp = "gtp" }
     ActionName { Pass = "pass", Tag = "tag", Drop = "drop" }
 }
 

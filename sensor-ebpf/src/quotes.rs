@@ -1,0 +1,42 @@
+//! ICMP errors: the flow whose packet one quotes, if it is in the table, learns of it. The error itself was counted in a
+//! flow of its own.
+
+use sensor_common::hash;
+
+use crate::maps::seed;
+use crate::parse::Source;
+use crate::table::{self, Visit};
+
+/// Tells the quoted flow. `visit` has been accounted; its packet's key is lost.
+#[inline(always)]
+pub(crate) fn quoted<S: Source>(source: S, visit: &mut Visit) {
+    if source.quoted(&mut visit.packet) {
+        // SAFETY: a reference.
+        unsafe { sensor_quote(visit) };
+    }
+}
+
+/// See [`quoted`]: the packet's key is that of the quoted flow.
+///
+/// # Safety
+/// The pointer is valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_quote(visit: *const Visit) -> u64 {
+    if visit.is_null() {
+        return 1;
+    }
+    // SAFETY: just tested, and the caller's.
+    let visit = unsafe { &*visit };
+    let packet = &visit.packet;
+    let Ok(Some(found)) = table::find(packet, hash::hash(&packet.key, seed)) else { return 1 };
+    let Some(sequence) = table::lock(found.record) else { return 1 };
+    // SAFETY: under the record's lock this CPU is the only writer.
+    let record = unsafe { &mut *found.record };
+    // Between the look-up and the lock, the record may have been given to another flow.
+    if record.generation == found.generation && record.key.same(&packet.key) {
+        let _ = record;
+    }
+    table::unlock(found.record, sequence);
+    0
+}
