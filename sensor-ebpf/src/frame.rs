@@ -120,18 +120,6 @@ impl Frame for XdpFrame {
         (self.end - self.data) as u32
     }
     #[inline(always)]
-    fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
-        // bpf_xdp_load_bytes would do it at once, and is newer than the oldest kernel that is supported.
-        for (position, byte) in to.iter_mut().enumerate() {
-            if position as u32 >= len {
-                break;
-            }
-            let Some(from) = self.window(offset + position as u32, 1) else { return false };
-            *byte = from.byte::<0>();
-        }
-        true
-    }
-    #[inline(always)]
     fn reload(place: &u32) -> u32 {
         reload(place)
     }

@@ -110,6 +110,7 @@ impl Wire {
         let never = Timeouts { idle_ns: u64::MAX, active_ns: u64::MAX, linger_ns: u64::MAX, reopen: true };
         let mut table = Table::new(never, Vec::new());
         let mut refused = [0; Cause::COUNT];
+        let mut parser = packet::Parser::new(packet::Options::NONE, self.kernel.seed());
         let before = self.counters()?;
         let start_ns = monotonic_ns();
         let mut crossing = Crossing::default();
@@ -125,7 +126,7 @@ impl Wire {
             while let Some(record) = self.kernel.next_evicted() {
                 handed_over.push(record);
             }
-            match packet::parse(frame) {
+            match parser.parse(frame, time_ns) {
                 Ok(packet) => table.packet(&packet, time_ns, &mut |record: &FlowRecord, reason| {
                     ensure!(reason == Reason::Reopened, "{}: ended as {}", name(record), reason.name());
                     reopened.push(*record);

@@ -203,7 +203,7 @@ fn values_computed_by_hand_under_other_timeouts() {
         for (time_ns, bytes) in frames(&capture(&golden.name)) {
             let frame =
                 sensor::replay::capture::Captured { time_ns, link: 1, wire_len: bytes.len() as u32, bytes: &bytes };
-            let packet = link::parse(&frame).expect("Ethernet").expect("a packet");
+            let packet = link::parse(&frame, packet::Options::NONE).expect("Ethernet").expect("a packet");
             table.packet(&packet, time_ns, &mut sink).expect("kept");
         }
         table.finish(&mut sink).expect("kept");

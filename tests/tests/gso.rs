@@ -72,9 +72,10 @@ fn kept(kernel: &Kernel) -> Option<FlowRecord> {
 fn captured(path: &Path) -> FlowRecord {
     let file = File::open(path).map_err(Into::into).must("open the capture");
     let mut capture = capture::Capture::open(BufReader::new(file)).must("read the capture");
+    let mut parser = link::Parser::new(sensor_common::packet::Options::NONE);
     let mut record = FlowRecord::zeroed();
     while let Some(frame) = capture.read().must("read a packet") {
-        let Ok(packet) = link::parse(&frame).must("a link type that is known") else { continue };
+        let Ok(packet) = parser.parse(&frame).must("a link type that is known") else { continue };
         if packet.key.low_port == PORT || packet.key.high_port == PORT {
             if record.key != packet.key {
                 record.start(&packet, frame.time_ns, 0, 1);

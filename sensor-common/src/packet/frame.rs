@@ -30,7 +30,17 @@ pub trait Frame: Copy {
         (1, 0)
     }
     /// Copies the `len` bytes at `offset` to the front of `to` (1 ≤ `len` ≤ [`SAMPLE_BYTES`]); whether they could be read.
-    fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool;
+    #[inline(always)]
+    fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
+        for (position, byte) in to.iter_mut().enumerate() {
+            if position as u32 >= len {
+                break;
+            }
+            let Some(from) = self.window(offset + position as u32, 1) else { return false };
+            *byte = from.byte::<0>();
+        }
+        true
+    }
     /// The number in `place`, with nothing assumed of it that was known when it was stored. (To the verifier, two values
     /// are two states to walk, unless it knows the same of both: nothing.)
     #[inline(always)]
@@ -69,12 +79,6 @@ impl<'a> Frame for &'a [u8] {
     fn wire_len(self) -> u32 {
         self.len() as u32
     }
-    #[inline(always)]
-    fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
-        let (Some(from), Some(to)) = (self.window(offset, len), to.get_mut(..len as usize)) else { return false };
-        to.copy_from_slice(from);
-        true
-    }
 }
 
 /// A frame of a capture that may have been cut at the snap length.
@@ -95,9 +99,5 @@ impl<'a> Frame for Captured<'a> {
     #[inline(always)]
     fn wire_len(self) -> u32 {
         self.wire_len
-    }
-    #[inline(always)]
-    fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
-        self.bytes.copy(offset, len, to)
     }
 }

@@ -13,6 +13,8 @@
 //! lends, so that the kernel's shell can make each a function that is verified once.
 
 mod frame;
+#[cfg(any(feature = "std", test))]
+mod host;
 mod ip;
 mod link;
 mod names;
@@ -30,6 +32,8 @@ use crate::counter::Cause;
 use crate::flow::FlowKey;
 
 pub use self::frame::{Captured, Frame, SAMPLE_BYTES, Window};
+#[cfg(any(feature = "std", test))]
+pub use self::host::Parser;
 pub use self::names::{Encapsulation, extension, mark, protocol, tcp_option};
 pub use self::options::Options;
 pub use self::plain::plain;

@@ -17,7 +17,7 @@ pub fn quoted<F: Frame>(frame: F, packet: &mut Packet) -> bool {
         return false;
     }
     let (start, header) = (F::reload(&packet.l3_offset), F::reload(&packet.header_len));
-    if start > super::MAX_HEADER_OFFSET || header > super::MAX_HEADER_OFFSET || header < ICMP_HEADER {
+    if start > super::MAX_HEADER_OFFSET || !(ICMP_HEADER..=super::MAX_HEADER_OFFSET).contains(&header) {
         return false;
     }
     let start = start + header;

@@ -134,10 +134,14 @@ pub struct Kernel {
     counters: PerCpuArray<MapData, Counters>,
     evicted: RingBuf<MapData>,
     xdp: &'static str,
+    stack_ingress: bool,
     tagging: bool,
     memory_bytes: u64,
     seed: Seed,
     logs: Option<Logs>,
+    /// Programs that are loaded later name maps by their descriptors: these stay open.
+    #[expect(dead_code, reason = "held, not used")]
+    maps: Vec<aya::maps::Map>,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -186,7 +190,7 @@ impl Kernel {
             .map_max_entries("RECORDS", buckets * WAYS as u32)
             .load(OBJECT)
             .context("the kernel refused the maps (is this root, or CAP_BPF and CAP_NET_ADMIN? see `sensor doctor`)")?;
-        let mut kernel_programs = vec![xdp, "sensor_egress", "sensor_ingress"];
+        let mut kernel_programs = vec![xdp, "sensor_egress"];
         if options.tagging {
             kernel_programs.push("sensor_tag");
         }
@@ -199,23 +203,27 @@ impl Kernel {
         let memory_bytes = memory(&ebpf);
         let index = take(&mut ebpf, "INDEX")?;
         let records = take(&mut ebpf, "RECORDS")?;
-        let control = take(&mut ebpf, "CONTROL")?;
+        let control_map = take(&mut ebpf, "CONTROL")?;
+        let mut maps = Vec::new();
         let context = match options.context {
             Some(_) => {
                 let (sources, services) = (take(&mut ebpf, "SOURCES")?, take(&mut ebpf, "SERVICES")?);
-                Some(ContextTables {
+                let tables = ContextTables {
                     sources: Sets::new(array_fd(&sources)?, source_sets as usize).context("sources of the context")?,
                     services: Sets::new(array_fd(&services)?, service_sets as usize)
                         .context("services of the context")?,
-                })
+                };
+                maps.extend([sources, services]);
+                Some(tables)
             }
             None => None,
         };
         let table = Table::new(array_fd(&index)?, array_fd(&records)?, buckets as usize)?;
-        let control = ControlPage::new(array_fd(&control)?)?;
+        let control = ControlPage::new(array_fd(&control_map)?)?;
         let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?).context("map COUNTERS")?;
         let evicted = RingBuf::try_from(take(&mut ebpf, "EVICTED")?).context("map EVICTED")?;
         let logs = if options.log_level > 0 { Some(logs(&mut ebpf)?) } else { None };
+        maps.extend([index, records, control_map]);
         Ok(Kernel {
             ebpf,
             table,
@@ -224,10 +232,12 @@ impl Kernel {
             counters,
             evicted,
             xdp,
+            stack_ingress: false,
             tagging: options.tagging,
             memory_bytes,
             seed,
             logs,
+            maps,
         })
     }
 
@@ -239,6 +249,18 @@ impl Kernel {
     /// The hash keys of this load, for whoever looks a flow up in the table (tests, and captures through the programs).
     pub fn seed(&self) -> Seed {
         self.seed
+    }
+
+    /// Loads `sensor_ingress`, if it was not loaded: only interfaces whose driver has no XDP need it.
+    ///
+    /// # Errors
+    /// If the kernel refuses it.
+    pub fn load_stack_ingress(&mut self) -> anyhow::Result<()> {
+        if !self.stack_ingress {
+            load_program(&mut self.ebpf, "sensor_ingress")?;
+            self.stack_ingress = true;
+        }
+        Ok(())
     }
 
     /// Whether `sensor_tag` was loaded.

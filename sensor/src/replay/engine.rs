@@ -6,7 +6,7 @@
 
 use sensor_common::counter::Cause;
 use sensor_common::flow::FlowRecord;
-use sensor_common::packet::Packet;
+use sensor_common::packet::{Options, Packet};
 
 use super::capture::Captured;
 use super::link;
@@ -67,6 +67,7 @@ const BATCH: usize = 64;
 
 /// The parser and the record update that the kernel programs run, as native code.
 pub struct Native {
+    parser: link::Parser,
     table: Table,
     batch: Vec<(u64, Packet)>,
     refused: [u64; Cause::COUNT],
@@ -75,13 +76,18 @@ pub struct Native {
 impl Native {
     /// An engine with this table.
     pub fn new(table: Table) -> Native {
-        Native { table, batch: Vec::with_capacity(BATCH), refused: [0; Cause::COUNT] }
+        Native {
+            parser: link::Parser::new(Options::NONE),
+            table,
+            batch: Vec::with_capacity(BATCH),
+            refused: [0; Cause::COUNT],
+        }
     }
 }
 
 impl Engine for Native {
     fn frame(&mut self, captured: &Captured<'_>, sink: &mut dyn Sink) -> Result<(), Stop> {
-        match link::parse(captured).map_err(Stop::Capture)? {
+        match self.parser.parse(captured).map_err(Stop::Capture)? {
             Ok(packet) => self.batch.push((captured.time_ns, packet)),
             Err(cause) => self.refused[cause as usize] += 1,
         }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
 use sensor_common::control::{Control, NO_DSCP};
-use sensor_common::counter::{CAUSE_SLOTS, InterfaceCounters};
+use sensor_common::counter::{CAUSE_SLOTS, Cause, InterfaceCounters};
 use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::hash::{Seed, hash};
 use sensor_common::packet::{self, Packet, Refusal};
@@ -77,6 +77,9 @@ impl Unfit {
 pub struct KernelReplay {
     kernel: Kernel,
     seed: Seed,
+    options: packet::Options,
+    /// The host's, whose fragment table is as the kernel's: never cleared.
+    parser: link::Parser,
     longest: usize,
     /// Counters when the capture began.
     before: InterfaceCounters,
@@ -119,6 +122,8 @@ impl KernelReplay {
         let before = kernel.counters(IFINDEX)?;
         Ok(KernelReplay {
             seed: kernel.seed(),
+            options: options.parser,
+            parser: link::Parser::seeded(options.parser, kernel.seed()),
             longest: if frags { LONGEST } else { LONGEST_BUFFER },
             kernel,
             before,
@@ -169,7 +174,7 @@ impl KernelReplay {
     /// # Errors
     /// If the link type is not supported.
     pub fn fit(&mut self, captured: &Captured<'_>) -> Result<Fit<'_>> {
-        let host = link::parse(captured)?;
+        let host = link::parse(captured, self.options)?;
         let mut room = std::mem::take(&mut self.link);
         let frame = link::ethernet(captured, &mut room)?;
         self.frame.clear();
@@ -182,11 +187,18 @@ impl KernelReplay {
         let unfit = match self.frame.len() {
             len if len < SHORTEST => Some(Unfit::TooShort),
             len if len > self.longest => Some(Unfit::TooLong),
-            _ if cut && packet::parse(&self.frame[..]) != host => Some(Unfit::Cut),
+            _ if cut && packet::parse_with(&self.frame[..], self.options) != host => Some(Unfit::Cut),
             _ => None,
         };
         Ok(match (unfit, host) {
-            (None, host) => Fit::Frame(&self.frame, host),
+            // What the programs do not see leaves no trace in their fragment table either.
+            (None, host) => {
+                let host = host.and_then(|packet| self.parser.resolve(packet, captured.time_ns));
+                Fit::Frame(&self.frame, host)
+            }
+            (Some(unfit), Ok(packet)) if packet.marks & packet::mark::LATER_FRAGMENT != 0 => {
+                Fit::Refused(Cause::Fragment, unfit)
+            }
             (Some(unfit), Err(cause)) => Fit::Refused(cause, unfit),
             (Some(unfit), Ok(_)) => Fit::Unfit(unfit),
         })

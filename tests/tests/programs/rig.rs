@@ -10,7 +10,7 @@ use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::{self, CAUSE_SLOTS, Cause, InterfaceCounters};
 use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::hash::{SEED_WORDS, Seed};
-use sensor_common::packet::{self, Packet};
+use sensor_common::packet::{self, Packet, Parser};
 use sensor_common::table::{TICK_SHIFT, WAYS};
 use sensor_tests::differences::differences;
 
@@ -67,6 +67,7 @@ pub(crate) fn options() -> LoadOptions {
 /// Loaded programs, with the loopback interface watched.
 pub(crate) fn load(options: &LoadOptions) -> Kernel {
     let mut kernel = Kernel::load(options).expect("programs load (as root, on kernel 5.15 or newer)");
+    kernel.load_stack_ingress().expect("the program for TC's ingress loads");
     kernel.watch(IFINDEX).expect("watch loopback");
     kernel.control.set(&control());
     kernel.control.set_replay_clock(START_NS);
@@ -201,12 +202,14 @@ pub(crate) struct Rig {
     pub(crate) kernel: Kernel,
     oracle: Oracle,
     handed_over: Vec<FlowRecord>,
+    parser: Parser,
     now_ns: u64,
 }
 
 impl Rig {
     pub(crate) fn new(options: &LoadOptions) -> Rig {
-        Rig { kernel: load(options), oracle: Oracle::default(), handed_over: Vec::new(), now_ns: START_NS }
+        let parser = Parser::new(options.parser, seed());
+        Rig { kernel: load(options), oracle: Oracle::default(), handed_over: Vec::new(), parser, now_ns: START_NS }
     }
 
     /// Frames that were offered.
@@ -221,29 +224,45 @@ impl Rig {
 
     /// A received frame.
     pub(crate) fn ingress(&mut self, frame: &[u8]) {
-        self.offer(counter::Hook::Ingress, packet::parse(frame), frame, &[]);
+        let parsed = self.parser.parse(frame, self.now_ns);
+        self.offer(Hook::Ingress, parsed, frame, &[]);
     }
 
     /// A sent frame.
     pub(crate) fn egress(&mut self, frame: &[u8]) {
-        self.offer(counter::Hook::Egress, packet::parse(frame), frame, &[]);
+        let parsed = self.parser.parse(frame, self.now_ns);
+        self.offer(Hook::Egress, parsed, frame, &[]);
     }
 
     /// A sent super-packet of `segments` segments with `size` payload bytes each but the last.
     pub(crate) fn egress_super(&mut self, frame: &[u8], segments: u32, size: u32) {
         let context = context(&[(sk_buff::GSO_SEGS, segments), (sk_buff::GSO_SIZE, size)]);
-        let parsed = packet::parse(Super { bytes: frame, segments, size });
-        self.offer(counter::Hook::Egress, parsed, frame, &context);
+        let parsed = self.parser.parse(Super { bytes: frame, segments, size }, self.now_ns);
+        self.offer(Hook::Egress, parsed, frame, &context);
     }
 
-    fn offer(&mut self, hook: counter::Hook, parsed: Result<Packet, Cause>, frame: &[u8], context: &[u8]) {
+    /// A frame received by way of the stack.
+    pub(crate) fn stack_ingress(&mut self, frame: &[u8]) {
+        let parsed = self.parser.parse(frame, self.now_ns);
+        self.offer(Hook::StackIngress, parsed, frame, &[]);
+    }
+
+    /// A received super-packet, as receive offload makes it.
+    pub(crate) fn stack_ingress_super(&mut self, frame: &[u8], segments: u32, size: u32) {
+        let context = context(&[(sk_buff::GSO_SEGS, segments), (sk_buff::GSO_SIZE, size)]);
+        let parsed = self.parser.parse(Super { bytes: frame, segments, size }, self.now_ns);
+        self.offer(Hook::StackIngress, parsed, frame, &context);
+    }
+
+    fn offer(&mut self, program: Hook, parsed: Result<Packet, Cause>, frame: &[u8], context: &[u8]) {
         self.kernel.control.set_replay_clock(self.now_ns);
-        let (program, pass) = match hook {
-            counter::Hook::Ingress => (Hook::Ingress, XDP_PASS),
-            counter::Hook::Egress => (Hook::Egress, TC_NEXT),
+        let (hook, pass) = match program {
+            Hook::Ingress => (counter::Hook::Ingress, XDP_PASS),
+            Hook::StackIngress => (counter::Hook::Ingress, TC_NEXT),
+            _ => (counter::Hook::Egress, TC_NEXT),
         };
         let answer = run_with(&self.kernel, program, frame, context).return_value;
-        assert_eq!(answer, pass, "{hook:?} must pass {frame:02x?}");
+        assert_eq!(answer, pass, "{program:?} must pass {frame:02x?}");
         self.oracle.offer(hook, parsed, frame.len(), self.now_ns);
         while let Some(record) = self.kernel.next_evicted() {
             self.handed_over.push(record);

@@ -46,6 +46,7 @@ fn load(frags: bool) -> Result<Kernel> {
     let flows = if frags { FLOWS } else { 8192 };
     let options = LoadOptions { flows, frags, floors: true, tagging: true, ..LoadOptions::default() };
     let mut kernel = Kernel::load(&options)?;
+    kernel.load_stack_ingress()?;
     kernel.watch(IFINDEX)?;
     let idle = u32::from(u16::MAX);
     kernel.control.set(&Control { evict_idle_ticks: idle, tag_dscp: NO_DSCP, ..bytemuck::Zeroable::zeroed() });
@@ -75,6 +76,7 @@ impl Subjects {
             subject("ingress, VLAN (xdp.frags)", true, Hook::Ingress, hot(1000)?.tag(VLAN, 5)),
             subject("ingress, QinQ (xdp.frags)", true, Hook::Ingress, hot(1000)?.tag(SERVICE_VLAN, 5).tag(VLAN, 6)),
             subject("ingress, IPv6 (xdp.frags)", true, Hook::Ingress, v6),
+            subject("TC ingress, one TCP flow", true, Hook::StackIngress, hot(1000)?),
             subject("egress, one TCP flow", true, Hook::Egress, back),
             subject("tag, flow without a verdict", true, Hook::Tag, hot(1000)?),
         ];
