@@ -5,6 +5,7 @@
 mod extract;
 mod model;
 mod print;
+mod replay;
 
 use std::ffi::OsString;
 use std::future::Future;
@@ -76,6 +77,8 @@ enum Command {
     },
     /// Turn packet captures into feature vectors, a row a flow; needs no privileges
     Extract(Box<extract::Extract>),
+    /// Score the flows of packet captures with a model, a row a look, and say what would be done; needs no privileges
+    Replay(replay::Replay),
     /// List the features that a model can be given
     Features {
         /// Form of the list
@@ -235,6 +238,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Doctor { interfaces, json } => return doctor(interfaces, json),
         Command::Model { command } => return model::run(command),
+        Command::Replay(arguments) => return replay::run(arguments),
         Command::Extract(arguments) => crate::replay::extract(&arguments.options())?,
         Command::Features { format } => say(&print::features(format)?)?,
         Command::Metrics { format } => say(&print::metrics(format)?)?,

@@ -14,6 +14,10 @@ use crate::model::explain::{Explanation, explain};
 use crate::model::file::File;
 use crate::model::isolate::{self, Limits};
 use crate::model::{Model, check};
+use crate::replay::endpoints;
+use crate::replay::score::record_of;
+use crate::vector;
+use crate::view::{FlowView, protocol_name};
 
 /// How long each batch size is timed.
 const TIMED: Duration = Duration::from_millis(200);
@@ -32,9 +36,12 @@ pub(super) enum ModelCommand {
     Explain {
         /// The ONNX file
         file: PathBuf,
-        /// A flow of the running agent, by its id in `sensor flows --json`
+        /// A flow of the running agent, by its id in `sensor flows --json`; with --capture its number in `sensor replay`
         #[arg(long, value_name = "ID")]
         flow: String,
+        /// Take the flow from this capture
+        #[arg(long, value_name = "CAPTURE")]
+        capture: Option<PathBuf>,
         /// Features to show, 0 = all
         #[arg(long, value_name = "N", default_value_t = 10)]
         top: usize,
@@ -62,19 +69,13 @@ pub(super) enum ModelCommand {
 pub(super) fn run(command: ModelCommand) -> Result<ExitCode> {
     match command {
         ModelCommand::Check { file, json } => return check(&file, json),
-        ModelCommand::Explain { file, flow, top, socket, json } => {
-            let view = wait(control::get_features(&socket.socket, &flow))?;
+        ModelCommand::Explain { file, flow, capture, top, socket, json } => {
             let mut model = load(&file)?;
-            let row: Vec<f32> = model
-                .features
-                .iter()
-                .map(|feature| {
-                    view.features.get(feature.name).copied().flatten().map_or(f32::NAN, |value| value as f32)
-                })
-                .collect();
+            let (title, row) = match capture {
+                Some(capture) => of_capture(&model, &capture, &flow)?,
+                None => of_agent(&model, &socket.socket, &flow)?,
+            };
             let explanation = explain(&mut model, &row)?;
-            let of = &view.flow;
-            let title = format!("{}:{} -> {}:{} {}", of.src, of.sport, of.dst, of.dport, of.protocol);
             say(&if json { print::json(&explanation)? } else { render(&title, &explanation, &model, top) })?;
         }
         ModelCommand::Load { file, shadow, socket } => {
@@ -91,6 +92,26 @@ pub(super) fn run(command: ModelCommand) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Title and features of a flow of the running agent.
+fn of_agent(model: &Model, socket: &Path, id: &str) -> Result<(String, Vec<f32>)> {
+    let view = wait(control::get_features(socket, id))?;
+    let value = |name: &str| view.features.get(name).copied().flatten().map_or(f32::NAN, |value| value as f32);
+    let row = model.features.iter().map(|feature| value(feature.name)).collect();
+    let FlowView { src, sport, dst, dport, protocol, .. } = &view.flow;
+    Ok((format!("{src} port {sport} to {dst} port {dport}, {protocol}"), row))
+}
+
+/// Title and features of a flow of a capture.
+fn of_capture(model: &Model, capture: &Path, number: &str) -> Result<(String, Vec<f32>)> {
+    let wanted = number.parse().with_context(|| format!("--flow {number}: with --capture it is a number"))?;
+    let record = record_of(capture, wanted)?;
+    let mut row = vec![f32::NAN; model.features.len()];
+    vector::fill(&model.features, &record, &mut row);
+    let (from, to) = endpoints(&record);
+    let protocol = protocol_name(record.key.protocol);
+    Ok((format!("{} port {} to {} port {}, {protocol}", from.address, from.port, to.address, to.port), row))
 }
 
 fn check(path: &Path, json: bool) -> Result<ExitCode> {

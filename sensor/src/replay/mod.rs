@@ -13,6 +13,7 @@ pub mod link;
 mod output;
 mod progress;
 mod rows;
+pub mod score;
 mod source;
 pub mod table;
 pub mod view;

@@ -1,0 +1,56 @@
+//! `sensor replay`.
+
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::model;
+use crate::config::Config;
+use crate::model::contract::Thresholds;
+use crate::replay::score::{Form, ReplayOptions, replay};
+
+#[derive(Debug, Args)]
+pub(super) struct Replay {
+    /// Capture files: pcap or pcapng, plain or compressed with gzip or zstd; - is standard input
+    #[arg(required = true, value_name = "CAPTURE")]
+    captures: Vec<PathBuf>,
+    /// The ONNX model
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// Also score each flow when it reaches these packet counts, as the agent does at powers of two
+    #[arg(long, value_delimiter = ',', value_name = "N,N…")]
+    snapshots: Vec<u64>,
+    /// Form of the rows
+    #[arg(long, value_enum, default_value_t)]
+    format: Form,
+    /// Configuration file whose [policy] decides [default: the default policy]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where the rows go [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: Replay) -> Result<ExitCode> {
+    let Replay { captures, model, snapshots, format: form, config, output } = arguments;
+    let config = config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+    config.validate()?;
+    let mut model = model::load(&model)?;
+    if let Some(threshold) = config.policy.threshold {
+        model.thresholds = Thresholds::all(threshold as f32);
+    }
+    let options = ReplayOptions { captures, snapshots, form, policy: config.policy };
+    let mut output: Box<dyn Write> = match &output {
+        Some(path) => {
+            let file = std::fs::File::create_new(path).with_context(|| format!("create {}", path.display()))?;
+            Box::new(BufWriter::new(file))
+        }
+        None => Box::new(BufWriter::new(std::io::stdout().lock())),
+    };
+    replay(&options, &mut model, &mut output, &mut std::io::stderr().lock())?;
+    output.flush()?;
+    Ok(ExitCode::SUCCESS)
+}

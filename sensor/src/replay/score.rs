@@ -1,0 +1,289 @@
+//! `sensor replay`: the flows of a capture, scored by a model, with what the policy would do. Needs no privileges.
+//!
+//! The frames go through the parser and the record update of the programs, the rows through the code that scores live
+//! flows, so a score here is the score there. A flow's number counts the flows of a capture in the order in which they
+//! are first written. Called by `cli`; [`record_of`] by `sensor model explain --capture`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use sensor_common::flow::{FlowKey, FlowRecord};
+use sensor_common::verdict::Action;
+use serde::Serialize;
+
+use super::capture::Capture;
+use super::endpoints;
+use super::engine::{Engine, Native, Sink, Stop};
+use super::source::Source;
+use super::table::{DEFAULT_MAX_FLOWS, Reason, Table, Timeouts};
+use crate::config::{ActionName, Mode, PolicyConfig};
+use crate::model::{Model, Score};
+use crate::policy::Policy;
+use crate::view::protocol_name;
+
+/// Flows that are scored in one call.
+const BATCH: usize = 512;
+
+/// Form of the rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// Comma-separated values with a header.
+    #[default]
+    Csv,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What to replay.
+#[derive(Clone, Debug)]
+pub struct ReplayOptions {
+    /// Captures, each with a flow table of its own; `-` is standard input.
+    pub captures: Vec<PathBuf>,
+    /// Packet counts at which a flow is scored while it goes on; every flow is scored when it ends.
+    pub snapshots: Vec<u64>,
+    /// Form of the rows.
+    pub form: Form,
+    /// From score to action.
+    pub policy: PolicyConfig,
+}
+
+/// One scored flow.
+#[derive(Debug, Serialize)]
+struct Row<'a> {
+    capture: &'a str,
+    flow: u64,
+    /// Time of the last packet, Unix seconds.
+    time: f64,
+    /// Why the flow is looked at: "snapshot", or how it ended.
+    reason: &'static str,
+    src: String,
+    sport: u16,
+    dst: String,
+    dport: u16,
+    protocol: String,
+    packets: u64,
+    /// Empty below the model's smallest number of packets.
+    score: Option<f32>,
+    label: Option<&'a str>,
+    /// What mode enforce would do, without verdicts of looks before.
+    action: ActionName,
+}
+
+/// Looks, reports and actions of one label.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    looks: u64,
+    reported: u64,
+    tag: u64,
+    drop: u64,
+}
+
+/// Scores the flows of captures: rows to `output`, a summary by label to `report`.
+///
+/// # Errors
+/// If a capture cannot be read to its end (what was read of it is in the output), the model fails, or `output` does.
+pub fn replay(
+    options: &ReplayOptions,
+    model: &mut Model,
+    output: &mut dyn Write,
+    report: &mut dyn Write,
+) -> Result<()> {
+    let policy = Policy::new(Mode::Enforce, &options.policy, &model.labels, model.thresholds, model.min_packets);
+    let mut scorer = Scorer {
+        model,
+        policy,
+        writer: Writer::new(options.form, output),
+        pending: Vec::with_capacity(BATCH),
+        records: Vec::with_capacity(BATCH),
+        counts: BTreeMap::new(),
+        young: 0,
+    };
+    for path in &options.captures {
+        let name = path.display().to_string();
+        let mut take = |number: u64, record: &FlowRecord, reason: Reason| scorer.add(&name, number, record, reason);
+        let done = visit(path, &options.snapshots, &mut take);
+        // What came before an error is good.
+        scorer.flush(&name)?;
+        done.with_context(|| name.clone())?;
+    }
+    scorer.writer.finish()?;
+    scorer.summary(report)
+}
+
+/// The record of flow `number` of a capture when it ended, numbered as [`replay`] does without snapshots.
+///
+/// # Errors
+/// If there is no such flow, or the capture cannot be read up to it.
+pub fn record_of(path: &Path, number: u64) -> Result<FlowRecord> {
+    let (mut found, mut last) = (None, 0);
+    let read = visit(path, &[], &mut |at, record, _| {
+        last = at;
+        if at == number {
+            found = Some(*record);
+        }
+        Ok(())
+    });
+    match found {
+        Some(record) => Ok(record),
+        None => {
+            read.with_context(|| path.display().to_string())?;
+            bail!("{} has no flow {number}; its last one is {last}, see `sensor replay`", path.display())
+        }
+    }
+}
+
+/// Gives each record of a capture, with the number of its flow, to `take`.
+fn visit(path: &Path, snapshots: &[u64], take: &mut dyn FnMut(u64, &FlowRecord, Reason) -> Result<()>) -> Result<()> {
+    ensure!(!snapshots.contains(&0), "a snapshot at 0 packets does not exist: start from 1");
+    let mut capture = Capture::open(Source::open(path)?.input)?;
+    let table = Table::new(Timeouts::default(), snapshots.to_vec()).with_max_flows(DEFAULT_MAX_FLOWS);
+    let mut engine = Native::new(table);
+    let mut numbered = Numbered { take, numbers: HashMap::new(), next: 1 };
+    let mut outcome = Ok(());
+    while outcome.is_ok() {
+        match capture.read() {
+            Ok(Some(captured)) => match engine.frame(&captured, &mut numbered) {
+                Ok(()) => {}
+                Err(Stop::Capture(error)) => outcome = Err(error),
+                Err(Stop::Failed(error)) => return Err(error),
+            },
+            Ok(None) => break,
+            Err(error) => outcome = Err(error),
+        }
+    }
+    engine.finish(&mut numbered)?;
+    outcome
+}
+
+/// Numbers flows: key and time of the first packet tell them apart.
+struct Numbered<'a> {
+    take: &'a mut dyn FnMut(u64, &FlowRecord, Reason) -> Result<()>,
+    /// Flows that go on.
+    numbers: HashMap<(FlowKey, u64), u64>,
+    next: u64,
+}
+
+impl Sink for Numbered<'_> {
+    fn record(&mut self, record: &FlowRecord, reason: Reason) -> Result<()> {
+        let flow = (record.key, record.first_ns);
+        let number = *self.numbers.entry(flow).or_insert_with(|| {
+            self.next += 1;
+            self.next - 1
+        });
+        if reason != Reason::Snapshot {
+            self.numbers.remove(&flow);
+        }
+        (self.take)(number, record, reason)
+    }
+}
+
+struct Scorer<'a> {
+    model: &'a mut Model,
+    policy: Policy,
+    writer: Writer<'a>,
+    pending: Vec<(u64, Reason)>,
+    records: Vec<FlowRecord>,
+    counts: BTreeMap<String, Count>,
+    /// Looks at flows with too few packets.
+    young: u64,
+}
+
+impl Scorer<'_> {
+    fn add(&mut self, capture: &str, number: u64, record: &FlowRecord, reason: Reason) -> Result<()> {
+        self.pending.push((number, reason));
+        self.records.push(*record);
+        if self.records.len() < BATCH { Ok(()) } else { self.flush(capture) }
+    }
+
+    fn flush(&mut self, capture: &str) -> Result<()> {
+        let mut scores = Vec::with_capacity(self.records.len());
+        self.model.score(&self.records, &mut scores)?;
+        for ((record, (number, reason)), score) in self.records.iter().zip(&self.pending).zip(&scores) {
+            let scored = (record.packets() >= self.policy.min_packets()).then_some(*score);
+            let decision = scored.map(|score| self.policy.decide(record, score));
+            let label =
+                scored.map(|Score { label, .. }| self.model.labels.get(usize::from(label)).map_or("?", String::as_str));
+            match (label, &decision) {
+                (Some(label), Some(decision)) => {
+                    if !self.counts.contains_key(label) {
+                        self.counts.insert(label.to_owned(), Count::default());
+                    }
+                    if let Some(count) = self.counts.get_mut(label) {
+                        count.looks += 1;
+                        count.reported += u64::from(decision.reported);
+                        count.tag += u64::from(decision.would == Action::Tag);
+                        count.drop += u64::from(decision.would == Action::Drop);
+                    }
+                }
+                _ => self.young += 1,
+            }
+            let (from, to) = endpoints(record);
+            self.writer.row(&Row {
+                capture,
+                flow: *number,
+                time: record.last_ns as f64 / 1e9,
+                reason: reason.name(),
+                src: from.address.to_string(),
+                sport: from.port,
+                dst: to.address.to_string(),
+                dport: to.port,
+                protocol: protocol_name(record.key.protocol),
+                packets: record.packets(),
+                score: scored.map(|score| score.score),
+                label,
+                action: decision.map_or(Action::Pass, |decision| decision.would).into(),
+            })?;
+        }
+        self.pending.clear();
+        self.records.clear();
+        Ok(())
+    }
+
+    fn summary(&self, report: &mut dyn Write) -> Result<()> {
+        writeln!(report, "{:<16} {:>9} {:>9} {:>9} {:>9}", "label", "looks", "reported", "tag", "drop")?;
+        for (label, Count { looks, reported, tag, drop }) in &self.counts {
+            writeln!(report, "{label:<16} {looks:>9} {reported:>9} {tag:>9} {drop:>9}")?;
+        }
+        if self.young > 0 {
+            let least = self.policy.min_packets();
+            writeln!(report, "{} looks at flows of fewer than {least} packets have no score", self.young)?;
+        }
+        Ok(())
+    }
+}
+
+enum Writer<'a> {
+    Csv(Box<csv::Writer<&'a mut dyn Write>>),
+    Json(&'a mut dyn Write),
+}
+
+impl<'a> Writer<'a> {
+    fn new(form: Form, output: &'a mut dyn Write) -> Writer<'a> {
+        match form {
+            Form::Csv => Writer::Csv(Box::new(csv::Writer::from_writer(output))),
+            Form::Json => Writer::Json(output),
+        }
+    }
+
+    fn row(&mut self, row: &Row<'_>) -> Result<()> {
+        match self {
+            Writer::Csv(writer) => writer.serialize(row)?,
+            Writer::Json(writer) => {
+                serde_json::to_writer(&mut **writer, row)?;
+                writeln!(writer)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        match self {
+            Writer::Csv(writer) => writer.flush()?,
+            Writer::Json(writer) => writer.flush()?,
+        }
+        Ok(())
+    }
+}
