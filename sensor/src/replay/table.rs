@@ -11,11 +11,17 @@ mod order;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
+use std::rc::Rc;
+
+use sensor_common::context::HostContext;
 use sensor_common::flow::{FlowRecord, state};
+use sensor_common::hash::Seed;
 use sensor_common::packet::Packet;
 
 use self::index::Index;
 use self::order::{List, Order};
+use crate::context::Replay;
 
 /// Seconds to nanoseconds.
 pub(super) const SECOND_NS: u64 = 1_000_000_000;
@@ -105,6 +111,8 @@ pub struct Table {
     now_ns: u64,
     /// Nothing can time out before this.
     due_ns: u64,
+    /// The host context, if it is followed, and where that of the record that is handed over is put.
+    context: Option<(Box<Replay>, Rc<Cell<HostContext>>)>,
 }
 
 impl Table {
@@ -124,7 +132,15 @@ impl Table {
             order: Order::default(),
             now_ns: 0,
             due_ns: u64::MAX,
+            context: None,
         }
+    }
+
+    /// Follows the host context as the programs and the agent do, under the hash keys `seed`. Whenever the sink is called,
+    /// `context` holds that of its record: at the time of the snapshot's packet, or when the flow ended.
+    #[must_use]
+    pub fn with_context(self, seed: Seed, context: Rc<Cell<HostContext>>) -> Table {
+        Table { context: Some((Box::new(Replay::new(seed)), context)), ..self }
     }
 
     /// Holds at most `max_flows` at once, at least 1.
@@ -219,8 +235,15 @@ impl Table {
         if time_ns.saturating_add(self.timeouts.idle_ns) < self.now_ns {
             self.end_all(Reason::Clock, sink)?;
             self.now_ns = time_ns;
+            if let Some((context, _)) = &mut self.context {
+                context.clear();
+            }
         }
         self.now_ns = self.now_ns.max(time_ns);
+        if let Some((mut context, cell)) = self.context.take() {
+            context.advance(self.now_ns, |number| self.record(number));
+            self.context = Some((context, cell));
+        }
         if self.due_ns <= self.now_ns {
             self.expire(sink)?;
         }
@@ -239,8 +262,13 @@ impl Table {
         record.update(packet, time_ns);
         let (packets, closed) = (record.packets(), record.state & state::CLOSED != 0);
         self.touch(number, closed);
+        if let Some((mut context, cell)) = self.context.take() {
+            context.packet(number, self.record(number).generation, self.now_ns);
+            self.context = Some((context, cell));
+        }
         while self.snapshots.get(self.slots[number as usize].taken as usize).is_some_and(|count| packets >= *count) {
             self.slots[number as usize].taken += 1;
+            self.place_context(number, self.now_ns);
             sink(self.record(number), Reason::Snapshot)?;
         }
         Ok(())
@@ -292,6 +320,9 @@ impl Table {
         let record = self.record_mut(number);
         let generation = record.generation.wrapping_add(1);
         record.start(packet, time_ns, 0, generation);
+        if let Some((context, _)) = &mut self.context {
+            context.start(packet, self.now_ns);
+        }
         self.index.insert(hash, number);
         self.order.push(List::Open, number);
         self.due_ns = self.due_ns.min(time_ns.saturating_add(self.timeouts.idle_ns));
@@ -319,6 +350,13 @@ impl Table {
         if list == List::Lingering {
             let due_ns = self.record(number).last_ns.saturating_add(self.timeouts.linger_ns);
             self.due_ns = self.due_ns.min(due_ns);
+        }
+    }
+
+    /// Puts the context of a flow where the sink finds it.
+    fn place_context(&self, number: u32, now_ns: u64) {
+        if let Some((context, cell)) = &self.context {
+            cell.set(context.context(self.record(number), now_ns));
         }
     }
 
@@ -357,6 +395,18 @@ impl Table {
         self.index.remove(self.slots[number as usize].hash, number);
         self.order.remove(number);
         self.free.push(number);
+        if let Some((mut context, cell)) = self.context.take() {
+            let record = self.record(number);
+            // That a flow timed out is only noticed when another packet comes.
+            let closed = record.state & state::CLOSED != 0;
+            let ended_ns = match reason {
+                Reason::Idle | Reason::Closed => record.last_ns.saturating_add(self.wait_ns(closed)).min(self.now_ns),
+                _ => self.now_ns,
+            };
+            context.end(number, record, ended_ns);
+            self.context = Some((context, cell));
+            self.place_context(number, ended_ns);
+        }
         sink(self.record(number), reason)
     }
 

@@ -243,3 +243,39 @@ fn switched_off_it_is_not_there() {
     let quiet = host_context(tables, &Ledger::new(4, 4), &ends, START_NS);
     assert_eq!(quiet.source.expect("quiet is known")[0].new_flows, 0);
 }
+
+/// Time of the first packet of a flow with and without context: of a hot source that finds its bucket full, and of spoofed
+/// sources, each run with a cold call around it.
+#[test]
+#[ignore = "measures; run it by its name on a quiet machine"]
+fn what_a_new_flow_costs() {
+    let (mut hot, mut cold, mut verified) = ([u32::MAX; 2], [0u128; 2], [0; 2]);
+    let mut kernels = [None, options().context].map(|context| load(&LoadOptions { context, ..options() }));
+    for (number, kernel) in kernels.iter_mut().enumerate() {
+        let server = at("198.19.0.1:80");
+        for client in 0..30_000u32 {
+            for flags in [SYN, ACK, ACK, ACK] {
+                run(kernel, Hook::Ingress, &Frame::tcp(self::client(client, 2000), server, flags).build());
+            }
+        }
+        verified[number] =
+            kernel.programs().iter().map(|one| one.verified_instructions.unwrap_or(0)).max().unwrap_or(0);
+    }
+    for _ in 0..7 {
+        for (number, kernel) in kernels.iter_mut().enumerate() {
+            let syn = Frame::tcp(at("198.18.255.1:7"), at("198.19.0.1:80"), SYN).build();
+            let (_, ns) = kernel.test_run(Hook::Ingress, &syn, 200_000).expect("runs");
+            hot[number] = hot[number].min(ns);
+        }
+    }
+    let mut syn = Frame::tcp(at("198.18.255.1:7"), at("198.19.0.1:80"), SYN).build();
+    for source in 0..100_000u32 {
+        for (number, kernel) in kernels.iter_mut().enumerate() {
+            syn[26..30].copy_from_slice(&(10 << 24 | source.wrapping_mul(0x9e_3779) & 0x00ff_ffff).to_be_bytes());
+            cold[number] += kernel.test_run(Hook::Ingress, &syn, 1).expect("runs").1 as u128;
+        }
+    }
+    println!("verified instructions without, with: {verified:?}");
+    println!("new flow without a place, hot, ns: {hot:?}; spoofed, ns: {:?}", cold.map(|sum| sum / 100_000));
+    assert!(hot[1] > hot[0]);
+}

@@ -71,3 +71,36 @@ fn a_flow_that_is_over_does_not_go_on() {
     let mut table = table(10);
     assert_eq!(ends(&mut table, &[(100, 1), (50, 2), (111, 2)]), [(2, 1, Reason::Idle)]);
 }
+
+/// One address sends to many, then one of its flows reaches a snapshot, then all end.
+#[test]
+fn records_come_with_their_host_context() {
+    let cell = Rc::new(Cell::new(HostContext::NONE));
+    let mut table = Table::new(Timeouts::default(), vec![2]).with_context(crate::context::REPLAY_SEED, cell.clone());
+    let mut seen = Vec::new();
+    let mut sink = |record: &FlowRecord, reason: Reason| {
+        seen.push((record.key.low[0] & 0xffff, reason, cell.get()));
+        Ok::<_, ()>(())
+    };
+    let start = 1_700_000_000 * SECOND_NS;
+    for host in 1..=50u64 {
+        table.packet(&packet(host as u32), start + host * 1_000_000, &mut sink).expect("taken");
+    }
+    table.packet(&packet(7), start + 3 * SECOND_NS, &mut sink).expect("taken");
+    table.packet(&packet(9), start + 200 * SECOND_NS, &mut sink).expect("taken");
+    table.finish(&mut sink).expect("taken");
+    let (host, reason, context) = seen[0];
+    assert_eq!((host, reason), (7, Reason::Snapshot));
+    let service = context.service.expect("known")[1];
+    assert_eq!((service.new_flows, service.judged, service.unanswered), (50, 50, 50));
+    assert!((35..70).contains(&service.sources), "{service:?}");
+    assert_eq!(service.bytes, 50 * 100, "the snapshot's own packet is entered at the next look");
+    let source = context.source.expect("known")[1];
+    assert_eq!((source.new_flows, source.ports, source.hosts, source.judged), (1, 1, 1, 1));
+    // The context of a flow that was idle is that of the time it timed out, not of the packet that shows it.
+    let (_, reason, context) = seen.iter().find(|(host, ..)| *host == 50).expect("ended");
+    assert_eq!(*reason, Reason::Idle);
+    assert!(context.service.expect("known")[2].new_flows > 0 && context.service.expect("known")[1].new_flows == 0);
+    let (_, reason, context) = seen.last().expect("ended");
+    assert_eq!((*reason, context.service.expect("known")[1].new_flows), (Reason::End, 1));
+}
