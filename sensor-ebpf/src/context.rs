@@ -52,38 +52,62 @@ unsafe extern "C" fn sensor_context(visit: *const Visit, counters: *mut Interfac
     let NewFlow { ends, source_cells, service_cells } =
         NewFlow::new(&visit.packet.key, starts_high(&visit.packet), seed);
     let tick = tick_of(visit.now_ns);
-    // The compiler can prove that they are in range and would not test it; the verifier needs to see the test.
-    let source_cells = source_cells.map(|cell| atomic::opaque(cell as u64) as u32);
-    let service_cells = service_cells.map(|cell| atomic::opaque(cell as u64) as u32);
-    note_in(&SOURCES, SOURCE_SETS.load(), &ends.source, ends.source_hash, tick, source_cells, counters);
-    note_in(&SERVICES, SERVICE_SETS.load(), &ends.service, ends.service_hash, tick, service_cells, counters);
+    let note = Note { key: ends.source, hash: ends.source_hash, tick, cells: source_cells };
+    note_in(&SOURCES, SOURCE_SETS.load(), &note, counters);
+    let note = Note { key: ends.service, hash: ends.service_hash, tick, cells: service_cells };
+    note_in(&SERVICES, SERVICE_SETS.load(), &note, counters);
     0
+}
+
+/// What [`Set::note`] takes.
+#[repr(C)]
+struct Note {
+    key: Key,
+    hash: u32,
+    tick: u32,
+    cells: [u32; 2],
 }
 
 /// Notes a new flow in one of the tables, of `sets` sets.
 #[inline(always)]
-fn note_in(
-    table: &Array<Set>,
-    sets: u32,
-    key: &Key,
-    hash: u32,
-    tick: u32,
-    cells: [u32; 2],
-    counters: &mut InterfaceCounters,
-) {
-    let Some(set) = table.get_ptr_mut(hash & sets.wrapping_sub(1)) else { return };
+fn note_in(table: &Array<Set>, sets: u32, note: &Note, counters: &mut InterfaceCounters) {
+    let Some(set) = table.get_ptr_mut(note.hash & sets.wrapping_sub(1)) else { return };
+    // SAFETY: a map value and a reference.
+    match unsafe { sensor_note(set, note) } {
+        COUNTED => {}
+        REPLACED => counters.context_replaced += 1,
+        _ => counters.context_lost += 1,
+    }
+}
+
+/// What [`sensor_note`] returns, besides that the lock was not to be had.
+const COUNTED: u64 = 0;
+/// See [`COUNTED`].
+const REPLACED: u64 = 1;
+const LOST: u64 = 2;
+
+/// [`Set::note`] under the set's lock, verified once.
+///
+/// # Safety
+/// Both pointers are valid, or null; `set` is a map value.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_note(set: *mut Set, note: *const Note) -> u64 {
+    if set.is_null() || note.is_null() {
+        return LOST;
+    }
+    // SAFETY: just tested, and the caller's.
+    let Note { key, hash, tick, cells } = unsafe { &*note };
     // SAFETY: a map value.
     let word = unsafe { &raw mut (*set).sequence };
-    let Some(sequence) = lock(word) else {
-        counters.context_lost += 1;
-        return;
-    };
+    let Some(sequence) = lock(word) else { return LOST };
+    // The compiler can prove that cells are in range and would not test it; the verifier needs to see the test.
+    let cells = cells.map(|cell| atomic::opaque(cell as u64) as u32);
     // SAFETY: under the set's lock this CPU is the only writer.
-    if unsafe { &mut *set }.note(key, hash, tick, cells) == Noted::Replaced {
-        counters.context_replaced += 1;
-    }
+    let noted = unsafe { &mut *set }.note(key, *hash, *tick, cells);
     // SAFETY: 4 aligned bytes of a map value, whose lock this CPU holds.
     unsafe { atomic::release(word, sequence.wrapping_add(2)) };
+    if noted == Noted::Replaced { REPLACED } else { COUNTED }
 }
 
 #[inline(always)]
