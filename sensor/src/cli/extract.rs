@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::config::{FlowsConfig, Tunnel};
 use crate::replay::table::DEFAULT_MAX_FLOWS;
 use crate::replay::{ExtractOptions, Format, View};
 
@@ -42,6 +43,12 @@ pub(super) struct Extract {
     /// Flows that are held at once, about 1 kB each; for one more, the flow idle longest is ended
     #[arg(long, value_name = "N", default_value_t = DEFAULT_MAX_FLOWS)]
     max_flows: usize,
+    /// Tunnels whose inner flows are counted in place of the outer one
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,…")]
+    tunnels: Vec<Tunnel>,
+    /// Look at the first payload bytes, for the payload-hint features
+    #[arg(long)]
+    payload_hints: bool,
     /// Let the programs in the kernel count, by test runs: the same rows, a few times slower; needs root
     #[arg(long)]
     kernel: bool,
@@ -63,6 +70,8 @@ impl Extract {
             idle_timeout,
             active_timeout,
             max_flows,
+            tunnels,
+            payload_hints,
             kernel,
             quiet,
         } = self;
@@ -77,6 +86,7 @@ impl Extract {
             idle_timeout,
             active_timeout,
             max_flows,
+            parser: FlowsConfig { tunnels, payload_hints }.parser_options(),
             kernel,
             progress: !quiet && std::io::stderr().is_terminal(),
         }

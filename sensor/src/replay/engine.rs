@@ -74,7 +74,7 @@ pub struct Native {
 }
 
 impl Native {
-    /// An engine with this table.
+    /// An engine with this table, which reads the outermost flow of a frame.
     pub fn new(table: Table) -> Native {
         Native {
             parser: link::Parser::new(Options::NONE),
@@ -82,6 +82,12 @@ impl Native {
             batch: Vec::with_capacity(BATCH),
             refused: [0; Cause::COUNT],
         }
+    }
+
+    /// Reads frames under these options.
+    #[must_use]
+    pub fn with_options(self, options: Options) -> Native {
+        Native { parser: link::Parser::new(options), ..self }
     }
 }
 

@@ -100,6 +100,14 @@ impl KernelReplay {
     /// # Errors
     /// Without root (CAP_BPF, CAP_NET_ADMIN), or for more flows than the table can have.
     pub fn load(flows: usize) -> Result<KernelReplay> {
+        KernelReplay::load_with(flows, packet::Options::NONE)
+    }
+
+    /// [`KernelReplay::load`] with choices for the parser.
+    ///
+    /// # Errors
+    /// As for [`KernelReplay::load`].
+    pub fn load_with(flows: usize, parser: packet::Options) -> Result<KernelReplay> {
         let (least, most) = (MIN_BUCKETS as usize * WAYS, MAX_BUCKETS as usize * WAYS);
         if flows > most {
             bail!("the kernel's flow table holds {most} flows at most, not {flows}: replay without --kernel");
@@ -107,7 +115,7 @@ impl KernelReplay {
         let flows = flows.next_power_of_two().max(least);
         let frags = probe::kernel().xdp_frags;
         let options =
-            LoadOptions { flows, frags, replay_clock: true, seed: Some(REPLAY_SEED), ..LoadOptions::default() };
+            LoadOptions { flows, frags, parser, replay_clock: true, seed: Some(REPLAY_SEED), ..LoadOptions::default() };
         let mut kernel = Kernel::load(&options).context(
             "the programs cannot be loaded for --kernel, which needs root; without it, the same records are made in \
              this process",

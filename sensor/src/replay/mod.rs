@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow, ensure};
 use sensor_common::counter::Cause;
 use sensor_common::flow::FlowRecord;
+use sensor_common::packet;
 
 pub use export::{Endpoint, endpoints};
 pub use rows::Format;
@@ -68,6 +69,8 @@ pub struct ExtractOptions {
     pub active_timeout: Option<Duration>,
     /// Flows that are held at once.
     pub max_flows: usize,
+    /// Tunnels whose inner flows are counted, and whether first payload bytes are looked at.
+    pub parser: packet::Options,
     /// Whether the programs in the kernel count, see [`kernel`].
     pub kernel: bool,
     /// Whether a terminal sees a progress bar.
@@ -87,6 +90,7 @@ impl Default for ExtractOptions {
             idle_timeout: None,
             active_timeout: None,
             max_flows: DEFAULT_MAX_FLOWS,
+            parser: packet::Options::NONE,
             kernel: false,
             progress: false,
         }
@@ -129,7 +133,7 @@ impl ExtractOptions {
         let table = Table::new(self.timeouts(), self.snapshots.clone()).with_max_flows(self.max_flows);
         Ok(match kernel {
             Some(kernel) => Box::new(InKernel::new(kernel, table)?),
-            None => Box::new(Native::new(table)),
+            None => Box::new(Native::new(table).with_options(self.parser)),
         })
     }
 }
@@ -212,7 +216,8 @@ struct Outcome {
 fn write(options: &ExtractOptions, output: Box<dyn Write + Send + '_>, report: &mut dyn Write) -> Result<Outcome> {
     let labels = options.labels.as_deref().map(Labels::read).transpose()?.unwrap_or_default();
     let mut export = Export::new(options.view, options.format.unwrap_or_default(), output, labels)?;
-    let mut kernel = options.kernel.then(|| KernelReplay::load(kernel::DEFAULT_FLOWS)).transpose()?;
+    let mut kernel =
+        options.kernel.then(|| KernelReplay::load_with(kernel::DEFAULT_FLOWS, options.parser)).transpose()?;
     let mut all = Totals::default();
     let mut failures = Vec::new();
     for path in &options.captures {

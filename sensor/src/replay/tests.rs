@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod formats;
+mod truth;
 
 use std::path::Path;
 
@@ -137,8 +138,12 @@ fn extract_path(path: &Path, snapshots: &[u64], labels: Option<PathBuf>) -> Outc
         labels,
         ..ExtractOptions::default()
     };
+    extract_with(&options)
+}
+
+fn extract_with(options: &ExtractOptions) -> Outcome {
     let (mut output, mut report) = (Vec::new(), Vec::new());
-    let result = run(&options, Box::new(&mut output), &mut report);
+    let result = run(options, Box::new(&mut output), &mut report);
     let mut reader = csv::Reader::from_reader(&output[..]);
     let header = reader.headers().expect("header").clone();
     let rows = reader.records().map(|row| row.expect("row")).collect();

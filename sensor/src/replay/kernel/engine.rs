@@ -42,7 +42,8 @@ impl<'k> Pair<'k> {
     pub fn begin(kernel: &'k mut KernelReplay, table: Table, skew_ns: u64) -> Result<Pair<'k>> {
         kernel.begin()?;
         let notes = HostNotes::new(kernel.seed(), DEFAULT_SOURCES, DEFAULT_SERVICES);
-        Ok(Pair { kernel, host: Native::new(table), not_run: HashMap::new(), runs: 0, notes, skew_ns })
+        let host = Native::new(table).with_options(kernel.options);
+        Ok(Pair { kernel, host, not_run: HashMap::new(), runs: 0, notes, skew_ns })
     }
 
     /// Frames that the programs were given.
