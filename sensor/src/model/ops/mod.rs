@@ -9,6 +9,8 @@ mod linear;
 pub(super) mod post;
 mod scale;
 mod svm;
+#[cfg(test)]
+mod tests;
 mod trees;
 
 use std::sync::Arc;

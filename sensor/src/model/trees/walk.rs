@@ -1,6 +1,7 @@
 //! The walk: rows through trees, interleaved, so that the loads of one hide behind those of others.
 //!
-//! Rows are copied, with their column of NaN, to a block that stays in the first-level cache. Sixteen rows walk one tree in step;
+//! Rows are copied, with their column of NaN, to a block that stays in the first-level cache. Eight rows walk one tree in step (with
+//! more, all wait for the one with the longest way);
 //! what is left over walks row by row, eight trees in step. Nothing is allocated after the first call of a thread.
 
 use std::cell::RefCell;
@@ -10,7 +11,7 @@ use super::{COLUMN_BITS, COLUMN_SHIFT, Combine, EQUAL, Ensemble, Leaves, MEMBER,
 /// Rows of one block: a tree stays in the cache while they all walk it.
 const BLOCK: usize = 64;
 /// Rows that walk a tree in step.
-const ROWS: usize = 16;
+const ROWS: usize = 8;
 /// Trees that one row walks in step.
 const TREES: usize = 8;
 
