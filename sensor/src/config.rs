@@ -136,6 +136,8 @@ pub struct ModelConfig {
     pub watch: bool,
     /// Largest number of flows in one inference call.
     pub max_batch: u32,
+    /// Threads that share a large inference call.
+    pub threads: u32,
     /// Flows scored in one poll; the rest waits for the next.
     pub max_flows_per_poll: u32,
     /// Largest model file, MiB.
@@ -246,6 +248,7 @@ impl Default for ModelConfig {
             shadow: None,
             watch: true,
             max_batch: 512,
+            threads: 1,
             max_flows_per_poll: 8192,
             max_file_mib: 64,
             load_memory_mib: 2048,
@@ -389,6 +392,7 @@ impl Config {
         );
 
         number("model.max_batch", model.max_batch, 1, 4096)?;
+        number("model.threads", model.threads, 1, crate::model::network::MAX_THREADS as u32)?;
         number("model.max_flows_per_poll", model.max_flows_per_poll, model.max_batch, 1 << 20)?;
         ensure!(
             model.shadow.is_none() || model.path.is_some(),

@@ -175,6 +175,7 @@ pub(super) fn load(path: &Path, config: &Config) -> Result<Model> {
     let what = || format!("load the model {}", path.display());
     accept(&report, config).map_err(|problems| problem::error(&problems)).with_context(what)?;
     let mut model = Model::from_file(&file).with_context(what)?;
+    model.set_threads(settings.threads as usize).with_context(what)?;
     if let Some(threshold) = config.policy.threshold {
         // A score's label depends on it, too.
         model.thresholds = Thresholds::all(threshold as f32);

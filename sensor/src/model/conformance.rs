@@ -159,6 +159,31 @@ fn judge(case: &Case, inputs: &BTreeMap<String, Rows>) -> Outcome {
 }
 
 #[test]
+fn threads_give_the_same_as_one() {
+    let bytes = std::fs::read(root().join("models/conformance/data/xgboost_multi.onnx")).expect("export");
+    let mut network = Network::build(&network::decode(&bytes).expect("decodes"), 12, 4).expect("builds");
+    let mut run = |threads: usize| {
+        network.set_threads(threads).expect("states");
+        let mut out = Vec::new();
+        let fill = |row: usize, values: &mut [f32]| {
+            values
+                .iter_mut()
+                .enumerate()
+                .for_each(|(column, value)| *value = ((row * 7 + column * 3) % 11) as f32 - 4.0);
+        };
+        // Three full batches, and a rest of each smaller kind.
+        network.run(3 * 512 + 64 + 9, fill, |row, values| out.push((row, values.to_vec()))).expect("runs");
+        assert!(out.iter().enumerate().all(|(place, (row, _))| place == *row), "rows come in order");
+        out
+    };
+    let alone = run(1);
+    assert_eq!(alone.len(), 3 * 512 + 64 + 9);
+    for threads in [2, 3, 16] {
+        assert!(run(threads) == alone, "{threads} threads differ");
+    }
+}
+
+#[test]
 fn conformance() {
     let inputs: BTreeMap<String, Rows> = json("inputs.json");
     let mut page = String::from(

@@ -140,6 +140,14 @@ impl Model {
         self.run(rows.len(), out)
     }
 
+    /// Lets `threads` threads share large calls; see [`Network::set_threads`].
+    ///
+    /// # Errors
+    /// As for [`Network::set_threads`].
+    pub fn set_threads(&mut self, threads: usize) -> Result<()> {
+        self.network.set_threads(threads)
+    }
+
     /// [`Model::score`] for rows of features that `fill` writes (row number, one value per feature).
     ///
     /// # Errors

@@ -14,6 +14,7 @@ use tract_onnx::tract_core::ops::cast::cast;
 use tract_onnx::tract_hir::internal::{Framework, TypedRunnableModel, TypedSimpleState};
 
 use super::engine::framework;
+use super::isolate::STACK;
 use super::lower::{Lowered, lower};
 
 /// Batch sizes that are compiled. A constant batch with padding beats a symbolic one in tract from a few rows on.
@@ -191,11 +192,17 @@ fn run_lanes(plan: &Arc<TypedRunnableModel>, lanes: &mut [Lane]) -> Result<Vec<T
         return Ok(vec![first.run(plan)?]);
     }
     std::thread::scope(|scope| {
-        let threads: Vec<_> = others.iter_mut().map(|lane| scope.spawn(|| lane.run(plan))).collect();
-        let mut outputs = vec![first.run(plan)];
-        outputs
-            .extend(threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| bail!("a thread ended early"))));
-        outputs.into_iter().collect()
+        let mut threads = Vec::with_capacity(others.len());
+        for lane in others {
+            // Nested graphs take stack: as much as any thread has that runs a model.
+            let thread = std::thread::Builder::new().stack_size(2 * STACK);
+            threads.push(thread.spawn_scoped(scope, || lane.run(plan)).context("cannot start a thread")?);
+        }
+        let mut outputs = vec![first.run(plan)?];
+        for thread in threads {
+            outputs.push(thread.join().unwrap_or_else(|_| bail!("a thread ended early"))?);
+        }
+        Ok(outputs)
     })
 }
 
