@@ -110,14 +110,13 @@ def network_layer(link, frame):
         kind, at = 0x0800, {9: 2 if frame[:1] not in (b"\x0f", b"\x8f") else 4, 104: 4, 50: 4}.get(link, 0)
     if kind not in (0x0800, 0x86DD):
         facts.add("no IP by its EtherType")
+        if kind >= 0x600 and kind not in (0x0806, 0x8035, 0x88CC, 0x888E, 0x8863, 0x9000):
+            facts.add("other EtherType")
     return at, facts
 
 
-def packets(link, frame, wire):
+def packets(found, frame, wire):
     """(source, destination, protocol, facts) of each IP header in a frame, outermost first."""
-    found = network_layer(link, frame)
-    if found is None:
-        return
     at, facts = found
     for _ in range(4):
         if at + 20 > len(frame):
@@ -187,8 +186,11 @@ def read(path):
             whole["link type"] += 1
         back = time_ns // 10**6 < latest // 10**6
         latest = max(latest, time_ns)
-        odd = set()
-        for src, dst, protocol, facts in packets(link, frame, wire):
+        found = network_layer(link, frame)
+        if found is None:
+            continue
+        odd = found[1] & {"other EtherType"}
+        for src, dst, protocol, facts in packets(found, frame, wire):
             pair = (min(src, dst), max(src, dst))
             odd |= facts
             if back:

@@ -145,7 +145,7 @@ def main():
     parser.add_argument("ends")
     parser.add_argument("report")
     parser.add_argument("captures", nargs="+")
-    parser.add_argument("--idle", type=float, default=60)
+    parser.add_argument("--idle", type=float, default=120)
     args = parser.parse_args()
     theirs, ours, why = flows(args.nfstream), flows(args.sensor), ends(args.ends)
     oddities = {os.path.basename(path): facts.read(path) for path in args.captures}

@@ -34,7 +34,9 @@ CLASSES = {
     "pppoe": "PPPoE that is no session, or whose protocol is not IP.",
     "mpls": "MPLS with something else than IP behind it.",
     "extension header": "IPv6 extension headers that one of the two does not follow.",
-    "tunnel over UDP": "GTP-U, VXLAN, Teredo and others: tshark counts the inner packets too.",
+    "other EtherType": "Link headers that Sensor does not read (FabricPath, 802.1ah and others).",
+    "tunnel": "Addresses of inner packets (GTP-U, GRE, CAPWAP, Teredo and others): tshark counts them too, Sensor by "
+    "setting.",
 }
 
 
@@ -104,7 +106,10 @@ def main():
                 continue
             hosts = (a[0], b[0]) if TABLES[table] else (a, b)
             fact = by_pair.get((min(hosts), max(hosts)), {})
-            name = next((name for name in CLASSES if name in fact or name == "link type" and name in whole), "unexplained")
+            if not fact:
+                fact = {"link type", "tunnel"} & {"tunnel", *whole}
+            fact = set(fact) | {"other EtherType"} & set(whole)
+            name = next((name for name in CLASSES if name in fact), "unexplained")
             count[table, name] += 1
             sample.setdefault(name, []).append((capture, *number, mine.get(number, 0), other.get(number, 0)))
     with open(report, "w") as file:
