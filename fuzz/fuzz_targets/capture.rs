@@ -33,7 +33,10 @@ fn read(input: impl std::io::Read, len: usize) -> (Vec<(u64, u32, u32, Vec<u8>)>
                 assert!(packet.bytes.len() <= packet.wire_len as usize);
                 packets.push((packet.time_ns, packet.link, packet.wire_len, packet.bytes.to_vec()));
             }
-            Ok(None) => return (packets, None),
+            Ok(None) => {
+                assert!(capture.is_drained());
+                return (packets, None);
+            }
             Err(error) => return (packets, Some(format!("{error:#}"))),
         }
         assert_eq!(capture.packets(), packets.len() as u64);
