@@ -5,14 +5,12 @@
 //! Used by `sensor-parity` (`cargo xtask parity`), by `tests/parity.rs` and by property tests.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use sensor::bpf::load::ContextTables;
 use sensor::context::HostNotes;
-use sensor::replay::capture::{Capture, Captured};
+use sensor::replay::capture::Captured;
 use sensor::replay::engine::Stop;
 use sensor::replay::kernel::KernelReplay;
 use sensor::replay::kernel::engine::{Pair, name};
@@ -158,8 +156,7 @@ impl Parity {
     /// If the kernel does not do what it is asked to. A file that is no capture is no error: see
     /// [`Outcome::stopped`].
     pub fn capture(&mut self, path: &Path) -> Result<Outcome> {
-        let opened = File::open(path).map_err(Into::into).and_then(|file| Capture::open(BufReader::new(file)));
-        let mut capture = match opened {
+        let mut capture = match sensor::replay::open(path) {
             Ok(capture) => capture,
             Err(error) => return Ok(Outcome { stopped: Some(format!("{error:#}")), ..Outcome::default() }),
         };

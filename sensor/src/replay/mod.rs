@@ -247,6 +247,14 @@ fn write(options: &ExtractOptions, output: Box<dyn Write + Send + '_>, report: &
     Ok(Outcome { totals: all, failure })
 }
 
+/// Opens a capture, plain or compressed; `-` is standard input.
+///
+/// # Errors
+/// If it cannot be read, or is no capture.
+pub fn open(path: &Path) -> Result<Capture<Box<dyn io::Read>>> {
+    Capture::open(Source::open(path)?.input)
+}
+
 /// How long rows of a stream are collected at most before they are handed over.
 const FLUSH: Duration = Duration::from_secs(1);
 
