@@ -18,6 +18,7 @@ use sensor::replay::table::{Reason, Table, Timeouts};
 use sensor_common::context::Set;
 use sensor_common::counter::Cause;
 use sensor_common::flow::FlowRecord;
+use sensor_common::packet::Options;
 
 use crate::differences::{Difference, differences, fields_that_differ};
 
@@ -25,6 +26,9 @@ use crate::differences::{Difference, differences, fields_that_differ};
 const SNAPSHOTS: [u64; 4] = [1, 4, 32, 256];
 /// Flows that native code holds at once: more than any capture has.
 const MAX_FLOWS: usize = 1 << 22;
+/// What the parsers read, by name: as the agent is set by default, and all there is.
+pub const SETTINGS: [(&str, Options); 2] =
+    [("default settings", Options::NONE), ("tunnels and payload hints", Options::ALL)];
 /// Mismatches that are described; all are counted.
 const DESCRIBED: usize = 50;
 
@@ -137,12 +141,12 @@ pub struct Parity {
 }
 
 impl Parity {
-    /// Loads the programs with a table of at least `flows` flows.
+    /// Loads the programs with a table of at least `flows` flows. `options`: what the parsers read.
     ///
     /// # Errors
     /// Without root.
-    pub fn load(flows: usize) -> Result<Parity> {
-        Ok(Parity { kernel: KernelReplay::load(flows)?, skew_ns: 0 })
+    pub fn load(flows: usize, options: Options) -> Result<Parity> {
+        Ok(Parity { kernel: KernelReplay::load(flows, options)?, skew_ns: 0 })
     }
 
     /// Puts the kernel's clock ahead of the host's, so that there is something to find.

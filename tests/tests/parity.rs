@@ -4,15 +4,16 @@
 use std::path::{Path, PathBuf};
 
 use sensor::replay::{ExtractOptions, run};
+use sensor_common::packet::Options;
 use sensor_tests::frames::Frame;
-use sensor_tests::parity::{Outcome, Parity, captures};
+use sensor_tests::parity::{Outcome, Parity, SETTINGS, captures};
 use sensor_tests::rng::Rng;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// The smallest table: captures with more flows have to make do with it, too.
 fn parity() -> Parity {
-    Parity::load(0).expect("programs load (as root, on kernel 5.15 or newer)")
+    Parity::load(0, Options::NONE).expect("programs load (as root, on kernel 5.15 or newer)")
 }
 
 /// Captures are not part of the project.
@@ -29,21 +30,23 @@ fn every_capture_gives_the_same_integers_in_the_kernel_and_natively() {
         println!("no captures at {} (set SENSOR_CAPTURES to a folder of them): nothing was compared", folder.display());
         return;
     }
-    let mut parity = parity();
-    let mut all = Outcome::default();
-    for file in &files {
-        let outcome = parity.capture(file).unwrap_or_else(|error| panic!("{}: {error:#}", file.display()));
-        for mismatch in &outcome.described {
-            println!("{}: {mismatch}", file.display());
+    for (setting, options) in SETTINGS {
+        let mut parity = Parity::load(0, options).expect("programs load");
+        let mut all = Outcome::default();
+        for file in &files {
+            let outcome = parity.capture(file).unwrap_or_else(|error| panic!("{}: {error:#}", file.display()));
+            for mismatch in &outcome.described {
+                println!("{}: {mismatch}", file.display());
+            }
+            if let Some(reason) = &outcome.stopped {
+                println!("{}: compared up to packet {}: {reason}", file.display(), outcome.packets);
+            }
+            all.add(&outcome);
         }
-        if let Some(reason) = &outcome.stopped {
-            println!("{}: compared up to packet {}: {reason}", file.display(), outcome.packets);
-        }
-        all.add(&outcome);
+        println!("{setting}: {} files: {all}", files.len());
+        assert!(all.packets > 0, "{} holds no capture that can be read", folder.display());
+        assert_eq!(all.mismatches, 0, "mismatches are printed above");
     }
-    println!("{} files: {all}", files.len());
-    assert!(all.packets > 0, "{} holds no capture that can be read", folder.display());
-    assert_eq!(all.mismatches, 0, "mismatches are printed above");
 }
 
 /// Many times the flows that the table holds: each keeps its one record.

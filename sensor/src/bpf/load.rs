@@ -4,7 +4,7 @@
 use std::io::Read as _;
 
 use anyhow::{Context as _, bail};
-use aya::maps::{MapData, PerCpuArray, PerCpuValues, RingBuf};
+use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{Program, SchedClassifier, TestRun as _, Xdp};
 pub use aya::programs::{TestRunOptions, TestRunResult};
 use aya::{Ebpf, EbpfLoader};
@@ -13,6 +13,7 @@ use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, ENTRIES, MAX_ENT
 use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
 use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
 use sensor_common::flow::FlowRecord;
+use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::packet;
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
@@ -249,6 +250,20 @@ impl Kernel {
     /// The hash keys of this load, for whoever looks a flow up in the table (tests, and captures through the programs).
     pub fn seed(&self) -> Seed {
         self.seed
+    }
+
+    /// Forgets the datagrams whose later fragments would find their flow. Only while no program runs.
+    ///
+    /// # Errors
+    /// If the kernel refuses to write the map.
+    pub fn forget_fragments(&mut self) -> anyhow::Result<()> {
+        const EMPTY: [u8; size_of::<fragment::Slot>()] = [0; size_of::<fragment::Slot>()];
+        let map = self.ebpf.map_mut("FRAGMENTS").context("the eBPF object has no map FRAGMENTS: rebuild it")?;
+        let mut slots = Array::<_, [u8; EMPTY.len()]>::try_from(map).context("map FRAGMENTS")?;
+        for number in 0..fragment::SLOTS {
+            slots.set(number, EMPTY, 0).context("writing map FRAGMENTS")?;
+        }
+        Ok(())
     }
 
     /// Loads `sensor_ingress`, if it was not loaded: only interfaces whose driver has no XDP need it.

@@ -76,12 +76,12 @@ pub struct Native {
 impl Native {
     /// An engine with this table, which reads the outermost flow of a frame.
     pub fn new(table: Table) -> Native {
-        Native {
-            parser: link::Parser::new(Options::NONE),
-            table,
-            batch: Vec::with_capacity(BATCH),
-            refused: [0; Cause::COUNT],
-        }
+        Native::with_parser(table, link::Parser::new(Options::NONE))
+    }
+
+    /// An engine with this table and this parser.
+    pub fn with_parser(table: Table, parser: link::Parser) -> Native {
+        Native { parser, table, batch: Vec::with_capacity(BATCH), refused: [0; Cause::COUNT] }
     }
 
     /// Reads frames under these options.

@@ -78,8 +78,10 @@ pub struct KernelReplay {
     kernel: Kernel,
     seed: Seed,
     options: packet::Options,
-    /// The host's, whose fragment table is as the kernel's: never cleared.
+    /// Gives later fragments their flow, as the programs do.
     parser: link::Parser,
+    /// Whether fragments were seen since the programs' table of them was empty.
+    fragments: bool,
     longest: usize,
     /// Counters when the capture began.
     before: InterfaceCounters,
@@ -95,27 +97,19 @@ pub struct KernelReplay {
 }
 
 impl KernelReplay {
-    /// Loads the programs with a table of at least `flows` flows.
+    /// Loads the programs with a table of at least `flows` flows. `parser`: what they read beyond the ordinary.
     ///
     /// # Errors
     /// Without root (CAP_BPF, CAP_NET_ADMIN), or for more flows than the table can have.
-    pub fn load(flows: usize) -> Result<KernelReplay> {
-        KernelReplay::load_with(flows, packet::Options::NONE)
-    }
-
-    /// [`KernelReplay::load`] with choices for the parser.
-    ///
-    /// # Errors
-    /// As for [`KernelReplay::load`].
-    pub fn load_with(flows: usize, parser: packet::Options) -> Result<KernelReplay> {
+    pub fn load(flows: usize, parser: packet::Options) -> Result<KernelReplay> {
         let (least, most) = (MIN_BUCKETS as usize * WAYS, MAX_BUCKETS as usize * WAYS);
         if flows > most {
             bail!("the kernel's flow table holds {most} flows at most, not {flows}: replay without --kernel");
         }
         let flows = flows.next_power_of_two().max(least);
         let frags = probe::kernel().xdp_frags;
-        let options =
-            LoadOptions { flows, frags, parser, replay_clock: true, seed: Some(REPLAY_SEED), ..LoadOptions::default() };
+        let seed = Some(REPLAY_SEED);
+        let options = LoadOptions { flows, frags, replay_clock: true, seed, parser, ..LoadOptions::default() };
         let mut kernel = Kernel::load(&options).context(
             "the programs cannot be loaded for --kernel, which needs root; without it, the same records are made in \
              this process",
@@ -130,8 +124,9 @@ impl KernelReplay {
         let before = kernel.counters(IFINDEX)?;
         Ok(KernelReplay {
             seed: kernel.seed(),
-            options: options.parser,
-            parser: link::Parser::seeded(options.parser, kernel.seed()),
+            options: parser,
+            parser: link::Parser::seeded(parser, kernel.seed()),
+            fragments: false,
             longest: if frags { LONGEST } else { LONGEST_BUFFER },
             kernel,
             before,
@@ -146,6 +141,11 @@ impl KernelReplay {
     /// Flows that the table can hold.
     pub fn capacity(&self) -> usize {
         self.kernel.table.capacity()
+    }
+
+    /// A parser that has seen nothing and does what the programs' does.
+    pub fn parser(&self) -> link::Parser {
+        link::Parser::seeded(self.options, self.seed)
     }
 
     /// The hash keys of the loaded programs.
@@ -166,6 +166,10 @@ impl KernelReplay {
         if let Some(ContextTables { sources, services }) = &self.kernel.context {
             sources.clear();
             services.clear();
+        }
+        if std::mem::take(&mut self.fragments) {
+            self.kernel.forget_fragments()?;
+            self.parser = self.parser();
         }
         self.evicted.clear();
         self.parked.clear();
@@ -201,6 +205,7 @@ impl KernelReplay {
         Ok(match (unfit, host) {
             // What the programs do not see leaves no trace in their fragment table either.
             (None, host) => {
+                self.fragments |= host.is_ok_and(|packet| packet.marks & packet::mark::FRAGMENT != 0);
                 let host = host.and_then(|packet| self.parser.resolve(packet, captured.time_ns));
                 Fit::Frame(&self.frame, host)
             }

@@ -5,10 +5,11 @@
 use anyhow::{Result, bail};
 use sensor_common::counter::Cause;
 use sensor_common::fragment::Fragments;
-use sensor_common::hash::{SEED_WORDS, Seed};
+use sensor_common::hash::Seed;
 use sensor_common::packet::{self, MAX_HEADER_OFFSET, Options, Packet, Refusal};
 
 use super::capture::Captured;
+use crate::context::REPLAY_SEED;
 
 const ETHERNET: u32 = 1;
 const ETHERNET_HEADER: usize = 14;
@@ -27,12 +28,8 @@ pub struct Parser {
 impl Parser {
     /// A parser at the beginning of a capture.
     pub fn new(options: Options) -> Parser {
-        // Which datagrams collide in the fragment table must not differ from run to run.
-        let mut seed = [0u64; SEED_WORDS];
-        for (key, number) in seed.iter_mut().zip(1u64..) {
-            *key = number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23) | 1;
-        }
-        Parser::seeded(options, seed)
+        // Which datagrams collide in the fragment table must not differ from run to run, nor from that of programs.
+        Parser::seeded(options, REPLAY_SEED)
     }
 
     /// A parser whose fragment table is that of programs that were loaded with `seed`.

@@ -216,8 +216,7 @@ struct Outcome {
 fn write(options: &ExtractOptions, output: Box<dyn Write + Send + '_>, report: &mut dyn Write) -> Result<Outcome> {
     let labels = options.labels.as_deref().map(Labels::read).transpose()?.unwrap_or_default();
     let mut export = Export::new(options.view, options.format.unwrap_or_default(), output, labels)?;
-    let mut kernel =
-        options.kernel.then(|| KernelReplay::load_with(kernel::DEFAULT_FLOWS, options.parser)).transpose()?;
+    let mut kernel = options.kernel.then(|| KernelReplay::load(kernel::DEFAULT_FLOWS, options.parser)).transpose()?;
     let mut all = Totals::default();
     let mut failures = Vec::new();
     for path in &options.captures {

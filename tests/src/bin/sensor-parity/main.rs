@@ -34,11 +34,21 @@ fn main() -> Result<ExitCode> {
         );
     }
     let files = parity::captures(&captures)?;
-    let mut rig = Parity::load(flows)?;
+    let mut same = true;
+    for (name, options) in parity::SETTINGS {
+        println!("{name}:");
+        let mut rig = Parity::load(flows, options)?;
+        same &= compare(&mut rig, &files, verbose)?;
+    }
+    Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Compares all files; whether they agree.
+fn compare(rig: &mut Parity, files: &[PathBuf], verbose: bool) -> Result<bool> {
     let start = Instant::now();
     let mut all = Outcome::default();
     let (mut compared, mut partly) = (0, Vec::new());
-    for file in &files {
+    for file in files {
         let outcome = rig.capture(file).with_context(|| file.display().to_string())?;
         for mismatch in &outcome.described {
             println!("MISMATCH {}: {mismatch}", file.display());
@@ -61,5 +71,5 @@ fn main() -> Result<ExitCode> {
     }
     println!("{compared} of {} files compared: {all}; {:.1} s", files.len(), start.elapsed().as_secs_f64());
     ensure!(all.packets > 0, "no packet was compared: name captures, or folders of captures");
-    Ok(if all.mismatches == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(all.mismatches == 0)
 }
