@@ -139,9 +139,13 @@ fn gtp<F: Frame>(frame: F, place: &mut Place, offset: u32) -> Found {
             if len == 0 || at + len > super::MAX_HEADER_OFFSET {
                 return None;
             }
-            // The next one's type is the last byte of each.
-            place.scratch = frame.window(at + len - 1, 1)?.byte::<0>() as u32;
             place.position = at + len;
+            let behind = F::reload(&place.position);
+            if behind == 0 || behind > super::MAX_HEADER_OFFSET {
+                return None;
+            }
+            // The next one's type is the last byte of each.
+            place.scratch = frame.window(behind - 1, 1)?.byte::<0>() as u32;
         }
         if F::reload(&place.scratch) != 0 {
             return None;
