@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use bytemuck::Zeroable as _;
-use sensor::bpf::load::{Hook, Kernel, LoadOptions};
+use sensor::bpf::load::{Hook, Kernel, LoadOptions, TestRunOptions};
 use sensor::context::{HostNotes, Ledger, Notes as _, ends_of, host_context};
 use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, Ends, HostContext, Set};
 use sensor_common::counter::Cause;
@@ -223,6 +223,42 @@ fn a_full_bucket_does_not_hide_new_flows() {
     let minute = pair.context(&last).source.expect("the heaviest of its set")[2];
     assert_eq!(minute.new_flows, 64, "the SYN counts, what follows does not");
     assert!((40..100).contains(&minute.ports), "{minute:?}");
+}
+
+/// Two CPUs at one service: every new flow is counted, or counted as lost.
+#[test]
+fn cpus_at_one_service_lose_nothing_unseen() {
+    const REPEAT: u32 = 100_000;
+    let kernel = load(&options());
+    let server = at("198.19.0.1:80");
+    // No bucket has a place, so each run is a new flow that finds none.
+    for number in 0..30_000u32 {
+        for flags in [SYN, ACK, ACK, ACK] {
+            run(&kernel, Hook::Ingress, &Frame::tcp(client(number, 2000), server, flags).build());
+        }
+    }
+    let before = counters(&kernel);
+    let service = at("198.19.9.9:443");
+    let runner = kernel.runner();
+    std::thread::scope(|scope| {
+        for from in ["198.18.254.1:1", "198.18.254.2:1"] {
+            scope.spawn(move || {
+                let frame = Frame::tcp(at(from), service, SYN).build();
+                let options = TestRunOptions { data_in: Some(&frame), repeat: REPEAT, ..TestRunOptions::default() };
+                runner.run(Hook::Ingress, options).expect("runs");
+            });
+        }
+    });
+    let after = counters(&kernel);
+    assert_eq!(after.flows_created, before.flows_created, "none found a place");
+    let packet = packet::parse(&Frame::tcp(at("198.18.254.1:1"), service, SYN).build()[..]).expect("well-formed");
+    let ends = Ends::new(&packet.key, starts_high(&packet), |position| seed()[position]);
+    let tables = kernel.context.as_ref().expect("is on");
+    let context = host_context(tables, &Ledger::new(4, 4), &ends, START_NS);
+    let minute = context.service.expect("known")[2];
+    println!("{} of {} lost", after.context_lost, 2 * REPEAT);
+    assert_eq!((minute.new_flows as u64) + after.context_lost - before.context_lost, 2 * REPEAT as u64);
+    assert_eq!(minute.sources, 2);
 }
 
 #[test]
