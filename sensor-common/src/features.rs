@@ -99,7 +99,7 @@ impl Spacing {
     fn of_direction(record: &FlowRecord, side: usize) -> Option<Spacing> {
         direction(record, side).filter(|half| half.arrivals > 1).map(|half| Spacing {
             gaps: (half.arrivals - 1) as f64,
-            span_ns: (half.last_ns - half.first_ns) as f64,
+            span_ns: (half.last_ns - record.first_ns_of(side).unwrap_or(half.last_ns)) as f64,
             square_ns: wide(half.iat_square_low, half.iat_square_high),
             min_ns: half.iat_min_ns,
             max_ns: half.iat_max_ns,
@@ -122,7 +122,7 @@ impl Spacing {
     }
 }
 
-fn wide(low: u64, high: u64) -> f64 {
+fn wide(low: u64, high: u32) -> f64 {
     ((high as u128) << 64 | low as u128) as f64
 }
 
@@ -184,7 +184,7 @@ macro_rules! directional {
                 "volume",
                 concat!("L3 and L4 header bytes ", $who),
                 NEVER,
-                |r| count(r, $side, |d| d.header_bytes)
+                |r| count(r, $side, |d| d.header_bytes())
             ),
             feature!(
                 concat!($p, "_payload_packets"),
@@ -192,7 +192,7 @@ macro_rules! directional {
                 "volume",
                 concat!("packets with L4 payload ", $who),
                 NEVER,
-                |r| count(r, $side, |d| d.payload_packets as u64)
+                |r| count(r, $side, |d| d.payload_packets())
             ),
             feature!(
                 concat!($p, "_l3_min"),
@@ -256,7 +256,7 @@ macro_rules! directional {
                 "tcp",
                 concat!("TCP window, unscaled, of the first packet ", $who),
                 "not TCP, or that direction is empty",
-                |r| tcp(r, of(r, $side, |d| d.window_first as f64))
+                |r| tcp(r, r.opening($side).map_or(f64::NAN, |o| o.window as f64))
             ),
             feature!(
                 concat!($p, "_window_min"),
@@ -485,7 +485,10 @@ const FLOW: [Feature; 13] = [
         is(r, state::CLOSED)
     )),
     feature!("syn_to_syn_ack", "seconds", "tcp", "time from the first SYN to the first SYN-ACK", NO_HANDSHAKE, |r| {
-        if r.syn_ns == 0 || r.syn_ack_ns == 0 { f64::NAN } else { seconds(r.syn_ack_ns.saturating_sub(r.syn_ns)) }
+        match r.syn_ns() {
+            Some(syn) if r.syn_ack_ns > 0 => seconds(r.syn_ack_ns.saturating_sub(syn)),
+            _ => f64::NAN,
+        }
     }),
     feature!(
         "syn_ack_to_ack",

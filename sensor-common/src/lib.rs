@@ -39,7 +39,7 @@
 pub mod context;
 pub mod control;
 pub mod counter;
-#[cfg(feature = "std")]
+#[cfg(any(feature = "std", test))]
 pub mod features;
 pub mod flow;
 pub mod fragment;

@@ -1,7 +1,10 @@
-//! TCP as far as a flow record follows it: handshake and close (RFC 9293 §3.5 and §3.6).
+//! TCP as far as a flow record follows it: handshake and close (RFC 9293 §3.5 and §3.6), and sequence numbers
+//! ([`sequence`]).
 //!
 //! Only what an observer on the path can know: a connection is closed when each side's FIN was acknowledged by the
 //! other, or when either side reset it. Called under the record's lock by [`crate::flow::FlowRecord::update`].
+
+mod sequence;
 
 use crate::flow::{FlowRecord, state};
 use crate::packet::Packet;
@@ -21,10 +24,13 @@ pub fn is_first_syn(flags: u8) -> bool {
     flags & (SYN | ACK | RST | FIN) == SYN
 }
 
-/// Follows handshake and close. `side`: 0 = from the initiator.
+/// Follows sequence numbers, handshake and close. `side`: 0 = from the initiator.
 #[inline(always)]
 pub(crate) fn follow(record: &mut FlowRecord, packet: &Packet, side: usize, now_ns: u64) {
     let flags = packet.tcp_flags;
+    if flags & RST == 0 {
+        sequence::follow(record, packet, side);
+    }
     let bits = record.state;
     // Nearly every packet of a connection is a plain ACK or PSH-ACK in the established state: nothing to follow.
     let quiet = flags & (FIN | SYN | RST) == 0 && bits & (state::FIN | state::FIN << 1) == 0;
@@ -34,19 +40,11 @@ pub(crate) fn follow(record: &mut FlowRecord, packet: &Packet, side: usize, now_
     let mut new = bits;
     if flags & RST != 0 {
         new |= state::RST | state::CLOSED;
-        // A flow that was first seen in mid-connection was established before.
-        if bits & state::ESTABLISHED == 0 && bits & (state::SYN | state::SYN_ACK) != 0 {
-            new |= state::RST_EARLY;
+        if bits & state::RST == 0 {
+            new |= reset(bits, side);
         }
     } else if flags & SYN != 0 {
-        if flags & ACK == 0 && side == 0 && bits & state::SYN == 0 {
-            new |= state::SYN;
-            record.syn_ns = now_ns;
-        }
-        if flags & ACK != 0 && side == 1 && bits & state::SYN_ACK == 0 {
-            new |= state::SYN_ACK;
-            record.syn_ack_ns = now_ns;
-        }
+        new |= synchronise(record, packet, side, now_ns);
     } else if flags & ACK != 0
         && side == 0
         && bits & (state::SYN | state::SYN_ACK | state::ESTABLISHED) == state::SYN | state::SYN_ACK
@@ -55,20 +53,70 @@ pub(crate) fn follow(record: &mut FlowRecord, packet: &Packet, side: usize, now_
         record.established_ns = now_ns;
     }
     if flags & FIN != 0 && bits & (state::FIN << side) == 0 {
-        new |= state::FIN << side;
-        record.fin_end[side & 1] = packet.seq.wrapping_add(packet.payload_len).wrapping_add(1);
+        new |= state::FIN << side | state::SEQUENCE_KNOWN << side;
+        if side == 1 && bits & state::FIN == 0 {
+            new |= state::FIN_REVERSE_FIRST;
+        }
+        // Nothing may come behind a FIN: from here on, `next` is what its acknowledgement has to reach.
+        record.directions[side & 1].next = packet.seq.wrapping_add(packet.payload_len).wrapping_add(1);
     }
     // The other side's FIN is acknowledged once the acknowledgement reaches past it (sequence numbers wrap).
     let other = side ^ 1;
     if flags & ACK != 0
         && new & (state::FIN << other) != 0
-        && packet.ack.wrapping_sub(record.fin_end[other & 1]) < 1 << 31
+        && packet.ack.wrapping_sub(record.directions[other & 1].next) < 1 << 31
     {
         new |= state::FIN_ACKED << other;
     }
     let both = state::FIN_ACKED | state::FIN_ACKED << 1;
     if new & both == both {
+        if new & state::RST == 0 {
+            new |= state::GRACEFUL;
+        }
         new |= state::CLOSED;
     }
     record.state = new;
+}
+
+/// The first RST.
+#[inline(always)]
+fn reset(bits: u32, side: usize) -> u32 {
+    let mut new = 0;
+    // A flow that was first seen in mid-connection was established before.
+    if bits & state::ESTABLISHED == 0 && bits & (state::SYN | state::SYN_ACK) != 0 {
+        new |= state::RST_EARLY;
+    }
+    if bits & (state::FIN | state::FIN << 1) != 0 {
+        new |= state::RST_AFTER_FIN;
+    }
+    if side == 1 {
+        new |= state::RST_REVERSE;
+    }
+    new
+}
+
+/// A SYN, with or without ACK. In a simultaneous open both sides send a SYN, and then both a SYN-ACK.
+#[inline(always)]
+fn synchronise(record: &mut FlowRecord, packet: &Packet, side: usize, now_ns: u64) -> u32 {
+    let bits = record.state;
+    let opening = &mut record.openings[side & 1];
+    opening.mss = packet.mss;
+    opening.wscale = packet.wscale;
+    opening.tcp_options |= packet.tcp_options;
+    if packet.tcp_flags & ACK == 0 {
+        return if side == 0 { state::SYN } else { state::SYN_BACK };
+    }
+    let mut new = state::SYN_ACK_BACK;
+    if side == 1 {
+        new = state::SYN_ACK;
+        if bits & state::SYN_ACK == 0 {
+            record.syn_ack_ns = now_ns;
+        }
+    }
+    let all = state::SYN | state::SYN_BACK | state::SYN_ACK | state::SYN_ACK_BACK;
+    if (bits | new) & all == all && bits & state::ESTABLISHED == 0 {
+        new |= state::ESTABLISHED;
+        record.established_ns = now_ns;
+    }
+    new
 }

@@ -36,6 +36,16 @@ pub(crate) unsafe fn add(word: *mut u64, value: u64) {
     unsafe { asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value) }
 }
 
+/// The same for 4 bytes.
+///
+/// # Safety
+/// `word` points to 4 aligned bytes of a map value.
+#[inline(always)]
+pub(crate) unsafe fn add_word(word: *mut u32, value: u32) {
+    // SAFETY: the caller's `word` is a map value; the instruction reads and writes these 4 bytes alone.
+    unsafe { asm!("lock *(u32 *)({word} + 0) += {value}", word = in(reg) word, value = in(wreg) value) }
+}
+
 /// Stores `value` so that whoever sees it also sees every earlier store: gives a lock back.
 ///
 /// # Safety

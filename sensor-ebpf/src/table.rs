@@ -12,9 +12,10 @@ use sensor_common::counter::{Cause, InterfaceCounters};
 use sensor_common::flow::FlowRecord;
 use sensor_common::flow::state;
 use sensor_common::hash;
-use sensor_common::packet::Packet;
+use sensor_common::packet::{Packet, protocol};
 use sensor_common::table::{
-    Bucket, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, WAYS, bucket_of, eviction_rank, stage_of, tag_of, tick_of,
+    Bucket, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, WAYS, bucket_of, eviction_rank, occupied_ways, stage_of, tag_of,
+    tick_of,
 };
 use sensor_common::verdict::{Action, Verdict};
 
@@ -174,7 +175,11 @@ fn touch(bucket: &mut Bucket, way: usize, tick: u16) {
 /// Counts the packet in the record that was found; false if the record was given to another flow meanwhile.
 #[inline(always)]
 fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Result<bool, Cause> {
-    let sequence = lock(found.record).ok_or(Cause::RecordBusy)?;
+    let Some(sequence) = lock(found.record) else {
+        // SAFETY: 4 aligned bytes of a map value.
+        unsafe { atomic::add_word(&raw mut (*found.record).lost, 1) };
+        return Err(Cause::RecordBusy);
+    };
     // SAFETY: under the record's lock this CPU is the only writer.
     let record = unsafe { &mut *found.record };
     // SAFETY: a map value; see `drop_packet`.
@@ -189,7 +194,7 @@ fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Resu
         return Ok(false);
     }
     if record.is_reopened_by(&visit.packet) {
-        restart(record, visit, counters);
+        restart(record, bucket, visit, counters);
         bucket.stages[way] = 1;
     } else {
         count(record, visit);
@@ -208,18 +213,27 @@ fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Resu
 
 /// A new connection on the tuple of a closed one: the old record goes to the agent, the slot stays.
 #[inline(always)]
-fn restart(record: &mut FlowRecord, visit: &Visit, counters: &mut InterfaceCounters) {
+fn restart(record: &mut FlowRecord, bucket: &Bucket, visit: &Visit, counters: &mut InterfaceCounters) {
     evict(record, counters);
-    start(record, visit);
+    // Its own way held the connection that is over.
+    start(record, visit, occupied_ways(&bucket.tags).saturating_sub(1));
     count(record, visit);
     counters.flows_created += 1;
 }
 
-/// [`FlowRecord::update`], verified once.
+/// [`FlowRecord::update`] in its three parts: each verified once, and one after the other, so that they share a stack.
 #[inline(always)]
 fn count(record: &mut FlowRecord, visit: &Visit) {
     // SAFETY: both pointers come from references.
     unsafe { sensor_count(record, visit) };
+    if visit.packet.key.protocol == protocol::TCP {
+        // SAFETY: as above.
+        unsafe { sensor_follow(record, visit) };
+    }
+    if visit.packet.payload_len > 0 {
+        // SAFETY: as above.
+        unsafe { sensor_look(record, visit) };
+    }
 }
 
 /// See [`count`].
@@ -234,15 +248,47 @@ unsafe extern "C" fn sensor_count(record: *mut FlowRecord, visit: *const Visit) 
     }
     // SAFETY: just tested, and the caller's; the caller holds the record's lock.
     let (record, visit) = unsafe { (&mut *record, &*visit) };
-    record.update(&visit.packet, visit.now_ns);
+    record.count(&visit.packet, visit.now_ns);
+    0
+}
+
+/// See [`count`].
+///
+/// # Safety
+/// Both pointers are valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_follow(record: *mut FlowRecord, visit: *const Visit) -> u64 {
+    if record.is_null() || visit.is_null() {
+        return 1;
+    }
+    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
+    let (record, visit) = unsafe { (&mut *record, &*visit) };
+    record.follow(&visit.packet);
+    0
+}
+
+/// See [`count`].
+///
+/// # Safety
+/// Both pointers are valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_look(record: *mut FlowRecord, visit: *const Visit) -> u64 {
+    if record.is_null() || visit.is_null() {
+        return 1;
+    }
+    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
+    let (record, visit) = unsafe { (&mut *record, &*visit) };
+    record.look(&visit.packet);
     0
 }
 
 /// [`FlowRecord::start`] with the next generation, verified once.
 #[inline(always)]
-fn start(record: &mut FlowRecord, visit: &Visit) {
+fn start(record: &mut FlowRecord, visit: &Visit, occupied_ways: u32) {
     // SAFETY: both pointers come from references.
-    unsafe { sensor_start(record, visit) };
+    unsafe { sensor_start(record, visit, occupied_ways) };
 }
 
 /// See [`start`].
@@ -251,7 +297,7 @@ fn start(record: &mut FlowRecord, visit: &Visit) {
 /// Both pointers are valid, or null.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn sensor_start(record: *mut FlowRecord, visit: *const Visit) -> u64 {
+unsafe extern "C" fn sensor_start(record: *mut FlowRecord, visit: *const Visit, occupied_ways: u32) -> u64 {
     if record.is_null() || visit.is_null() {
         return 1;
     }
@@ -259,6 +305,7 @@ unsafe extern "C" fn sensor_start(record: *mut FlowRecord, visit: *const Visit) 
     let (record, visit) = unsafe { (&mut *record, &*visit) };
     let generation = record.generation.wrapping_add(1);
     record.start(&visit.packet, visit.now_ns, visit.ifindex, generation);
+    record.born_among(occupied_ways);
     0
 }
 
@@ -359,6 +406,7 @@ fn insert_locked(
     let way = way & (WAYS - 1);
     let record = RECORDS.get_ptr_mut(number * WAYS as u32 + way as u32).ok_or(Cause::Internal)?;
     let sequence = lock(record).ok_or(Cause::RecordBusy)?;
+    let ways = occupied_ways(&bucket.tags);
     let occupied = bucket.tags[way] != 0;
     bucket.tags[way] = 0;
     // SAFETY: under the record's lock this CPU is the only writer.
@@ -366,7 +414,7 @@ fn insert_locked(
     if occupied {
         evict(contents, counters);
     }
-    start(contents, visit);
+    start(contents, visit, ways);
     count(contents, visit);
     bucket.stages[way] = stage_of(contents.packets(), contents.state & state::CLOSED != 0);
     bucket.seen[way] = tick;

@@ -5,22 +5,17 @@
 
 use std::fmt::Debug;
 
-use bytemuck::Zeroable as _;
-use sensor_common::flow::{Arrival, Direction, FlowRecord, state};
+use sensor_common::flow::{FlowRecord, state};
 
 /// The parts of a record that are valid, without the kernel's own words: what all paths must agree on.
 #[must_use]
 pub fn comparable(record: &FlowRecord) -> FlowRecord {
-    let mut record = *record;
+    let mut record = record.normalized();
     record.sequence = 0;
     record.generation = 0;
     record.verdict = 0;
-    if record.state & state::REVERSE == 0 {
-        record.directions[1] = Direction::zeroed();
-    }
-    for arrival in record.first.iter_mut().skip(record.first_len as usize) {
-        *arrival = Arrival::zeroed();
-    }
+    // The host has no buckets.
+    record.state &= (1 << state::WAYS_SHIFT) - 1;
     record
 }
 

@@ -181,7 +181,7 @@ impl Wire {
             let inside = [kernel.forward()].into_iter().chain(kernel.reverse()).filter(|half| half.arrivals > 0);
             if !bounds.contains(&first)
                 || !(first..=*bounds.end()).contains(&last)
-                || inside.flat_map(|half| [half.first_ns, half.last_ns]).any(|time| !(first..=last).contains(&time))
+                || inside.map(|half| half.last_ns).any(|time| !(first..=last).contains(&time))
             {
                 crossing.differ(&name(native), "times", format!("{kernel:?}"), format!("inside of {bounds:?}"));
             }
@@ -240,5 +240,5 @@ fn seen(counters: &InterfaceCounters) -> u64 {
 /// Whether a field of a record holds, or is made of, times.
 #[must_use]
 pub fn depends_on_time(field: &str) -> bool {
-    ["_ns", "iat"].iter().any(|part| field.contains(part))
+    ["_ns", "_us", "iat", "subflows", "idles", "bulk", "run_"].iter().any(|part| field.contains(part))
 }

@@ -1,73 +1,201 @@
-//! One direction of a flow: its fields, how a packet changes them, and the exact 128-bit sums behind the deviations.
-//! Called by [`super::FlowRecord`] under the record's lock.
+//! One direction of a flow: its fields and how a packet changes them. Called by [`super::FlowRecord`] under the
+//! record's lock.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::packet::{Packet, protocol};
+use super::bins::{IAT_BINS, SIZE_BINS, add_square, iat_bin, size_bin};
+use crate::packet::{Packet, mark, protocol};
+use crate::tcp;
 
-/// Size bins: payload of 0, 1–63, 64–127, 128–255, 256–511, 512–1023, 1024–1399, 1400 and more bytes.
-pub const SIZE_BINS: usize = 8;
+/// Bits of [`Direction::ip_seen`].
+pub mod ip_seen {
+    /// A packet with "don't fragment" (IPv4).
+    pub const DF_SET: u8 = 1;
+    /// A packet without it.
+    pub const DF_CLEAR: u8 = 2;
+    /// A packet with IPv4 options.
+    pub const OPTIONS: u8 = 4;
+    /// A packet with another DSCP than the first one.
+    pub const DSCP_CHANGED: u8 = 8;
+    /// A packet with ECN code point 0 (not ECN-capable); the next bits: 1 (ECT(1)), 2 (ECT(0)), 3 (congestion).
+    pub const ECN: u8 = 16;
+}
 
-/// One direction of a flow: three cache lines.
+/// Entries of [`Direction::flags`] in an ICMP or ICMPv6 flow.
+pub mod icmp_kind {
+    /// Echo request.
+    pub const ECHO_REQUEST: usize = 0;
+    /// Echo reply.
+    pub const ECHO_REPLY: usize = 1;
+    /// An error that quotes another packet.
+    pub const ERROR: usize = 2;
+    /// Anything else.
+    pub const OTHER: usize = 3;
+}
+
+/// One direction of a flow: four cache lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Direction {
+    // First line.
     /// Arrival of the last frame, monotonic ns.
     pub last_ns: u64,
-    /// Arrival of the first frame, monotonic ns.
-    pub first_ns: u64,
     /// Wire packets.
     pub packets: u64,
     /// L3 bytes (IP headers to end of datagram; no link header, no padding).
     pub l3_bytes: u64,
     /// L4 payload bytes.
     pub payload_bytes: u64,
-    /// L3 and L4 header bytes.
-    pub header_bytes: u64,
     /// Sum of squares of the packets' L3 lengths, bytes².
     pub l3_square: u64,
     /// Sum of squares of the packets' payload lengths, bytes².
     pub payload_square: u64,
-
-    /// Sum of squares of inter-arrival times, ns², low 64 bits.
-    pub iat_square_low: u64,
-    /// The same, high 64 bits.
-    pub iat_square_high: u64,
     /// Smallest inter-arrival time, ns; `u64::MAX` before the second frame.
     pub iat_min_ns: u64,
     /// Largest inter-arrival time, ns.
     pub iat_max_ns: u64,
-    /// Smallest L3 length of a packet, bytes.
-    pub l3_min: u32,
-    /// Largest L3 length of a packet, bytes.
-    pub l3_max: u32,
+
+    // Second line.
+    /// Sum of squares of inter-arrival times, ns², low 64 bits (96 in all: exact up to 78 hours).
+    pub iat_square_low: u64,
+    /// The same, high 32 bits.
+    pub iat_square_high: u32,
     /// Frames that arrived: a super-packet is one arrival of several packets.
     pub arrivals: u32,
-    /// Packets with payload.
-    pub payload_packets: u32,
-    /// TCP window of the first frame, not scaled.
-    pub window_first: u16,
-    /// Smallest TCP window.
+    /// Largest L3 length of a packet, bytes.
+    pub l3_max: u32,
+    /// Largest payload of a packet, bytes.
+    pub payload_max: u32,
+    /// Smallest L3 length of a packet, bytes, at most `u16::MAX`.
+    pub l3_min: u16,
+    /// Smallest payload of a packet, bytes, at most `u16::MAX`.
+    pub payload_min: u16,
+    /// Smallest TCP window, not scaled; `u16::MAX` in other flows.
     pub window_min: u16,
-    /// Largest TCP window.
+    /// Largest TCP window, not scaled.
     pub window_max: u16,
+    /// Frames by time since the direction's previous frame, see [`super::IAT_BIN_EDGES_NS`]; the first is in none.
+    pub iat_bins: [u32; IAT_BINS],
+
+    // Third line.
+    /// Packets with each TCP flag, from FIN (0x01) to CWR (0x80); in ICMP flows, packets by [`icmp_kind`].
+    pub flags: [u32; 8],
+    /// Packets by payload size, see [`SIZE_BINS`].
+    pub size_bins: [u32; SIZE_BINS],
+
+    // Fourth line: what TCP and bulks follow from packet to packet.
+    /// TCP: one past the highest sequence number seen; from the first FIN on, one past that FIN.
+    pub next: u32,
+    /// TCP: greatest acknowledgement sent.
+    pub ack: u32,
+    /// TCP: bytes that were skipped and have not come since (see [`crate::tcp`]).
+    pub missing: u32,
+    /// TCP: end of the newest skipped range.
+    pub gap_end: u32,
+    /// TCP packets that were sent again.
+    pub retransmitted: u32,
+    /// TCP packets that came after their successors.
+    pub out_of_order: u32,
+    /// TCP duplicate acknowledgements (RFC 5681 §2).
+    pub duplicate_acks: u32,
+    /// TCP packets that close the window (no SYN, FIN or RST).
+    pub zero_windows: u32,
+    /// Payload bytes of the bulks.
+    pub bulk_bytes: u64,
+    /// Time in bulks, ns.
+    pub bulk_ns: u64,
+    /// Packets of the bulks.
+    pub bulk_packets: u32,
+    /// Bulks: at least four packets with payload, no payload of the other side between, gaps of at most 1 s.
+    pub bulks: u32,
+    /// TCP window of the last acknowledgement, not scaled.
+    pub window_last: u16,
+    /// TCP keep-alives (RFC 9293 §3.8.4), at most `u16::MAX`.
+    pub keep_alives: u16,
     /// Smallest TTL or hop limit.
     pub ttl_min: u8,
     /// Largest TTL or hop limit.
     pub ttl_max: u8,
-    /// Largest payload of a packet, bytes.
-    pub payload_max: u32,
+    /// Bits of [`ip_seen`].
+    pub ip_seen: u8,
     /// Traffic class (DSCP and ECN) of the first frame.
     pub traffic_class: u8,
-    /// TCP flags of the first frame.
-    pub flags_first: u8,
-    /// Reserved, zero.
-    pub reserved: u16,
+}
 
-    /// Packets with each TCP flag, from FIN (0x01) to CWR (0x80).
-    pub flags: [u32; 8],
-    /// Packets by payload size, see [`SIZE_BINS`].
-    pub size_bins: [u32; SIZE_BINS],
+/// What is taken from a direction's first packets alone. Valid where the direction has an arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Opening {
+    /// IPv6 flow label of the first packet, 0 for IPv4.
+    pub flow_label: u32,
+    /// Packets that are IP fragments.
+    pub fragments: u32,
+    /// What the first payload says it is, 0 = nothing known: TLS version (0x0300 to 0x0304) in TCP flows, in UDP flows
+    /// DTLS version (0xfe..) or QUIC version (RFC 9000: 1).
+    pub version: u32,
+    /// TCP window of the first packet, not scaled.
+    pub window: u16,
+    /// TCP maximum segment size of the last SYN, bytes, 0 = none.
+    pub mss: u16,
+    /// TCP window scale of the last SYN, [`crate::packet::NO_WSCALE`] = none.
+    pub wscale: u8,
+    /// [`crate::packet::tcp_option`] bits of the SYNs.
+    pub tcp_options: u8,
+    /// TCP flags of the first packet.
+    pub flags: u8,
+    /// TTL or hop limit of the first packet.
+    pub ttl: u8,
+    /// [`crate::packet::extension`] bits of all packets.
+    pub extensions: u8,
+    /// Payload bytes that the next three look at, at most 16; 0 = no payload yet, or hints are off.
+    pub hint_len: u8,
+    /// Of these: printable ASCII, tab, line feed, carriage return.
+    pub hint_text: u8,
+    /// Of these: 0x80 and above.
+    pub hint_high: u8,
+    /// Their Shannon entropy in 1/32 bit ([`super::ENTROPY_UNIT`]), rounded down.
+    pub hint_entropy: u8,
+    /// Reserved, zero.
+    pub reserved: [u8; 3],
+}
+
+impl Opening {
+    /// From the direction's first packet. Field by field, as in [`Direction::start`].
+    #[inline(always)]
+    pub(super) fn start(&mut self, packet: &Packet) {
+        let Opening {
+            flow_label,
+            fragments,
+            version,
+            window,
+            mss,
+            wscale,
+            tcp_options,
+            flags,
+            ttl,
+            extensions,
+            hint_len,
+            hint_text,
+            hint_high,
+            hint_entropy,
+            reserved,
+        } = self;
+        *flow_label = packet.flow_label;
+        *fragments = 0;
+        *version = 0;
+        *window = packet.window;
+        *mss = packet.mss;
+        *wscale = packet.wscale;
+        *tcp_options = packet.tcp_options;
+        *flags = packet.tcp_flags;
+        *ttl = packet.ttl;
+        *extensions = 0;
+        *hint_len = 0;
+        *hint_text = 0;
+        *hint_high = 0;
+        *hint_entropy = 0;
+        *reserved = [0; 3];
+    }
 }
 
 impl Direction {
@@ -76,118 +204,163 @@ impl Direction {
         // Field by field: a struct literal would be built on the kernel's small stack and copied byte by byte.
         let Direction {
             last_ns,
-            first_ns,
             packets,
             l3_bytes,
             payload_bytes,
-            header_bytes,
             l3_square,
             payload_square,
-            iat_square_low,
-            iat_square_high,
             iat_min_ns,
             iat_max_ns,
-            l3_min,
-            l3_max,
+            iat_square_low,
+            iat_square_high,
             arrivals,
-            payload_packets,
-            window_first,
+            l3_max,
+            payload_max,
+            l3_min,
+            payload_min,
             window_min,
             window_max,
-            ttl_min,
-            ttl_max,
-            payload_max,
-            traffic_class,
-            flags_first,
-            reserved,
+            iat_bins,
             flags,
             size_bins,
+            next,
+            ack,
+            missing,
+            gap_end,
+            retransmitted,
+            out_of_order,
+            duplicate_acks,
+            zero_windows,
+            bulk_bytes,
+            bulk_ns,
+            bulk_packets,
+            bulks,
+            window_last,
+            keep_alives,
+            ttl_min,
+            ttl_max,
+            ip_seen,
+            traffic_class,
         } = self;
         *last_ns = now_ns;
-        *first_ns = now_ns;
         *packets = 0;
         *l3_bytes = 0;
         *payload_bytes = 0;
-        *header_bytes = 0;
         *l3_square = 0;
         *payload_square = 0;
-        *iat_square_low = 0;
-        *iat_square_high = 0;
         *iat_min_ns = u64::MAX;
         *iat_max_ns = 0;
-        *l3_min = u32::MAX;
-        *l3_max = 0;
+        *iat_square_low = 0;
+        *iat_square_high = 0;
         *arrivals = 0;
-        *payload_packets = 0;
-        *window_first = 0;
+        *l3_max = 0;
+        *payload_max = 0;
+        *l3_min = u16::MAX;
+        *payload_min = u16::MAX;
         *window_min = u16::MAX;
         *window_max = 0;
-        *ttl_min = u8::MAX;
-        *ttl_max = 0;
-        *payload_max = 0;
-        *traffic_class = 0;
-        *flags_first = 0;
-        *reserved = 0;
+        *iat_bins = [0; IAT_BINS];
         *flags = [0; 8];
         *size_bins = [0; SIZE_BINS];
+        *next = 0;
+        *ack = 0;
+        *missing = 0;
+        *gap_end = 0;
+        *retransmitted = 0;
+        *out_of_order = 0;
+        *duplicate_acks = 0;
+        *zero_windows = 0;
+        *bulk_bytes = 0;
+        *bulk_ns = 0;
+        *bulk_packets = 0;
+        *bulks = 0;
+        *window_last = 0;
+        *keep_alives = 0;
+        *ttl_min = u8::MAX;
+        *ttl_max = 0;
+        *ip_seen = 0;
+        *traffic_class = 0;
     }
 
+    /// `now_ns`: not before `last_ns`.
     #[inline(always)]
     pub(super) fn update(&mut self, packet: &Packet, now_ns: u64) {
         if self.arrivals == 0 {
-            self.window_first = packet.window;
             self.traffic_class = packet.traffic_class;
-            self.flags_first = packet.tcp_flags;
-            self.first_ns = now_ns;
         } else {
-            let iat_ns = now_ns.saturating_sub(self.last_ns);
+            let iat_ns = now_ns.wrapping_sub(self.last_ns);
             self.iat_min_ns = self.iat_min_ns.min(iat_ns);
             self.iat_max_ns = self.iat_max_ns.max(iat_ns);
             add_square(&mut self.iat_square_low, &mut self.iat_square_high, iat_ns);
+            let bin = &mut self.iat_bins[iat_bin(iat_ns) & (IAT_BINS - 1)];
+            *bin = bin.saturating_add(1);
         }
         self.arrivals = self.arrivals.saturating_add(1);
-        self.last_ns = self.last_ns.max(now_ns);
+        self.last_ns = now_ns;
         self.packets = self.packets.wrapping_add(packet.segments as u64);
         self.l3_bytes = self.l3_bytes.wrapping_add(packet.l3_len());
         self.payload_bytes = self.payload_bytes.wrapping_add(packet.payload_len as u64);
-        self.header_bytes = self.header_bytes.wrapping_add(packet.header_len as u64 * packet.segments as u64);
-        self.window_min = self.window_min.min(packet.window);
-        self.window_max = self.window_max.max(packet.window);
-        self.ttl_min = self.ttl_min.min(packet.ttl);
-        self.ttl_max = self.ttl_max.max(packet.ttl);
+        self.ip(packet);
         self.size(packet.header_len, packet.last_segment(), 1);
         if packet.segments > 1 {
             self.size(packet.header_len, packet.segment_size, packet.segments - 1);
         }
-        self.flags(packet);
+        match packet.key.protocol {
+            protocol::TCP => self.tcp(packet),
+            protocol::ICMP | protocol::ICMPV6 => {
+                let count = &mut self.flags[icmp_kind(packet) & 7];
+                *count = count.saturating_add(1);
+            }
+            _ => {}
+        }
+    }
+
+    #[inline(always)]
+    fn ip(&mut self, packet: &Packet) {
+        self.ttl_min = self.ttl_min.min(packet.ttl);
+        self.ttl_max = self.ttl_max.max(packet.ttl);
+        const _: () = assert!(mark::DONT_FRAGMENT == 1 && mark::IP_OPTIONS == 8);
+        let df = ip_seen::DF_CLEAR >> (packet.marks & 1);
+        let options = (packet.marks >> 1) as u8 & ip_seen::OPTIONS;
+        // 252 + anything from 4 to 252 has a bit above 255.
+        let other = ((packet.traffic_class ^ self.traffic_class) & 0xfc) as u32;
+        let changed = ((other + 252) >> 5) as u8 & ip_seen::DSCP_CHANGED;
+        self.ip_seen |= df | options | changed | ip_seen::ECN << (packet.traffic_class & 3);
     }
 
     /// Counts `times` packets of one size.
     #[inline(always)]
     fn size(&mut self, header: u32, payload: u32, times: u32) {
         let l3 = header.wrapping_add(payload);
-        self.l3_min = self.l3_min.min(l3);
+        if l3 < self.l3_min as u32 {
+            self.l3_min = l3 as u16;
+        }
+        if payload < self.payload_min as u32 {
+            self.payload_min = payload as u16;
+        }
         self.l3_max = self.l3_max.max(l3);
         self.payload_max = self.payload_max.max(payload);
         self.l3_square = self.l3_square.wrapping_add((l3 as u64 * l3 as u64).wrapping_mul(times as u64));
         self.payload_square =
             self.payload_square.wrapping_add((payload as u64 * payload as u64).wrapping_mul(times as u64));
-        if payload > 0 {
-            self.payload_packets = self.payload_packets.saturating_add(times);
-        }
         let bin = &mut self.size_bins[size_bin(payload) & (SIZE_BINS - 1)];
         *bin = bin.saturating_add(times);
     }
 
-    /// Counts TCP flags. Of a super-packet, every segment carries the flags, but FIN and PSH go on the last segment
-    /// alone and CWR on the first (tcp_gso_segment in the kernel).
+    /// Counts windows and TCP flags. Of a super-packet, every segment carries the flags, but FIN and PSH go on the last
+    /// segment alone and CWR on the first (tcp_gso_segment in the kernel).
     #[inline(always)]
-    fn flags(&mut self, packet: &Packet) {
-        if packet.key.protocol != protocol::TCP {
+    fn tcp(&mut self, packet: &Packet) {
+        if packet.marks & mark::LATER_FRAGMENT != 0 {
             return;
         }
+        self.window_min = self.window_min.min(packet.window);
+        self.window_max = self.window_max.max(packet.window);
         let flags = packet.tcp_flags as u32;
         let all = packet.segments;
+        if packet.window == 0 && packet.tcp_flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0 {
+            self.zero_windows = self.zero_windows.saturating_add(all);
+        }
         self.flags[0] = self.flags[0].saturating_add(flags & 1);
         self.flags[1] = self.flags[1].saturating_add((flags >> 1) & 1);
         self.flags[2] = self.flags[2].saturating_add((flags >> 2) & 1);
@@ -197,77 +370,26 @@ impl Direction {
         self.flags[6] = self.flags[6].saturating_add(((flags >> 6) & 1).wrapping_mul(all));
         self.flags[7] = self.flags[7].saturating_add((flags >> 7) & 1);
     }
-}
 
-/// The bin of a payload size, see [`SIZE_BINS`].
-#[inline(always)]
-pub fn size_bin(payload: u32) -> usize {
-    (payload > 0) as usize
-        + (payload >= 64) as usize
-        + (payload >= 128) as usize
-        + (payload >= 256) as usize
-        + (payload >= 512) as usize
-        + (payload >= 1024) as usize
-        + (payload >= 1400) as usize
-}
+    /// Packets with payload.
+    pub fn payload_packets(&self) -> u64 {
+        self.packets.saturating_sub(self.size_bins[0] as u64)
+    }
 
-/// Adds `value`² to a 128-bit sum kept in two words (the BPF machine multiplies 64 bits to 64 bits).
-#[inline(always)]
-pub(super) fn add_square(low: &mut u64, high: &mut u64, value: u64) {
-    let (upper, lower) = (value >> 32, value & 0xffff_ffff);
-    add_wide(low, high, lower * lower, 0);
-    if upper != 0 {
-        // (upper·2^32 + lower)² = upper²·2^64 + 2·upper·lower·2^32 + lower²
-        let cross = upper.wrapping_mul(lower);
-        add_wide(low, high, cross << 33, cross >> 31);
-        *high = high.wrapping_add(upper.wrapping_mul(upper));
+    /// L3 and L4 header bytes.
+    pub fn header_bytes(&self) -> u64 {
+        self.l3_bytes.saturating_sub(self.payload_bytes)
     }
 }
 
 #[inline(always)]
-fn add_wide(low: &mut u64, high: &mut u64, add_low: u64, add_high: u64) {
-    let sum = low.wrapping_add(add_low);
-    let carry = (sum < add_low) as u64;
-    *low = sum;
-    *high = high.wrapping_add(add_high).wrapping_add(carry);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn squares_are_exact_over_64_bits() {
-        let (mut low, mut high) = (0, 0);
-        let mut expected = 0u128;
-        for value in [0, 1, u32::MAX as u64, 1 << 32, 3_600_000_000_000, (1 << 42) + 12_345, 40 * 3_600_000_000_000] {
-            add_square(&mut low, &mut high, value);
-            expected += value as u128 * value as u128;
-        }
-        assert_eq!((high as u128) << 64 | low as u128, expected);
+fn icmp_kind(packet: &Packet) -> usize {
+    if packet.marks & mark::ICMP_ERROR != 0 {
+        return icmp_kind::ERROR;
     }
-
-    #[test]
-    fn bins_are_what_they_say() {
-        let edges = [
-            (0, 0),
-            (1, 1),
-            (63, 1),
-            (64, 2),
-            (127, 2),
-            (128, 3),
-            (255, 3),
-            (256, 4),
-            (511, 4),
-            (512, 5),
-            (1023, 5),
-            (1024, 6),
-            (1399, 6),
-            (1400, 7),
-            (65_000, 7),
-        ];
-        for (payload, bin) in edges {
-            assert_eq!(size_bin(payload), bin, "payload {payload}");
-        }
+    match (packet.key.family, packet.icmp_type) {
+        (4, 8) | (6, 128) => icmp_kind::ECHO_REQUEST,
+        (4, 0) | (6, 129) => icmp_kind::ECHO_REPLY,
+        _ => icmp_kind::OTHER,
     }
 }

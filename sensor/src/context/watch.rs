@@ -36,7 +36,7 @@ impl Brief {
             generation: record.generation,
             first_ns: record.first_ns,
             last_ns: record.last_ns,
-            answered_ns: if own { Some(record.first_ns) } else { record.reverse().map(|half| half.first_ns) },
+            answered_ns: if own { Some(record.first_ns) } else { record.first_ns_of(1) },
             reset: record.state & state::RST != 0,
             refused: record.state & state::RST_EARLY != 0,
             bytes: record.l3_bytes(),

@@ -1,0 +1,378 @@
+//! The flow record: layout, start, update.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::bins::add_square;
+use super::hint::hint;
+use super::shape::{Pauses, SUBFLOW_GAP_NS, pause, payload};
+use super::{Direction, FIRST_N, FlowKey, Opening, state};
+use crate::packet::{Packet, mark, protocol};
+use crate::tcp;
+use crate::verdict::Verdict;
+
+/// One of the first [`FIRST_N`] arrivals of a flow, both directions in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Arrival {
+    /// Time since the flow's previous arrival, µs, at most `u32::MAX`; 0 for the first.
+    pub iat_us: u32,
+    /// L4 payload, bytes, at most `u16::MAX`.
+    pub payload: u16,
+    /// TCP flags.
+    pub flags: u8,
+    /// 0 = forward, 1 = reverse.
+    pub direction: u8,
+}
+
+/// All that the kernel keeps of a connection: 960 bytes, fifteen cache lines. An ordinary packet touches lines 0 and 1
+/// and its direction's four; the others are touched at the start, at turns and after pauses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct FlowRecord {
+    // Line 0: what every packet reads.
+    /// Sequence lock: odd while a writer is inside.
+    pub sequence: u32,
+    /// Moves on each time the record is given to another connection.
+    pub generation: u32,
+    /// The verdict word ([`Verdict`]).
+    pub verdict: u64,
+    /// Identity.
+    pub key: FlowKey,
+
+    // Line 1: the flow as a whole.
+    /// Last arrival, monotonic ns.
+    pub last_ns: u64,
+    /// Smallest inter-arrival time over both directions, ns; `u64::MAX` before the second frame.
+    pub iat_min_ns: u64,
+    /// Largest inter-arrival time over both directions, ns.
+    pub iat_max_ns: u64,
+    /// Sum of squares of inter-arrival times over both directions, ns², low 64 bits (96 in all: exact up to 78 hours).
+    pub iat_square_low: u64,
+    /// Frame bytes on the wire, both directions, link headers and padding of each handed-over frame included.
+    pub frame_bytes: u64,
+    /// Last arrival with payload, monotonic ns.
+    pub run_last_ns: u64,
+    /// High 32 bits of the sum of squares.
+    pub iat_square_high: u32,
+    /// Bits of [`state`].
+    pub state: u32,
+    /// Bursts: longest runs of frames of one direction, the present one included.
+    pub bursts: u32,
+    /// Frames that hold less of their datagram than its header states, at most `u16::MAX`.
+    pub cut: u16,
+    /// Packets in the present run of one direction's payload, at most [`super::BULK_PACKETS`].
+    pub run_packets: u8,
+    /// Entries of `first` that are filled.
+    pub first_len: u8,
+
+    // Lines 2–5 and 6–9.
+    /// Forward and reverse direction.
+    pub directions: [Direction; 2],
+
+    // Lines 10–11.
+    /// The first arrivals.
+    pub first: [Arrival; FIRST_N],
+
+    // Line 12.
+    /// Of each direction, what its first packets say.
+    pub openings: [Opening; 2],
+    /// Interface of the first frame.
+    pub ifindex: u32,
+    /// Frames that could not be counted because the record was locked; they are in no other field. Added to without
+    /// the lock.
+    pub lost: u32,
+
+    // Line 13.
+    /// First arrival, monotonic ns.
+    pub first_ns: u64,
+    /// First arrival of the direction that did not begin, ns, 0 = none.
+    pub reply_ns: u64,
+    /// Arrival of the first SYN-ACK, ns, 0 = none.
+    pub syn_ack_ns: u64,
+    /// Arrival of the packet that completed the handshake, ns, 0 = none.
+    pub established_ns: u64,
+    /// Frames that a drop verdict stopped; they are in no other field. Added to without the lock.
+    pub dropped: u64,
+    /// Length of the present run of payload while it is no bulk yet, ns.
+    pub run_ns: u32,
+    /// Its payload, bytes.
+    pub run_bytes: u32,
+    /// Gaps of more than 1 s between two frames, plus one.
+    pub subflows: u32,
+    /// Gaps of more than 5 s between two frames: idle periods.
+    pub idles: u32,
+    /// ICMP errors that quote a packet of this flow.
+    pub icmp_errors: u32,
+    /// Type and code of the first of these errors.
+    pub error_type: u8,
+    /// See `error_type`.
+    pub error_code: u8,
+    /// Type and code of the first packet of an ICMP or ICMPv6 flow.
+    pub icmp_type: u8,
+    /// See `icmp_type`.
+    pub icmp_code: u8,
+
+    // Line 14.
+    /// Active and idle periods; valid where `idles` is not 0.
+    pub pauses: Pauses,
+}
+
+const _: () = assert!(size_of::<FlowRecord>() == 960 && size_of::<Direction>() == 256);
+const _: () = assert!(core::mem::offset_of!(FlowRecord, last_ns) == 64);
+const _: () = assert!(core::mem::offset_of!(FlowRecord, directions) == 128);
+const _: () = assert!(core::mem::offset_of!(FlowRecord, openings) == 12 * 64);
+const _: () = assert!(core::mem::offset_of!(FlowRecord, first_ns) == 13 * 64);
+const _: () = assert!(core::mem::offset_of!(FlowRecord, pauses) == 14 * 64);
+
+impl FlowRecord {
+    /// A record of nothing.
+    pub fn zeroed() -> FlowRecord {
+        <FlowRecord as Zeroable>::zeroed()
+    }
+
+    /// Makes this the record of `packet`'s connection, with nothing counted yet: call [`FlowRecord::update`] next.
+    /// Leaves `sequence` alone. Only what is
+    /// valid from the start is written; a direction is set up by its first packet, arrivals and pauses by theirs.
+    #[inline(always)]
+    pub fn start(&mut self, packet: &Packet, now_ns: u64, ifindex: u32, generation: u32) {
+        self.generation = generation;
+        self.verdict = Verdict::default().0;
+        self.key = packet.key;
+        self.state = initiator(packet);
+        self.last_ns = now_ns;
+        self.iat_min_ns = u64::MAX;
+        self.iat_max_ns = 0;
+        self.iat_square_low = 0;
+        self.iat_square_high = 0;
+        self.frame_bytes = 0;
+        self.run_last_ns = 0;
+        self.bursts = 1;
+        self.cut = 0;
+        self.run_packets = 0;
+        self.first_len = 0;
+        self.ifindex = ifindex;
+        self.lost = 0;
+        self.first_ns = now_ns;
+        self.reply_ns = 0;
+        self.syn_ack_ns = 0;
+        self.established_ns = 0;
+        self.dropped = 0;
+        self.run_ns = 0;
+        self.run_bytes = 0;
+        self.subflows = 1;
+        self.idles = 0;
+        self.icmp_errors = 0;
+        self.error_type = 0;
+        self.error_code = 0;
+        self.icmp_type = packet.icmp_type;
+        self.icmp_code = packet.icmp_code;
+        // The direction of the first packet need not be forward: a SYN-ACK can come first.
+        self.directions[0].start(now_ns);
+        if self.direction_of(packet) == 1 {
+            self.directions[1].start(now_ns);
+            self.state |= state::REVERSE | state::LAST_REVERSE;
+        }
+    }
+
+    /// Notes the pressure on the table at the flow's birth: call it after [`FlowRecord::start`], where there are buckets.
+    /// `ways`: ways of the bucket that other flows held, 0 to 8; 8: one of them was given up for this flow.
+    #[inline(always)]
+    pub fn born_among(&mut self, ways: u32) {
+        self.state |= (ways & 0xf) << state::WAYS_SHIFT;
+    }
+
+    /// 0 if `packet` goes from the initiator to the responder, 1 if back.
+    #[inline(always)]
+    pub fn direction_of(&self, packet: &Packet) -> usize {
+        if self.state & state::SELF != 0 {
+            return is_echo_reply(packet) as usize;
+        }
+        let initiator_low = self.state & state::INITIATOR_HIGH == 0;
+        (packet.from_low != initiator_low) as usize
+    }
+
+    /// Counts one frame of this connection that arrived at `now_ns`.
+    #[inline(always)]
+    pub fn update(&mut self, packet: &Packet, now_ns: u64) {
+        self.count(packet, now_ns);
+        self.follow(packet);
+        self.look(packet);
+    }
+
+    /// The first part of [`FlowRecord::update`]: volume, size, spacing. The kernel calls the three parts one by one, as
+    /// functions that are verified each on its own and share one piece of stack.
+    #[inline(always)]
+    pub fn count(&mut self, packet: &Packet, now_ns: u64) {
+        let side = self.direction_of(packet) & 1;
+        // Clocks of two CPUs may differ by a little: time never runs backwards in a record.
+        let now_ns = if now_ns < self.last_ns { self.last_ns } else { now_ns };
+        let iat_ns = now_ns.wrapping_sub(self.last_ns);
+        if side == 1 && self.state & state::REVERSE == 0 {
+            self.directions[1].start(now_ns);
+            self.state |= state::REVERSE;
+        }
+        if self.first_len > 0 {
+            self.iat_min_ns = self.iat_min_ns.min(iat_ns);
+            self.iat_max_ns = self.iat_max_ns.max(iat_ns);
+            add_square(&mut self.iat_square_low, &mut self.iat_square_high, iat_ns);
+            if iat_ns > SUBFLOW_GAP_NS {
+                pause(self, now_ns);
+            }
+        }
+        self.last_ns = now_ns;
+        self.frame_bytes = self.frame_bytes.wrapping_add(packet.frame_len as u64);
+        let turn = (self.state >> state::LAST_REVERSE_SHIFT & 1) ^ side as u32;
+        self.bursts = self.bursts.saturating_add(turn);
+        self.state ^= turn << state::LAST_REVERSE_SHIFT;
+        if self.directions[side].arrivals == 0 {
+            self.openings[side].start(packet);
+            if self.first_len > 0 {
+                self.reply_ns = now_ns;
+            }
+        }
+        if (self.first_len as usize) < FIRST_N {
+            let micros = iat_ns / 1000;
+            self.first[self.first_len as usize & (FIRST_N - 1)] = Arrival {
+                iat_us: if micros > u32::MAX as u64 { u32::MAX } else { micros as u32 },
+                payload: if packet.payload_len > u16::MAX as u32 { u16::MAX } else { packet.payload_len as u16 },
+                flags: packet.tcp_flags,
+                direction: side as u8,
+            };
+            self.first_len += 1;
+        }
+        self.directions[side].update(packet, now_ns);
+        // Rare on the wire, so one test for all.
+        if packet.marks & (mark::FRAGMENT | mark::CUT) != 0 || packet.extensions != 0 {
+            self.odd(packet, side);
+        }
+    }
+
+    /// The second part: TCP. The first one has moved `last_ns` on.
+    #[inline(always)]
+    pub fn follow(&mut self, packet: &Packet) {
+        if packet.key.protocol == protocol::TCP && packet.marks & mark::LATER_FRAGMENT == 0 {
+            let side = self.direction_of(packet) & 1;
+            tcp::follow(self, packet, side, self.last_ns);
+        }
+    }
+
+    /// The third part: bulks and payload hints.
+    #[inline(always)]
+    pub fn look(&mut self, packet: &Packet) {
+        if packet.payload_len == 0 {
+            return;
+        }
+        let side = self.direction_of(packet) & 1;
+        payload(self, packet, side, self.last_ns);
+        if self.state & state::PAYLOAD << side == 0 {
+            self.state |= state::PAYLOAD << side;
+            if packet.sample_len > 0 {
+                hint(&mut self.openings[side], packet);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn odd(&mut self, packet: &Packet, side: usize) {
+        let opening = &mut self.openings[side & 1];
+        opening.extensions |= packet.extensions;
+        if packet.marks & mark::FRAGMENT != 0 {
+            opening.fragments = opening.fragments.saturating_add(packet.segments);
+        }
+        if packet.marks & mark::CUT != 0 {
+            self.cut = self.cut.saturating_add(1);
+        }
+    }
+
+    /// An ICMP error of this type and code quotes a packet of this flow. Call it under the record's lock. The error
+    /// itself is counted in its own flow.
+    #[inline(always)]
+    pub fn quoted(&mut self, icmp_type: u8, icmp_code: u8) {
+        if self.icmp_errors == 0 {
+            self.error_type = icmp_type;
+            self.error_code = icmp_code;
+        }
+        self.icmp_errors = self.icmp_errors.saturating_add(1);
+    }
+
+    #[inline(always)]
+    fn reverse_arrivals(&self) -> u64 {
+        if self.state & state::REVERSE == 0 { 0 } else { self.directions[1].arrivals as u64 }
+    }
+
+    /// The initiator's direction.
+    pub fn forward(&self) -> &Direction {
+        &self.directions[0]
+    }
+
+    /// The responder's direction, `None` while it has sent nothing (its lines are not valid then).
+    pub fn reverse(&self) -> Option<&Direction> {
+        (self.state & state::REVERSE != 0).then_some(&self.directions[1])
+    }
+
+    /// Frames of both directions, as the hooks handed them over.
+    #[inline(always)]
+    pub fn frames(&self) -> u64 {
+        self.directions[0].arrivals as u64 + self.reverse_arrivals()
+    }
+
+    /// Wire packets of both directions.
+    #[inline(always)]
+    pub fn packets(&self) -> u64 {
+        let reverse = if self.state & state::REVERSE == 0 { 0 } else { self.directions[1].packets };
+        self.directions[0].packets.wrapping_add(reverse)
+    }
+
+    /// L3 bytes of both directions.
+    #[inline(always)]
+    pub fn l3_bytes(&self) -> u64 {
+        let reverse = if self.state & state::REVERSE == 0 { 0 } else { self.directions[1].l3_bytes };
+        self.directions[0].l3_bytes.wrapping_add(reverse)
+    }
+
+    /// Whether `packet` opens a new connection on the tuple of this finished one (TCP port reuse).
+    #[inline(always)]
+    pub fn is_reopened_by(&self, packet: &Packet) -> bool {
+        self.state & state::CLOSED != 0 && tcp::is_first_syn(packet.tcp_flags)
+    }
+}
+
+/// Whether the initiator is the `high` endpoint of a flow whose first packet this is.
+#[inline(always)]
+pub fn starts_high(packet: &Packet) -> bool {
+    initiator(packet) & state::INITIATOR_HIGH != 0
+}
+
+/// State bits that say who the initiator is, from the first packet that was seen.
+#[inline(always)]
+fn initiator(packet: &Packet) -> u32 {
+    let mut from_initiator = true;
+    let mut bits = 0;
+    if packet.key.protocol == protocol::TCP && packet.tcp_flags & tcp::SYN != 0 {
+        from_initiator = packet.tcp_flags & tcp::ACK == 0;
+        bits |= state::INITIATOR_BY_SYN;
+    }
+    if packet.from_low != from_initiator {
+        bits |= state::INITIATOR_HIGH;
+    }
+    let key = &packet.key;
+    let same_address = key.low[0] == key.high[0]
+        && key.low[1] == key.high[1]
+        && key.low[2] == key.high[2]
+        && key.low[3] == key.high[3];
+    // ICMP echo carries one identifier for both ends, so equal ports alone do not make an endpoint talk to itself.
+    if same_address && key.low_port == key.high_port {
+        bits = (bits | state::SELF) & !state::INITIATOR_HIGH;
+    }
+    bits
+}
+
+/// On one address, the message type alone tells a reply from a request.
+#[inline(always)]
+fn is_echo_reply(packet: &Packet) -> bool {
+    match packet.key.protocol {
+        protocol::ICMP => packet.icmp_type == 0,
+        protocol::ICMPV6 => packet.icmp_type == 129,
+        _ => false,
+    }
+}

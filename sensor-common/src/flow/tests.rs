@@ -1,0 +1,7 @@
+//! Hand-computed records: one conversation per rule, and invariants over random packets.
+
+mod build;
+mod invariants;
+mod lifetime;
+mod shape;
+mod tcp;
