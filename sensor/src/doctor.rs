@@ -176,7 +176,7 @@ fn judge_kernel(kernel: &Capabilities) -> Vec<Finding> {
         "sysctl -w net.core.bpf_jit_enable=1",
     );
     let used = if *xdp_frags { "jumbo frames in native mode" } else { "native mode up to one buffer a frame" };
-    let remedy = "5.18 or later for native XDP with jumbo frames; generic mode works without";
+    let remedy = "5.18 or later for native XDP with jumbo frames; TC ingress works without";
     findings.ask("xdp frags", privileged, *xdp_frags, Level::Note, used, remedy);
     findings.add(
         "tcx",
@@ -213,8 +213,8 @@ fn judge_interface(interface: &InterfaceCapabilities) -> Vec<Finding> {
         "native xdp",
         level(interface.native_xdp, Level::Note),
         format!("{} ({source})", yes(interface.native_xdp)),
-        if interface.native_xdp { "native, else generic" } else { "generic" },
-        "nothing to do: generic mode sees the same packets at a higher cost each",
+        if interface.native_xdp { "native XDP, else TC ingress" } else { "TC ingress" },
+        "nothing to do: TC ingress sees the same packets at a higher cost each",
     );
     if interface.native_xdp && interface.mtu > SINGLE_BUFFER_MTU {
         let frags = interface.native_frags;
@@ -225,7 +225,7 @@ fn judge_interface(interface: &InterfaceCapabilities) -> Vec<Finding> {
                 None => Level::Unknown,
             },
             format!("MTU {}, driver with frags: {}", interface.mtu, frags.map_or("unknown", yes)),
-            if frags == Some(true) { "native" } else { "native if the driver takes it, else generic" },
+            if frags == Some(true) { "native" } else { "native if the driver takes it, else TC ingress" },
             "an MTU of at most 3498 for native mode",
         );
     }
@@ -253,7 +253,7 @@ fn judge_interface(interface: &InterfaceCapabilities) -> Vec<Finding> {
             "lro / gro-hw",
             Level::Note,
             "on: received packets are merged before Sensor sees them",
-            "merged packets count as one, and some drivers refuse native XDP: then generic",
+            "merged packets count as one at XDP, and some drivers refuse native XDP: then TC ingress, which counts segments",
             &format!("where the driver lets you: ethtool -K {} lro off rx-gro-hw off", interface.name),
         );
     }
@@ -345,7 +345,7 @@ mod tests {
         let report = examine(old, vec![InterfaceCapabilities { native_xdp: false, ..interface() }], Vec::new());
         assert!(report.can_run);
         let text = render(&report);
-        assert!(text.contains("clsact") && text.contains("generic"), "{text}");
+        assert!(text.contains("clsact") && text.contains("TC ingress"), "{text}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The agent on a veth, native and generic: what it says of itself, what it counts of known traffic, and that nothing
+//! The agent on a veth, native, at TC ingress and generic: what it says of itself, what it counts of known traffic, and that nothing
 //! of it is left after a stop. The hosts' own counters are the measure. Needs root.
 
 use std::net::UdpSocket;
@@ -70,7 +70,7 @@ fn counts_what_the_hosts_count(xdp_mode: &str, stop_signal: Signal) {
     assert_eq!(status["mode"], "observe");
     assert_eq!(status["interfaces"][0]["name"], UPLINK);
     assert_eq!(status["interfaces"][0]["xdp"], xdp_mode);
-    assert!(has_xdp(&lab.edge.netns, UPLINK));
+    assert_eq!(has_xdp(&lab.edge.netns, UPLINK), xdp_mode != "tc");
     let shown = lab.edge.netns.ip(&format!("link show dev {UPLINK}")).must("look at the device");
     assert_eq!(shown.contains("xdpgeneric"), xdp_mode == "generic", "{shown}");
 
@@ -145,6 +145,58 @@ fn native_counts_what_the_hosts_count_and_leaves_nothing() {
 #[test]
 fn generic_counts_what_the_hosts_count_and_leaves_nothing() {
     counts_what_the_hosts_count("generic", Signal::INT);
+}
+
+#[test]
+fn tc_ingress_counts_what_the_hosts_count_and_leaves_nothing() {
+    counts_what_the_hosts_count("tc", Signal::TERM);
+}
+
+/// VLAN devices have no XDP of their own.
+#[test]
+fn a_device_without_native_xdp_is_watched_at_tc_ingress() {
+    let (edge, peer) = (NetNs::new("edge").must("make a namespace"), NetNs::new("peer").must("make a namespace"));
+    edge.ip(&format!("link add eth0 type veth peer name eth0 netns {}", peer.name())).must("make a link");
+    for (netns, last) in [(&edge, 1), (&peer, 2)] {
+        netns.ip("link add link eth0 name eth0.5 type vlan id 5").must("add a VLAN");
+        netns.sysctl("net/ipv6/conf/eth0.5/disable_ipv6", "1").must("switch IPv6 off");
+        netns.ip(&format!("addr add 198.18.5.{last}/24 dev eth0.5")).must("add an address");
+        netns.ip("link set eth0 up").must("set the link up");
+        netns.ip("link set eth0.5 up").must("set the VLAN up");
+    }
+    let agent = Agent::start(&edge, &["-i", "eth0.5", "--model", ""]).must("start the agent");
+    let status = agent.status().must("ask for the status");
+    assert_eq!(status["interfaces"][0]["xdp"], "tc", "{status}");
+    assert!(!has_xdp(&edge, "eth0.5"));
+    ping(&peer, &["-c", "5", "-i", "0.05", "198.18.5.1"], &Stop::new()).must("ping");
+    let flows = agent.flows().must("ask for the flows");
+    assert_eq!(sides(flow(&flows, "198.18.5.2", "icmp", None)), [Total { packets: 5, bytes: 5 * 84 }; 2]);
+    let second = Agent::start(&edge, &["-i", "eth0.5", "--model", ""]);
+    if sensor::bpf::probe::kernel().tcx {
+        let error = format!("{:#}", second.err().expect("two agents on one device"));
+        assert!(error.contains("another sensor agent"), "{error}");
+    }
+    agent.stop().must("stop the agent");
+    assert_clean(&edge, "eth0.5");
+}
+
+/// Receive offload merges segments before TC sees them.
+#[test]
+fn merged_packets_count_as_their_segments_at_tc_ingress() {
+    let lab = Lab::build(&LabSpec { clients: vec![HostSpec::default()], ..LabSpec::default() }).must("build the hosts");
+    let source = lab.clients[0].v4[0].to_string();
+    let _nginx = Nginx::start(&lab.edge.netns).must("start nginx");
+    let client = &lab.clients[0].netns;
+    let agent =
+        Agent::start(client, &["-i", "eth0", "--xdp-mode", "tc", "--model", ""]).must("start the agent at the client");
+    let size = 2_000_000;
+    download(client, &format!("http://{EDGE_V4}"), size, &[], &Stop::new()).must("download");
+    std::thread::sleep(Duration::from_millis(100));
+    let flows = agent.flows().must("ask for the flows");
+    let [_, responder] = sides(flow(&flows, &source, "tcp", Some(80)));
+    let segments = size.div_ceil(1448);
+    assert!((segments..segments + 40).contains(&responder.packets), "{segments} segments of data, {responder:?}");
+    agent.stop().must("stop the agent");
 }
 
 #[test]

@@ -22,6 +22,8 @@ mod options;
 mod plain;
 mod quote;
 mod tcp_options;
+#[cfg(test)]
+mod tests;
 mod transport;
 mod tunnel;
 mod walk;

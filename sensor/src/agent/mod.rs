@@ -208,7 +208,7 @@ fn announce(config: &Config, kernel: &Kernel, attached: &[Attached], model: Opti
         match fallback {
             None => tracing::info!("{interface}: attached, XDP {}, egress {}", xdp.name(), egress.name()),
             Some(reason) => tracing::warn!(
-                "{interface}: attached, XDP {}, egress {}; native XDP was refused: {reason}",
+                "{interface}: attached, ingress {}, egress {}; native XDP was refused: {reason}",
                 xdp.name(),
                 egress.name()
             ),

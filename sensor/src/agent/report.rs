@@ -236,7 +236,7 @@ impl SeenCheck {
                 tracing::warn!(
                     interface,
                     packets,
-                    "attached, but the interface received packets that the programs did not see; try --xdp-mode generic"
+                    "attached, but the interface received packets that the programs did not see; try --xdp-mode tc"
                 );
             } else {
                 tracing::info!(interface, "no traffic yet");

@@ -1,7 +1,9 @@
 //! Programs on interfaces: attach with the best way this kernel has, and take everything off again.
 
 use anyhow::{Context as _, bail};
-use aya::programs::tc::{NlOptions, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program};
+use aya::programs::tc::{
+    NlOptions, SchedClassifier, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
+};
 use aya::programs::xdp::XdpLinkId;
 use aya::programs::{LinkOrder, ProgramError, TcAttachType, TcError, XdpMode};
 use rustix::net::netdevice::name_to_index;
@@ -10,12 +12,14 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use super::load::{Hook, Kernel};
 use crate::config::XdpMode as Choice;
 
-/// How `sensor_xdp` was attached.
+/// How received packets are seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XdpAttachment {
-    /// In the driver.
+    /// `sensor_xdp` in the driver.
     Native,
-    /// In the network stack.
+    /// `sensor_ingress` at TC's ingress.
+    Tc,
+    /// `sensor_xdp` in the network stack.
     Generic,
 }
 
@@ -24,6 +28,7 @@ impl XdpAttachment {
     pub const fn name(self) -> &'static str {
         match self {
             XdpAttachment::Native => "native",
+            XdpAttachment::Tc => "tc",
             XdpAttachment::Generic => "generic",
         }
     }
@@ -59,9 +64,9 @@ pub struct Attached {
     pub xdp: XdpAttachment,
     /// How egress is seen.
     pub egress: TcAttachment,
-    /// Why native XDP was not used, where generic was the fallback.
+    /// Why native XDP was not used, where TC's ingress was the fallback.
     pub fallback: Option<String>,
-    xdp_link: XdpLinkId,
+    xdp_link: Option<XdpLinkId>,
     tc_links: Vec<(Hook, SchedClassifierLinkId)>,
     /// The qdisc is ours to remove.
     clsact_added: bool,
@@ -102,30 +107,43 @@ impl Kernel {
         interface: &str,
         ifindex: u32,
         choice: Choice,
-    ) -> anyhow::Result<(XdpAttachment, XdpLinkId, Option<String>)> {
-        let program = self.xdp_program()?;
+    ) -> anyhow::Result<(XdpAttachment, Option<XdpLinkId>, Option<String>)> {
         let mut fallback = None;
-        if choice != Choice::Generic {
-            match program.attach_to_if_index(ifindex, XdpMode::Driver) {
-                Ok(link) => return Ok((XdpAttachment::Native, link, None)),
+        match choice {
+            Choice::Auto | Choice::Native => match self.xdp_program()?.attach_to_if_index(ifindex, XdpMode::Driver) {
+                Ok(link) => return Ok((XdpAttachment::Native, Some(link), None)),
                 Err(error) if is_busy(&error) => bail!(busy(interface)),
                 Err(error) if choice == Choice::Native => {
                     return Err(error).with_context(|| {
-                        format!("{interface}: its driver does not take native XDP; use --xdp-mode auto or generic")
+                        format!("{interface}: its driver does not take native XDP; use --xdp-mode auto or tc")
                     });
                 }
                 Err(error) => fallback = Some(chain(&error)),
-            }
+            },
+            Choice::Generic => match self.xdp_program()?.attach_to_if_index(ifindex, XdpMode::Skb) {
+                Ok(link) => return Ok((XdpAttachment::Generic, Some(link), None)),
+                Err(error) if is_busy(&error) => bail!(busy(interface)),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("{interface}: XDP could not be attached"));
+                }
+            },
+            Choice::Tc => {}
         }
-        match program.attach_to_if_index(ifindex, XdpMode::Skb) {
-            Ok(link) => Ok((XdpAttachment::Generic, link, fallback)),
-            Err(error) if is_busy(&error) => bail!(busy(interface)),
-            Err(error) => Err(error).with_context(|| format!("{interface}: XDP could not be attached")),
+        // Nothing keeps a second agent from TC's ingress, as a place for one program does from XDP. Only links (TCX) can
+        // be asked for: what a filter (clsact) belongs to cannot be told from what a killed agent left.
+        let there = SchedClassifier::query_tcx(interface, TcAttachType::Ingress).map(|(_, programs)| programs);
+        if there.is_ok_and(|programs| programs.iter().any(|program| program.name_as_str() == Some(INGRESS))) {
+            bail!("another sensor agent watches {interface} already: stop it");
         }
+        self.load_stack_ingress()?;
+        Ok((XdpAttachment::Tc, None, fallback))
     }
 
     fn attach_tc(&mut self, attached: &mut Attached) -> anyhow::Result<()> {
         let mut hooks = vec![(Hook::Egress, TcAttachType::Egress)];
+        if attached.xdp == XdpAttachment::Tc {
+            hooks.push((Hook::StackIngress, TcAttachType::Ingress));
+        }
         if self.tagging() {
             hooks.push((Hook::Tag, TcAttachType::Ingress));
         }
@@ -165,7 +183,9 @@ impl Kernel {
         let Attached { interface, tc_links, xdp_link, clsact_added, ifindex, xdp: _, egress: _, fallback: _ } =
             attached;
         let mut failures = Vec::new();
-        if let Err(error) = self.xdp_program()?.detach(xdp_link) {
+        if let Some(link) = xdp_link
+            && let Err(error) = self.xdp_program()?.detach(link)
+        {
             failures.push(format!("XDP: {}", chain(&error)));
         }
         for (hook, link) in tc_links {
@@ -198,10 +218,19 @@ fn check_kind(interface: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Takes off filters that bear our names. XDP was free, so no agent lives on this interface: one was killed, and on
-/// kernels before 6.6 its filters stayed (without effect, because its lease has run out).
+/// The name of the program at TC's ingress.
+const INGRESS: &str = "sensor_ingress";
+
+/// Takes off filters that bear our names: an agent was killed, and on kernels before 6.6 its filters stayed (without
+/// effect, because its lease has run out). With XDP that is sure, because its place was free; a living agent that sees
+/// received packets at TC's ingress loses its filters to us, and says that it sees none.
 fn remove_leftovers(interface: &str) {
-    for (name, direction) in [("sensor_egress", TcAttachType::Egress), ("sensor_tag", TcAttachType::Ingress)] {
+    let ours = [
+        ("sensor_egress", TcAttachType::Egress),
+        (INGRESS, TcAttachType::Ingress),
+        ("sensor_tag", TcAttachType::Ingress),
+    ];
+    for (name, direction) in ours {
         if qdisc_detach_program(interface, direction, name).is_ok() {
             tracing::warn!("{interface}: took off {name}, left behind by an agent that was killed");
         }

@@ -29,6 +29,8 @@ pub enum XdpMode {
     Auto,
     /// In the driver, or fail.
     Native,
+    /// The TC ingress hook, on any interface.
+    Tc,
     /// XDP in the network stack, on any interface.
     Generic,
 }
@@ -125,7 +127,7 @@ macro_rules! names {
 names! {
     Mode { Observe = "observe", Tag = "tag", Enforce = "enforce" }
     BpfLog { Off = "off", Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
-    XdpMode { Auto = "auto", Native = "native", Generic = "generic" }
+    XdpMode { Auto = "auto", Native = "native", Tc = "tc", Generic = "generic" }
     Tunnel { Gre = "gre", Ipip = "ipip", Vxlan = "vxlan", Geneve = "geneve", Gtp = "gtp" }
     ActionName { Pass = "pass", Tag = "tag", Drop = "drop" }
 }
