@@ -59,11 +59,13 @@ impl Window for PacketBytes {
 
 #[inline(always)]
 fn window(data: usize, end: usize, offset: u32, len: u32) -> Option<PacketBytes> {
-    let start = data + offset as usize;
+    let mut start = data + offset as usize;
     let mut behind = start + len as usize;
     if len == 1 {
-        // The compiler would test `start >= end`, from which the verifier does not learn that one byte is there.
-        behind = atomic::opaque(behind as u64) as usize;
+        // The compiler would test `start >= end`, from which the verifier does not learn that one byte is there; or
+        // compute both from another number, and the verifier would not know that they belong together.
+        start = atomic::opaque(start as u64) as usize;
+        behind = atomic::opaque(start as u64 + 1) as usize;
     }
     if behind > end { None } else { Some(PacketBytes(start as *const u8)) }
 }

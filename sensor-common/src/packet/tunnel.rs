@@ -136,7 +136,7 @@ fn gtp<F: Frame>(frame: F, place: &mut Place, offset: u32) -> Found {
                 return None;
             }
             let len = frame.window(at, 1)?.byte::<0>() as u32 * 4;
-            if len == 0 || at + len > super::MAX_HEADER_OFFSET {
+            if len == 0 {
                 return None;
             }
             place.position = at + len;

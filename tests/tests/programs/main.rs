@@ -6,6 +6,7 @@
 mod causes;
 mod context;
 mod conversations;
+mod encapsulation;
 mod parity;
 mod rig;
 mod table;
