@@ -1,7 +1,8 @@
 //! The agent on a veth, native, at TC ingress and generic: what it says of itself, what it counts of known traffic, and that nothing
 //! of it is left after a stop. The hosts' own counters are the measure. Needs root.
 
-use std::net::UdpSocket;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -152,50 +153,67 @@ fn tc_ingress_counts_what_the_hosts_count_and_leaves_nothing() {
     counts_what_the_hosts_count("tc", Signal::TERM);
 }
 
-/// VLAN devices have no XDP of their own.
+/// Bridges have no XDP of their own.
 #[test]
 fn a_device_without_native_xdp_is_watched_at_tc_ingress() {
     let (edge, peer) = (NetNs::new("edge").must("make a namespace"), NetNs::new("peer").must("make a namespace"));
     edge.ip(&format!("link add eth0 type veth peer name eth0 netns {}", peer.name())).must("make a link");
-    for (netns, last) in [(&edge, 1), (&peer, 2)] {
-        netns.ip("link add link eth0 name eth0.5 type vlan id 5").must("add a VLAN");
-        netns.sysctl("net/ipv6/conf/eth0.5/disable_ipv6", "1").must("switch IPv6 off");
-        netns.ip(&format!("addr add 198.18.5.{last}/24 dev eth0.5")).must("add an address");
+    edge.ip("link add bridge0 type bridge").must("make a bridge");
+    edge.ip("link set eth0 master bridge0").must("put the link under it");
+    for (netns, device, last) in [(&edge, "bridge0", 1), (&peer, "eth0", 2)] {
+        netns.sysctl(&format!("net/ipv6/conf/{device}/disable_ipv6"), "1").must("switch IPv6 off");
+        netns.ip(&format!("addr add 198.18.5.{last}/24 dev {device}")).must("add an address");
         netns.ip("link set eth0 up").must("set the link up");
-        netns.ip("link set eth0.5 up").must("set the VLAN up");
+        netns.ip(&format!("link set {device} up")).must("set the device up");
     }
-    let agent = Agent::start(&edge, &["-i", "eth0.5", "--model", ""]).must("start the agent");
+    let agent = Agent::start(&edge, &["-i", "bridge0", "--model", ""]).must("start the agent");
     let status = agent.status().must("ask for the status");
     assert_eq!(status["interfaces"][0]["xdp"], "tc", "{status}");
-    assert!(!has_xdp(&edge, "eth0.5"));
+    assert!(!has_xdp(&edge, "bridge0"));
     ping(&peer, &["-c", "5", "-i", "0.05", "198.18.5.1"], &Stop::new()).must("ping");
     let flows = agent.flows().must("ask for the flows");
     assert_eq!(sides(flow(&flows, "198.18.5.2", "icmp", None)), [Total { packets: 5, bytes: 5 * 84 }; 2]);
-    let second = Agent::start(&edge, &["-i", "eth0.5", "--model", ""]);
     if sensor::bpf::probe::kernel().tcx {
-        let error = format!("{:#}", second.err().expect("two agents on one device"));
+        let directory = TempDir::new().map_err(Into::into).must("make a directory");
+        let (program, socket) = (binary().must("find the binary"), directory.path().join("sensor.sock"));
+        let (program, socket) = (program.to_string_lossy(), socket.to_string_lossy());
+        let args = ["run", "-i", "bridge0", "--model", "", "--metrics-listen", "", "--socket", &socket];
+        let error = format!("{:#}", edge.run(&program, &args).expect_err("two agents on one device"));
         assert!(error.contains("another sensor agent"), "{error}");
     }
     agent.stop().must("stop the agent");
-    assert_clean(&edge, "eth0.5");
+    assert_clean(&edge, "bridge0");
 }
 
-/// Receive offload merges segments before TC sees them.
+/// What one end sends as super-packets arrives as such at the other's TC ingress.
 #[test]
 fn merged_packets_count_as_their_segments_at_tc_ingress() {
     let lab = Lab::build(&LabSpec { clients: vec![HostSpec::default()], ..LabSpec::default() }).must("build the hosts");
-    let source = lab.clients[0].v4[0].to_string();
-    let _nginx = Nginx::start(&lab.edge.netns).must("start nginx");
-    let client = &lab.clients[0].netns;
-    let agent =
-        Agent::start(client, &["-i", "eth0", "--xdp-mode", "tc", "--model", ""]).must("start the agent at the client");
+    let client = &lab.clients[0];
+    let args = ["-i", UPLINK, "--xdp-mode", "tc", "--model", ""];
+    let agent = Agent::start(&client.netns, &args).must("start the agent at the client");
+    let listener = lab.edge.netns.within(|| TcpListener::bind((EDGE_V4, PORT))).must("enter the namespace");
+    let listener = listener.map_err(Into::into).must("listen");
     let size = 2_000_000;
-    download(client, &format!("http://{EDGE_V4}"), size, &[], &Stop::new()).must("download");
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        stream.write_all(&vec![7; size])
+    });
+    let stream = client.netns.within(|| TcpStream::connect((EDGE_V4, PORT))).must("enter the namespace");
+    let mut received = Vec::new();
+    stream.and_then(|mut stream| stream.read_to_end(&mut received)).map_err(Into::into).must("receive");
+    assert_eq!(received.len(), size);
+    server.join().expect("the server ends").map_err(Into::into).must("send");
     std::thread::sleep(Duration::from_millis(100));
+
     let flows = agent.flows().must("ask for the flows");
-    let [_, responder] = sides(flow(&flows, &source, "tcp", Some(80)));
-    let segments = size.div_ceil(1448);
-    assert!((segments..segments + 40).contains(&responder.packets), "{segments} segments of data, {responder:?}");
+    let transfer = flow(&flows, &client.v4[0].to_string(), "tcp", Some(PORT));
+    let [_, responder] = sides(transfer);
+    let segments = size.div_ceil(1448) as u64;
+    assert!((segments..segments + 40).contains(&responder.packets), "{segments} segments of data, {transfer}");
+    let metrics = agent.metrics().must("scrape");
+    let frames = metrics.sum("sensor_packets_total", &[("direction", "ingress")]);
+    assert!(frames < segments as f64 / 2.0, "{frames} frames stood for {segments} segments");
     agent.stop().must("stop the agent");
 }
 
