@@ -3,7 +3,6 @@
 Every operator is one that tract runs (checked by `sensor model check` and by the agent at each load).
 """
 
-import json
 
 import numpy as np
 import onnx
@@ -107,17 +106,3 @@ def export(network, labels):
     model.ir_version = 8
     onnx.checker.check_model(model, full_check=True)
     return model
-
-
-def add_contract(model, properties):
-    """Writes the contract under `sensor.` keys; values that are not text become JSON, NaN becomes null."""
-
-    def plain(value):
-        if isinstance(value, (list, tuple, np.ndarray)):
-            return [plain(item) for item in value]
-        return (None if np.isnan(value) else float(value)) if isinstance(value, (float, np.floating)) else value
-
-    for key, value in properties.items():
-        entry = model.metadata_props.add()
-        entry.key = f"sensor.{key}"
-        entry.value = value if isinstance(value, str) else json.dumps(plain(value), separators=(",", ":"))

@@ -12,8 +12,6 @@ for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import argparse
 import hashlib
-import json
-import subprocess
 import warnings
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import numpy as np
 import onnxruntime
 
 import card
+import contract
 import dataset
 import evaluate
 import inputs
@@ -75,13 +74,6 @@ def load(arguments, rng):
     return dataset.join(loaded)
 
 
-def contract(sensor):
-    """Version and hash of the feature contract, from the agent that will serve the model."""
-    listing = subprocess.run([str(sensor), "features", "--format", "json"], capture_output=True, text=True, check=True)
-    document = json.loads(listing.stdout)
-    return document["version"], document["hash"]
-
-
 def golden_rows(rows, rng):
     picked = []
     for label in range(len(dataset.LABELS)):
@@ -114,20 +106,22 @@ def main():
     reports = {part: evaluate.report(rows.of(rows.part == part), probabilities[rows.part == part], threshold) for part in dataset.PARTS}
 
     golden = golden_rows(train, rng)
-    version, contract_hash = contract(arguments.sensor)
-    network.add_contract(model, {
-        "kind": "classifier",
-        "name": "sensor-baseline",
-        "contract_version": str(version),
-        "contract_hash": contract_hash,
-        "features": inputs.NAMES,
-        "labels": dataset.LABELS,
-        "threshold": repr(threshold),
-        "min_packets": str(dataset.MIN_PACKETS),
-        "golden_inputs": golden,
-        "golden_outputs": network.reference(golden, trained),
-        "trained_on": f"{len(np.unique(train.flow))} flows of {len(np.unique(train.capture))} captures: sensor-traffic and public captures",
-    })
+    # Drift is measured against benign rows: that is what most traffic is.
+    benign = (rows.part == "train") & (rows.label == 0)
+    contract.attach(model, contract.build(
+        inputs.NAMES,
+        name="sensor-baseline",
+        labels=dataset.LABELS,
+        threshold=threshold,
+        min_packets=dataset.MIN_PACKETS,
+        golden_inputs=golden,
+        golden_outputs=network.reference(golden, trained),
+        rows=rows.values[benign],
+        scores=scores[benign],
+        trained_on=f"{len(np.unique(train.flow))} flows of {len(np.unique(train.capture))} captures: sensor-traffic and public captures",
+        training={"rows": len(train.label), "benign rows": int(benign.sum()), "epochs": EPOCHS, "seed": SEED},
+        sensor=arguments.sensor,
+    ))
     data = model.SerializeToString(deterministic=True)
     arguments.out.write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()

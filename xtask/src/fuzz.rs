@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: libFuzzer over the parser, the flow record and the capture reader, for a while.
+//! `cargo xtask fuzz`: libFuzzer over the parser, the flow record, the capture reader and the model loader, for a while.
 //!
 //! Invariant: works with any Rust toolchain. The instrumentation is one of LLVM's own passes, which stable rustc runs too;
 //! no sanitizer is added, as what is fuzzed forbids `unsafe`. Only libFuzzer's C++ runtime needs a compiler. The targets
@@ -17,7 +17,9 @@ use clap::Args;
 use crate::{apt, cmd};
 
 /// fuzz/fuzz_targets.
-const TARGETS: [&str; 3] = ["parse", "record", "capture"];
+const TARGETS: [&str; 4] = ["parse", "record", "capture", "model"];
+/// The target that needs the whole agent, as a feature of its own.
+const MODEL: &str = "model";
 /// What cargo-fuzz passes for libFuzzer, without a sanitizer.
 const INSTRUMENT: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -32,7 +34,7 @@ pub(crate) struct FuzzArgs {
     /// Add to the committed corpus what reaches more code than it does
     #[arg(long)]
     keep: bool,
-    /// Targets, by default all: parse, record, capture
+    /// Targets, by default all: parse, record, capture, model
     #[arg(value_name = "TARGET", value_parser = clap::builder::PossibleValuesParser::new(TARGETS))]
     targets: Vec<String>,
 }
@@ -50,6 +52,9 @@ pub(crate) fn fuzz(args: FuzzArgs) -> Result<()> {
     let mut build = cmd::cargo();
     // A target triple, even the host's own, keeps build scripts and macros from being instrumented.
     build.args(["build", "--target", &host, "--target-dir"]).arg(&work).current_dir(&sources);
+    if targets.iter().any(|target| target == MODEL) {
+        build.args(["--features", MODEL]);
+    }
     cmd::run(build.env("RUSTFLAGS", INSTRUMENT).env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
 
     let mut failed = Vec::new();
@@ -82,7 +87,9 @@ fn one(program: &Path, work: &Path, target: &str, seconds: u32, corpora: [&PathB
     let prefix = format!("-artifact_prefix={}/{target}-", artifacts.display());
     let mut run = Command::new(program);
     // A slow input is a finding too, and so is one that takes memory.
-    run.args([&format!("-max_total_time={seconds}"), "-max_len=4096", "-timeout=10", "-rss_limit_mb=512"]);
+    run.args([&format!("-max_total_time={seconds}"), "-max_len=4096", "-timeout=10"]);
+    // The runtime that the model target holds has a footprint of its own.
+    run.arg(if target == MODEL { "-rss_limit_mb=2048" } else { "-rss_limit_mb=512" });
     cmd::run(run.args([prefix.as_str(), "-verbosity=0", "-print_final_stats=1"]).args(corpora))
 }
 

@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::process::{Resource, Rlimit, Signal, set_parent_process_death_signal, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, set_parent_process_death_signal, setrlimit};
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 
 use super::check::{self, Report};
@@ -143,7 +143,11 @@ pub fn serve(limits: Limits, timed: Duration, mut input: impl Read, mut output: 
 
 fn restrict(limits: Limits) -> rustix::io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    let limit = |resource, most| setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) });
+    let limit = |resource, most: u64| {
+        // Raising a hard limit takes a capability that the agent need not have.
+        let most = Some(getrlimit(resource).maximum.map_or(most, |hard| hard.min(most)));
+        setrlimit(resource, Rlimit { current: most, maximum: most })
+    };
     limit(Resource::As, limits.memory_bytes)?;
     limit(Resource::Cpu, limits.time.as_secs().max(1))?;
     limit(Resource::Core, 0)?;

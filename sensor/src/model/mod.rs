@@ -24,6 +24,8 @@ mod trees;
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
+mod schema;
+#[cfg(test)]
 mod tests;
 
 use std::path::Path;

@@ -75,7 +75,9 @@ pub fn error(problems: &[Problem]) -> anyhow::Error {
     }
 }
 
-fn cut(mut text: String) -> String {
+fn cut(text: String) -> String {
+    // One line in a log, whatever a file holds: control characters would write lines of their own.
+    let mut text = text.replace(|c: char| c.is_control(), " ");
     if text.len() > MAX_TEXT {
         let mut end = MAX_TEXT;
         while !text.is_char_boundary(end) {

@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""Attaches the contract that Sensor wants to an ONNX file, or writes it beside it (docs/models.md, contract.schema.json).
+
+As a module:
+
+    import contract
+    keys = contract.build(features, labels=["benign", "scan"], threshold=0.9, rows=training_rows, scores=training_scores,
+                          golden_inputs=some_rows, golden_outputs=outputs, sensor="sensor")
+    contract.attach(model, keys)                    # an onnx.ModelProto; or contract.side_car(keys, "model.toml")
+
+As a command: the rows are a CSV file of `sensor extract` (its columns are found by name), the golden outputs come from
+onnxruntime unless a file gives the training library's own.
+
+    contract.py model.onnx --features fwd_packets,duration --labels benign,scan --threshold 0.9 --rows rows.csv -o out.onnx
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+
+PREFIX = "sensor."
+# Keys whose value is text as it stands; the others hold JSON.
+PLAIN = ("kind", "name", "contract_hash", "trained_on", "output")
+GOLDEN = 16
+# Of the scores that a training flow reaches: (share of flows below, score). The rest is linear.
+CURVE = ((0.5, 0.0), (0.9, 0.5), (0.99, 0.9), (0.999, 0.99))
+
+
+def agent(sensor, features):
+    """Version and hash of the feature contract, from the agent that will serve the model."""
+    command = [str(sensor), "features", "--format", "json"]
+    document = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    known = {feature["name"] for feature in document["features"]}
+    unknown = [name for name in features if name not in known]
+    if unknown:
+        raise SystemExit(f"this agent does not compute {', '.join(unknown)}; `sensor features` lists what it does")
+    hashed = subprocess.run([*command, "--of", ",".join(features)], capture_output=True, text=True)
+    # An agent whose hash covers the features of a model only says so for a list of them.
+    of_model = json.loads(hashed.stdout) if hashed.returncode == 0 else document
+    return of_model["version"], of_model["hash"]
+
+
+def distribution(values):
+    """Deciles of a column and the share of rows in each bin: (..e1], (e1..e2], …, (en..), and without a value."""
+    values = np.asarray(values, dtype=np.float64)
+    there = values[~np.isnan(values)].astype(np.float32)
+    if len(there) == 0:
+        return {"edges": [], "shares": [0.0], "missing": 1.0, "median": None}
+    edges = np.unique(np.quantile(there, np.arange(1, 10) / 10, method="inverted_cdf"))
+    edges = edges[np.isfinite(edges) & (edges < there.max())]
+    counts = np.bincount(np.searchsorted(edges, there, side="left"), minlength=len(edges) + 1)
+    return {
+        "edges": edges.tolist(),
+        "shares": (counts / len(values)).tolist(),
+        "missing": float(1 - len(there) / len(values)),
+        "median": float(np.quantile(there, 0.5, method="inverted_cdf")),
+    }
+
+
+def curve(raw):
+    """The points of an anomaly model's score from the raw numbers of training flows: the score says which share of
+    them is less unusual, and reaches 1 as far above the 99.9th percentile as that is above the median."""
+    raw = np.asarray(raw, dtype=np.float64)
+    points = [(float(np.quantile(raw, share)), score) for share, score in CURVE]
+    points.append((points[-1][0] + max(points[-1][0] - points[0][0], 1e-6), 1.0))
+    ascending = points[:1]
+    for point in points[1:]:
+        if np.float32(point[0]) > np.float32(ascending[-1][0]):
+            ascending.append(point)
+        else:
+            ascending[-1] = (ascending[-1][0], point[1])
+    return [list(point) for point in ascending]
+
+
+def build(features, *, labels=None, threshold, golden_inputs, golden_outputs, kind="classifier", name="", thresholds=None,
+          min_packets=1, rows=None, scores=None, score=None, output=None, trained_on="", training=None, sensor="sensor",
+          version=None, contract_hash=None):
+    """The keys of a contract, without their prefix.
+
+    `rows` (training rows that resemble the traffic to come: benign ones, mostly) and `scores` (of the model, on them)
+    give the quantiles that drift is measured by. `score` of an anomaly model: {"from": "error" | "normality" |
+    "reconstruction", "points": curve(raw)}. `thresholds`: {"tag": …, "drop": …}, where these differ from `threshold`.
+    """
+    if version is None or contract_hash is None:
+        version, contract_hash = agent(sensor, features)
+    keys = {
+        "kind": kind,
+        "name": name,
+        "contract_version": int(version),
+        "contract_hash": contract_hash,
+        "features": list(features),
+        "labels": None if labels is None else list(labels),
+        "threshold": float(threshold),
+        "thresholds": thresholds,
+        "min_packets": int(min_packets),
+        "golden_inputs": np.asarray(golden_inputs, dtype=np.float32),
+        "golden_outputs": np.asarray(golden_outputs, dtype=np.float64).reshape(len(golden_inputs), -1),
+        "quantiles": None if rows is None else [distribution(column) for column in np.asarray(rows).T],
+        "score_quantiles": None if scores is None else distribution(scores),
+        "score": score,
+        "output": output,
+        "trained_on": trained_on,
+        "training": training,
+    }
+    absent = lambda value: value is None or (isinstance(value, str) and value == "")
+    return {key: plain(value) for key, value in keys.items() if not absent(value)}
+
+
+def plain(value):
+    """Lists and numbers that JSON knows; NaN becomes None."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return None if np.isnan(value) else float(value)
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def attach(model, keys):
+    """Writes the keys into an onnx.ModelProto; keys of an earlier contract are replaced, others stay."""
+    kept = [(entry.key, entry.value) for entry in model.metadata_props if not entry.key.startswith(PREFIX)]
+    del model.metadata_props[:]
+    own = [(PREFIX + key, value if key in PLAIN else json.dumps(value, separators=(",", ":"))) for key, value in keys.items()]
+    for key, value in kept + own:
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value
+
+
+def side_car(keys, path):
+    """Writes the keys as TOML, for a model that is not to be touched: model.toml beside model.onnx."""
+    Path(path).write_text("".join(f"{key} = {toml(value)}\n" for key, value in keys.items()))
+
+
+def toml(value):
+    if value is None:
+        return "nan"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items() if item is not None) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
+    return json.dumps(value) if isinstance(value, (str, bool)) else repr(value)
+
+
+def read_rows(path, features):
+    """The columns of a CSV file of `sensor extract`, empty cells as NaN."""
+    with open(path, newline="") as file:
+        lines = csv.reader(file)
+        header = next(lines)
+        columns = [header.index(name) for name in features]
+        return np.array([[float(line[column] or "nan") for column in columns] for line in lines], dtype=np.float32)
+
+
+def run(path, output, rows):
+    """What onnxruntime gives for the rows."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_outputs()]
+    name = output or next((name for name in names if "prob" in name.lower()), names[0])
+    return np.asarray(session.run([name], {session.get_inputs()[0].name: rows})[0]).reshape(len(rows), -1)
+
+
+def raw_of(score_from, outputs, rows):
+    """The raw number of an anomaly model's output, as the agent computes it."""
+    if score_from == "reconstruction":
+        return np.nanmean((rows - outputs) ** 2, axis=1)
+    return outputs[:, 0] if score_from == "error" else -outputs[:, 0]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--features", required=True, help="names, in the order of the input's columns, separated by commas; or @FILE with one a line")
+    parser.add_argument("--labels", help="names, the benign one first, separated by commas (a classifier needs them)")
+    parser.add_argument("--threshold", type=float, required=True, help="flows are reported from this score on")
+    parser.add_argument("--tag", type=float, help="… tagged from this one on [the same]")
+    parser.add_argument("--drop", type=float, help="… dropped from this one on [as tag]")
+    parser.add_argument("--min-packets", type=int, default=1)
+    parser.add_argument("--name", default="")
+    parser.add_argument("--rows", type=Path, required=True, help="CSV of `sensor extract`: rows that resemble the traffic to come")
+    parser.add_argument("--anomaly", choices=("error", "normality", "reconstruction"), help="the model is no classifier: what its output is")
+    parser.add_argument("--output-name", help="the output to take, if there are several")
+    parser.add_argument("--trained-on", default="", help="a sentence about the data")
+    parser.add_argument("--golden-outputs", type=Path, help="outputs of the training library for the first 16 rows, as JSON [what onnxruntime gives]")
+    parser.add_argument("--sensor", default="sensor", help="the agent that will serve the model")
+    parser.add_argument("--side-car", action="store_true", help="write model.toml beside the model, and leave the model alone")
+    parser.add_argument("-o", "--output", type=Path, help="the file to write [the model itself]")
+    arguments = parser.parse_args()
+
+    names = arguments.features
+    features = Path(names[1:]).read_text().split() if names.startswith("@") else names.split(",")
+    rows = read_rows(arguments.rows, features)
+    outputs = run(arguments.model, arguments.output_name, rows)
+    score = None
+    if arguments.anomaly:
+        raw = raw_of(arguments.anomaly, outputs, rows)
+        score = {"from": arguments.anomaly, "points": curve(raw)}
+        scores = np.interp(raw, *np.array(score["points"]).T)
+    else:
+        scores = 1.0 - outputs[:, 0]
+    golden = slice(0, GOLDEN)
+    keys = build(
+        features,
+        kind="anomaly" if arguments.anomaly else "classifier",
+        labels=arguments.labels.split(",") if arguments.labels else None,
+        threshold=arguments.threshold,
+        thresholds={key: value for key, value in (("tag", arguments.tag), ("drop", arguments.drop)) if value is not None} or None,
+        golden_inputs=rows[golden],
+        golden_outputs=json.loads(arguments.golden_outputs.read_text()) if arguments.golden_outputs else outputs[golden],
+        name=arguments.name,
+        min_packets=arguments.min_packets,
+        rows=rows,
+        scores=scores,
+        score=score,
+        output=arguments.output_name,
+        trained_on=arguments.trained_on,
+        training={"rows": len(rows)},
+        sensor=arguments.sensor,
+    )
+    if arguments.side_car:
+        side_car(keys, arguments.model.with_suffix(".toml"))
+        return
+    import onnx
+
+    model = onnx.load(arguments.model)
+    attach(model, keys)
+    onnx.save(model, arguments.output or arguments.model)
+
+
+if __name__ == "__main__":
+    main()
