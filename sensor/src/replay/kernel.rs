@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use anyhow::{Context, Result, bail};
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::{CAUSE_SLOTS, Cause, InterfaceCounters};
-use sensor_common::flow::{FlowKey, FlowRecord};
+use sensor_common::flow::{FlowKey, FlowRecord, state};
 use sensor_common::hash::{Seed, hash};
 use sensor_common::packet::{self, Packet, Refusal};
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS, bucket_of, tag_of};
@@ -395,8 +395,9 @@ impl Turn<'_> {
                 self.replay.take(&host.key)?
             }
         };
-        // The interface of test runs is nobody's.
-        Ok(found.map(|record| FlowRecord { ifindex: 0, ..record }))
+        // The interface of test runs is nobody's, and the host has no buckets whose occupied ways it could keep.
+        let state = |record: &FlowRecord| record.state & ((1 << state::WAYS_SHIFT) - 1);
+        Ok(found.map(|record| FlowRecord { ifindex: 0, state: state(&record), ..record }))
     }
 
     /// Runs the frame if it did not run yet.
