@@ -128,8 +128,8 @@ def packets(found, frame, wire):
             src, dst = (str(ipaddress.IPv4Address(frame[at + o : at + o + 4])) for o in (12, 16))
             if header < 20 or total < header:
                 facts.add("lengths that cannot be")
-            if header > 20:
-                facts.add("options")
+            if protocol == 51:
+                facts.add("extension header")
         elif version == 6:
             if at + 40 > len(frame):
                 return

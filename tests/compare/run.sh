@@ -25,7 +25,7 @@ sensor=target/release/sensor
 mapfile -t captures < <(find "$folder" -maxdepth 1 -type f -name '*.*cap*' -size +200c | sort)
 echo "${#captures[@]} captures in $folder"
 rm -f "$work"/*.csv
-"$sensor" extract --view nfstream -o "$work/view.csv" "${captures[@]}" 2>"$work/view.log" || true
+python3 tests/compare/sensor_flows.py "$sensor" "$work/view.csv" "${captures[@]}"
 "$sensor" extract -o "$work/sensor.csv" "${captures[@]}" 2>"$work/sensor.log" || true
 tail -n 1 "$work/sensor.log"
 "$work/venv/bin/python" tests/compare/nfstream_flows.py "$work/nfstream.csv" "${captures[@]}" 2>"$work/nfstream.log"

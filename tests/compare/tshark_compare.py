@@ -33,7 +33,7 @@ CLASSES = {
     "vlan twice": "More VLAN tags than two.",
     "pppoe": "PPPoE that is no session, or whose protocol is not IP.",
     "mpls": "MPLS with something else than IP behind it.",
-    "extension header": "IPv6 extension headers that one of the two does not follow.",
+    "extension header": "Extension headers that one of the two does not follow.",
     "other EtherType": "Link headers that Sensor does not read (FabricPath, 802.1ah and others).",
     "tunnel": "Addresses of inner packets (GTP-U, GRE, CAPWAP, Teredo and others): tshark counts them too, Sensor by "
     "setting.",
