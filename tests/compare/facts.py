@@ -33,6 +33,9 @@ def frames(path):
     at = 24
     while at + 16 <= len(data):
         seconds, fraction, kept, wire = struct.unpack_from(order + "IIII", data, at)
+        if at + 16 + kept > len(data) and at + 16 + wire <= len(data):
+            # Format 2.3 of old libpcaps, which has the two lengths exchanged.
+            kept, wire, link = wire, kept, -1
         if at + 16 + kept > len(data):
             return
         yield seconds * 10**9 + fraction * unit, link, data[at + 16 : at + 16 + kept], wire
@@ -99,7 +102,8 @@ def network_layer(link, frame):
     elif link in (12, 14, 101, 228, 229):
         kind, at = 0x0800, 0
     elif link in (0, 108):
-        kind, at = 0x0800, 4
+        family = min(struct.unpack("<I", frame[:4])[0], struct.unpack(">I", frame[:4])[0]) if len(frame) >= 4 else 0
+        kind, at = 0x0800 if family in (2, 10, 24, 28, 30) else 0, 4
     elif link in (113, 276):
         at = 16 if link == 113 else 20
         if len(frame) < at:
@@ -182,7 +186,7 @@ def read(path):
     by_pair, whole, latest, count = collections.defaultdict(collections.Counter), collections.Counter(), 0, 0
     for time_ns, link, frame, wire in frames(path):
         count += 1
-        if link not in (0, 1, 12, 14, 101, 108, 113, 228, 229, 276):
+        if link not in (0, 1, 9, 12, 14, 50, 51, 101, 104, 108, 113, 228, 229, 276):
             whole["link type"] += 1
         back = time_ns // 10**6 < latest // 10**6
         latest = max(latest, time_ns)

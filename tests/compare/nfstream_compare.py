@@ -19,13 +19,14 @@ import facts
 
 # Class → what it is. The order is that in which they are tried; the facts stand for packets of the flow's two addresses.
 CLASSES = {
-    "link type": "PPP and HDLC captures, which Sensor does not read.",
+    "link type": "Captures that one of the two does not read: link types, HDLC with something else in it, and format 2.3 of old "
+    "libpcaps, which has the two lengths of a packet exchanged.",
     "IP in IP": "nfstream always follows IP-in-IP; Sensor by setting, else the outer flow counts.",
     "longer than its frame": "The IP header claims more bytes than the frame has: counted by nfstream as it claims, by "
     "Sensor under the cause `truncated_network`.",
     "cut by the capture": "A short snap length: nfstream refuses IPv6 packets that are cut.",
     "no IP by its EtherType": "nfstream reads any frame whose next byte looks like an IP version; Sensor goes by the "
-    "EtherType.",
+    "EtherType or address family.",
     "lengths that cannot be": "Headers that are longer than what holds them: nfstream counts them, some in a flow with "
     "ports 0; Sensor counts them by cause.",
     "later fragment": "Fragments behind the first: nfstream ignores them; Sensor counts them in the flow of the first.",
@@ -183,7 +184,7 @@ def main():
                 count[name] += 1
                 sample.setdefault(name, (*number, odd[:4], [(x.get(c), y.get(c)) for c in odd[:2]]))
                 continue
-            same += not found and not swapped
+            same += len(COLUMNS) - len({column for column, _ in found})
             for name in {name for _, name in found}:
                 value_flows[name] += 1
             value_count.update(name for _, name in found)
@@ -191,7 +192,7 @@ def main():
         print(
             f"{len(args.captures)} captures, {packets:,} packets: {sum(map(len, ours.values())):,} flows of Sensor, "
             f"{sum(map(len, theirs.values())):,} of nfstream. {compared:,} pairs of flows were compared in {len(COLUMNS)} "
-            f"columns each; {same:,} are the same in every value.\n",
+            f"columns each: of {values:,} values {same:,} are the same; the others are explained here.\n",
             file=report,
         )
         print("| class | flows | values | explanation |\n|---|---:|---:|---|", file=report)

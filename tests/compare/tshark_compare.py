@@ -22,7 +22,7 @@ TABLES = {"tcp": 6, "udp": 17, "sctp": 132, "ip": None, "ipv6": None}
 TITLES = {"TCP": "tcp", "UDP": "udp", "SCTP": "sctp", "IPv4": "ip", "IPv6": "ipv6"}
 ROW = re.compile(r"^(\S+)\s+<->\s+(\S+)\s+(\d+) \S+(?: \S+)?\s+(\d+) \S+(?: \S+)?\s+(\d+) ")
 CLASSES = {
-    "link type": "Link types that Sensor does not read.",
+    "link type": "Link types that Sensor does not read, and format 2.3 of old libpcaps.",
     "IP in IP": "tshark counts outer and inner packets; Sensor the inner by setting, else the outer.",
     "later fragment": "Fragments behind the first: without reassembly tshark knows no ports for them, and Sensor counts them "
     "by cause if the first is missing.",
