@@ -100,6 +100,8 @@ fn same(a: f64, b: f64) -> bool {
 fn identity(view: View) -> [&'static str; 5] {
     match view {
         View::Sensor => ["src", "sport", "dst", "dport", "protocol"],
+        View::CicFlowMeter => ["Src IP", "Src Port", "Dst IP", "Dst Port", "Protocol"],
+        View::NfStream => ["src_ip", "src_port", "dst_ip", "dst_port", "protocol"],
     }
 }
 
@@ -215,6 +217,11 @@ fn compare_all(view: View, kernel: bool, at_least: usize) {
 #[test]
 fn values_computed_by_hand() {
     compare_all(View::Sensor, false, 300);
+}
+
+#[test]
+fn values_computed_by_hand_under_the_names_of_cicflowmeter() {
+    compare_all(View::CicFlowMeter, false, 100);
 }
 
 #[test]

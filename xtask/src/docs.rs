@@ -10,9 +10,11 @@ use clap::Args;
 use crate::{cmd, ebpf, setup};
 
 /// File, and the arguments of `sensor` that print it.
-const DOCUMENTS: [(&str, [&str; 3]); 2] = [
-    ("docs/metrics.md", ["metrics", "--format", "markdown"]),
-    ("docs/features.md", ["features", "--format", "markdown"]),
+const DOCUMENTS: [(&str, &[&str]); 4] = [
+    ("docs/metrics.md", &["metrics", "--format", "markdown"]),
+    ("docs/features.md", &["features", "--format", "markdown"]),
+    ("docs/views/cicflowmeter.md", &["features", "--view", "cicflowmeter", "--format", "markdown"]),
+    ("docs/views/nfstream.md", &["features", "--view", "nfstream", "--format", "markdown"]),
 ];
 
 /// Write or compare.
@@ -49,7 +51,7 @@ pub(crate) fn generate(check: bool) -> Result<()> {
         } else if check {
             outdated.push(file);
         } else {
-            fs::create_dir_all(cmd::workspace_root().join("docs")).context("cannot create docs/")?;
+            fs::create_dir_all(cmd::workspace_root().join("docs/views")).context("cannot create docs/views/")?;
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
             println!("{file}: written");
         }

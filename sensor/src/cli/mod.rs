@@ -20,6 +20,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bpf::probe;
 use crate::config::{self, BpfLog, Config, LogFormat, Mode, XdpMode};
+use crate::replay::View;
 use crate::view::SortKey;
 use crate::{control, doctor, logging};
 use print::Format;
@@ -79,8 +80,11 @@ enum Command {
     Extract(Box<extract::Extract>),
     /// Score the flows of packet captures with a model, a row a look, and say what would be done; needs no privileges
     Replay(replay::Replay),
-    /// List the features that a model can be given
+    /// List the features that a model can be given, or the columns of another view of `extract`
     Features {
+        /// Columns of this view instead: also cicflowmeter, nfstream
+        #[arg(long, value_enum, default_value_t)]
+        view: View,
         /// Form of the list
         #[arg(long, value_enum, default_value_t)]
         format: Format,
@@ -240,7 +244,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Model { command } => return model::run(command),
         Command::Replay(arguments) => return replay::run(arguments),
         Command::Extract(arguments) => crate::replay::extract(&arguments.options())?,
-        Command::Features { format } => say(&print::features(format)?)?,
+        Command::Features { view: View::Sensor, format } => say(&print::features(format)?)?,
+        Command::Features { view, format } => say(&print::columns(view, format)?)?,
         Command::Metrics { format } => say(&print::metrics(format)?)?,
         Command::Config { default: true, settings: _ } => say(config::DEFAULT_FILE)?,
         Command::Config { default: false, settings } => say(&settings.resolve()?.to_toml()?)?,

@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::metrics::declared;
+use crate::replay::View;
 use crate::view::{FlowView, LeaseState, PacketsView, StatusView};
 
 /// Form of a list.
@@ -51,6 +52,31 @@ pub(super) fn features(format: Format) -> Result<String> {
                 })
                 .collect();
             json(&json!({ "version": CONTRACT_VERSION, "hash": hash, "features": list }))?
+        }
+    })
+}
+
+/// The columns of a view of `sensor extract`.
+pub(super) fn columns(view: View, format: Format) -> Result<String> {
+    let list = view.columns();
+    let rows = || list.iter().map(|c| [c.name, c.unit, c.definition, c.differs]);
+    let columns = ["column", "unit", "value", "where it differs from the original's, and why"];
+    Ok(match format {
+        Format::Table => table(&columns, &[], rows()),
+        Format::Markdown => markdown(&columns, rows()),
+        Format::Json => {
+            let list: Vec<_> = list
+                .iter()
+                .map(|column| {
+                    json!({
+                        "name": column.name,
+                        "unit": column.unit,
+                        "definition": column.definition,
+                        "differs": column.differs,
+                    })
+                })
+                .collect();
+            json(&list)?
         }
     })
 }

@@ -81,7 +81,7 @@ impl<'a> Export<'a> {
     pub(super) fn row(&mut self, capture: &str, file: &str, record: &FlowRecord, reason: Reason) -> Result<()> {
         let Export { writer, columns, labels, text, rows } = self;
         let (source, destination) = endpoints(record);
-        let row = Row { capture, file, record, reason, source, destination, labels };
+        let row = Row { number: *rows, capture, file, record, reason, source, destination, labels };
         *rows += 1;
         match writer {
             Writer::Csv(csv) => put(columns, &row, text, csv),

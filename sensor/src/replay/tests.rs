@@ -3,6 +3,7 @@
 mod bad_input;
 mod formats;
 mod truth;
+mod views;
 
 use std::path::Path;
 

@@ -3,7 +3,14 @@
 //! A view is a list of [`Column`]s over the same record, and the rules by which its tool ends flows. Called by
 //! [`super::export`]; [`View::columns`] is also what docs/views.md is made of.
 
+mod cicflowmeter;
+mod figures;
+mod nfstream;
 mod sensor;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Write;
 
 use clap::ValueEnum;
 use sensor_common::features::Feature;
@@ -20,6 +27,12 @@ pub enum View {
     /// The feature contract: what models are given
     #[default]
     Sensor,
+    /// CICFlowMeter's columns, with the meaning that their names promise
+    #[value(name = "cicflowmeter")]
+    CicFlowMeter,
+    /// NFStream's columns, and its rules for the end of a flow
+    #[value(name = "nfstream")]
+    NfStream,
 }
 
 impl View {
@@ -27,6 +40,8 @@ impl View {
     pub fn columns(self) -> Vec<Column> {
         match self {
             View::Sensor => sensor::columns(),
+            View::CicFlowMeter => cicflowmeter::COLUMNS.to_vec(),
+            View::NfStream => nfstream::columns(),
         }
     }
 
@@ -34,6 +49,8 @@ impl View {
     pub fn timeouts(self) -> Timeouts {
         match self {
             View::Sensor => Timeouts::default(),
+            View::CicFlowMeter => cicflowmeter::timeouts(),
+            View::NfStream => nfstream::timeouts(),
         }
     }
 }
@@ -72,27 +89,57 @@ pub(super) enum Value {
     /// `None` is missing.
     Integer(fn(&Row<'_>) -> Option<i64>),
     /// NaN is missing.
-    #[expect(dead_code, reason = "for the views of other tools")]
     Float(fn(&Row<'_>) -> f64),
     /// A feature whose values are whole numbers.
     Whole(&'static Feature),
     /// Any other feature.
     Real(&'static Feature),
+    /// A text that is always missing.
+    Never,
 }
 
 impl Column {
+    /// The same column, which differs from that of its tool.
+    const fn differs(self, differs: &'static str) -> Column {
+        Column { differs, ..self }
+    }
+
     /// Type of the values.
     pub fn kind(&self) -> Kind {
         match self.value {
-            Value::Text(_) => Kind::Text,
+            Value::Text(_) | Value::Never => Kind::Text,
             Value::Integer(_) | Value::Whole(_) => Kind::Integer,
             Value::Float(_) | Value::Real(_) => Kind::Float,
         }
     }
 }
 
+const fn text(name: &'static str, definition: &'static str, get: fn(&Row<'_>, &mut String)) -> Column {
+    Column { name, unit: "", definition, differs: "", value: Value::Text(get) }
+}
+
+const fn integer(
+    name: &'static str,
+    unit: &'static str,
+    definition: &'static str,
+    get: fn(&Row<'_>) -> Option<i64>,
+) -> Column {
+    Column { name, unit, definition, differs: "", value: Value::Integer(get) }
+}
+
+const fn float(name: &'static str, unit: &'static str, definition: &'static str, get: fn(&Row<'_>) -> f64) -> Column {
+    Column { name, unit, definition, differs: "", value: Value::Float(get) }
+}
+
+/// Appends a value's text to another; writing to memory does not fail.
+fn put(text: &mut String, value: impl std::fmt::Display) {
+    let _infallible = write!(text, "{value}");
+}
+
 /// What the columns of a row are taken from.
 pub(super) struct Row<'a> {
+    /// Number of the row, from 0.
+    pub(super) number: u64,
     /// The capture, as it was named.
     pub(super) capture: &'a str,
     /// Its file name without the folder.
@@ -107,6 +154,13 @@ pub(super) struct Row<'a> {
     pub(super) destination: Endpoint,
     /// Rules for the label.
     pub(super) labels: &'a Labels,
+}
+
+impl Row<'_> {
+    /// The flow's label, "" without one.
+    fn label(&self) -> &str {
+        self.labels.of(self.file, self.source.address, self.record.key.protocol)
+    }
 }
 
 /// Writes one row. `text` is scratch.
@@ -128,6 +182,7 @@ pub(super) fn write(columns: &[Column], row: &Row<'_>, text: &mut String, rows: 
                 if value.is_nan() { rows.missing() } else { rows.integer(value as i64) }
             }
             Value::Real(feature) => rows.float((feature.value)(row.record)),
+            Value::Never => rows.missing(),
         }
     }
 }

@@ -1,45 +1,32 @@
 //! The view `sensor`: who, when, why the row was written, its label, then the whole feature contract.
 
-use std::fmt::Write;
-
 use sensor_common::features::{FEATURES, Feature};
 use sensor_common::packet::protocol;
 
-use super::{Column, Row, Value};
+use super::{Column, Row, Value, integer, put, text};
 
 /// Columns in front of the features.
 const IDENTITY: [Column; 10] = [
     text("capture", "the capture, as it was named", |row, text| text.push_str(row.capture)),
     text("src", "address of the initiator", |row, text| put(text, row.source.address)),
-    integer("sport", "port of the initiator, 0 without ports", |row| Some(row.source.port.into())),
+    integer("sport", "1", "port of the initiator, 0 without ports", |row| Some(row.source.port.into())),
     text("dst", "address of the responder", |row, text| put(text, row.destination.address)),
-    integer("dport", "port of the responder, 0 without ports", |row| Some(row.destination.port.into())),
+    integer("dport", "1", "port of the responder, 0 without ports", |row| Some(row.destination.port.into())),
     text("protocol_name", "IP protocol: tcp, udp, icmp, icmpv6, sctp, else its number", protocol_name),
-    Column {
-        unit: "nanoseconds",
-        ..integer("first_ns", "time of the first packet since the epoch of the capture (usually 1970, UTC)", |row| {
-            Some(row.record.first_ns as i64)
-        })
-    },
-    Column {
-        unit: "packets",
-        ..integer("packets", "wire packets of both directions", |row| Some(row.record.packets() as i64))
-    },
+    integer(
+        "first_ns",
+        "nanoseconds",
+        "time of the first packet since the epoch of the capture (usually 1970, UTC)",
+        |row| Some(row.record.first_ns as i64),
+    ),
+    integer("packets", "packets", "wire packets of both directions", |row| Some(row.record.packets() as i64)),
     text("end", "why the row was written: snapshot, or how the flow ended", |row, text| {
         text.push_str(row.reason.name())
     }),
     text("label", "label by the rules of --labels, empty without one", |row, text| {
-        text.push_str(row.labels.of(row.file, row.source.address, row.record.key.protocol));
+        text.push_str(row.label());
     }),
 ];
-
-const fn text(name: &'static str, definition: &'static str, get: fn(&Row<'_>, &mut String)) -> Column {
-    Column { name, unit: "", definition, differs: "", value: Value::Text(get) }
-}
-
-const fn integer(name: &'static str, definition: &'static str, get: fn(&Row<'_>) -> Option<i64>) -> Column {
-    Column { name, unit: "1", definition, differs: "", value: Value::Integer(get) }
-}
 
 pub(super) fn columns() -> Vec<Column> {
     let feature = |feature: &'static Feature| Column {
@@ -55,11 +42,6 @@ pub(super) fn columns() -> Vec<Column> {
 /// Whether all values of a feature are whole numbers.
 fn is_whole(feature: &Feature) -> bool {
     !feature.unit.contains("second") && !["_mean", "_std"].iter().any(|ending| feature.name.ends_with(ending))
-}
-
-/// Appends a value's text to another; writing to memory does not fail.
-pub(super) fn put(text: &mut String, value: impl std::fmt::Display) {
-    let _infallible = write!(text, "{value}");
 }
 
 fn protocol_name(row: &Row<'_>, text: &mut String) {
