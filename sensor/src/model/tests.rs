@@ -387,3 +387,16 @@ fn the_output_can_be_named() {
     Draft::good().with("sensor.output", "logits").refused(&["no output \"logits\"", "probabilities"]);
     assert!(Draft::good().with("sensor.output", "probabilities").load().is_ok());
 }
+
+#[test]
+fn an_explanation_takes_one_feature_at_a_time() {
+    let quantiles = r#"[{"edges":[4],"shares":[0.5,0.5],"median":2},{"edges":[0],"shares":[1,0],"median":0}]"#;
+    let mut model = Draft::good().with("sensor.quantiles", quantiles).load().expect("good");
+    let found = super::explain::explain(&mut model, &[2.0, 5.0]).expect("runs");
+    let [with, without] = [[2.0, 5.0], [2.0, 0.0]].map(|row| expected(row)[1]);
+    assert!((found.score - with).abs() < 1e-6 && (found.typical - without).abs() < 1e-6, "{found:?}");
+    let [first, second] = &found.effects[..] else { panic!("{found:?}") };
+    assert_eq!((first.feature, first.value, first.median), ("fwd_payload_bytes", Some(5.0), Some(0.0)));
+    assert!((first.effect - (with - without)).abs() < 1e-6 && second.effect.abs() < 1e-6, "{found:?}");
+    assert_eq!(found.label, "flood");
+}

@@ -287,3 +287,59 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A capture of three flows: one of five datagrams, two of one.
+    fn capture() -> Vec<u8> {
+        let mut file = [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, 1].map(u32::to_le_bytes).concat();
+        for (second, port) in [(1u32, 7u16), (2, 8), (3, 7), (4, 7), (5, 7), (6, 7), (7, 9)] {
+            let mut frame = vec![0u8; 12];
+            frame.extend([0x08, 0x00, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 198, 18, 0, 1, 198, 18, 0, 2]);
+            frame.extend([port.to_be_bytes(), 53u16.to_be_bytes(), 12u16.to_be_bytes(), [0, 0]].concat());
+            frame.extend([1, 2, 3, 4]);
+            file.extend([second, 0, frame.len() as u32, frame.len() as u32].map(u32::to_le_bytes).concat());
+            file.extend(frame);
+        }
+        file
+    }
+
+    #[test]
+    fn every_flow_is_scored_and_keeps_its_number() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("c.pcap");
+        std::fs::write(&path, capture()).expect("write");
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/sensor.onnx");
+        let mut model = Model::load(Path::new(shipped)).expect("the shipped model");
+        let options = |form, snapshots| ReplayOptions {
+            captures: vec![path.clone()],
+            snapshots,
+            form,
+            policy: PolicyConfig::default(),
+        };
+        let (mut rows, mut report) = (Vec::new(), Vec::new());
+        replay(&options(Form::Json, vec![1, 4]), &mut model, &mut rows, &mut report).expect("runs");
+        let rows: Vec<serde_json::Value> = String::from_utf8(rows)
+            .expect("text")
+            .lines()
+            .map(|line| serde_json::from_str(line).expect(line))
+            .collect();
+        // Snapshots at 1 of three flows and at 4 of one, and three ends.
+        assert_eq!(rows.len(), 7);
+        let long: Vec<_> = rows.iter().filter(|row| row["flow"] == 1).collect();
+        assert_eq!(long.iter().map(|row| row["packets"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(4), Some(5)]);
+        assert!(long[0]["score"].is_null(), "below the smallest number of packets");
+        assert!(long[2]["score"].as_f64().is_some_and(|score| (0.0..=1.0).contains(&score)), "{long:?}");
+        assert_eq!((&long[2]["sport"], &long[2]["dport"]), (&7.into(), &53.into()));
+        let report = String::from_utf8(report).expect("text");
+        assert!(report.contains("5 looks at flows of fewer than 4 packets"), "{report}");
+        let mut csv = Vec::new();
+        replay(&options(Form::Csv, vec![]), &mut model, &mut csv, &mut Vec::new()).expect("runs");
+        assert_eq!(csv.iter().filter(|byte| **byte == b'\n').count(), 4, "a header and three flows");
+        assert_eq!(record_of(&path, 1).expect("there").packets(), 5);
+        let error = format!("{:#}", record_of(&path, 4).expect_err("three flows"));
+        assert!(error.contains("no flow 4; its last one is 3"), "{error}");
+    }
+}
