@@ -89,7 +89,7 @@ fn captured(path: &Path) -> FlowRecord {
 /// What a super-packet cannot tell of its segments: they arrive as one, behind one link header; and what depends on how
 /// the two directions interleave, which two places see differently.
 fn is_of_arrivals(field: &str) -> bool {
-    field.starts_with("first") || field.ends_with("arrivals") || matches!(field, "frame_bytes" | "ifindex")
+    field.starts_with("first") || field.ends_with("arrivals") || matches!(field, "frame_bytes" | "bursts" | "ifindex")
 }
 
 /// One transfer; the edge's record and the receiver's, which agree.
