@@ -199,7 +199,7 @@ def read(path):
             odd |= facts
             if back:
                 odd.add("clock goes back")
-            for fact in odd:
-                by_pair[pair][fact] += 1
+            # Every pair of an outer header is there, odd or not.
+            by_pair[pair].update(odd)
         whole.update(odd - {"link type"})
     return by_pair, whole, count

@@ -47,8 +47,6 @@ VALUES = {
     "deviation of two by less than 1.5 ms.",
     "missing": "What does not exist (a direction without packets, a gap of one packet) is missing in Sensor and 0 in "
     "nfstream.",
-    "initiator": "The capture begins with the SYN-ACK or behind it: nfstream's source is whoever sent the first packet, "
-    "Sensor's the one who did not send the SYN-ACK. Compared with the directions exchanged.",
     "payload": "nfstream knows no payload of protocols beyond TCP, UDP and ICMP (0); in Sensor it is what follows the IP "
     "header.",
     "16 bits": "nfstream keeps sizes in 16 bits.",
@@ -98,21 +96,13 @@ def numbers(text):
     return [float(word) if word else None for word in text.replace(",", " ").strip("[]").split()] or [None]
 
 
-def exchanged(column):
-    if column.startswith("src2dst"):
-        return "dst2src" + column[7:]
-    return "src2dst" + column[7:] if column.startswith("dst2src") else column
-
-
-def differences(ours, theirs, swapped):
+def differences(ours, theirs):
     """(column, class or None) of each value that is not the same."""
     for column in COLUMNS:
         if column not in ours or column not in theirs:
             yield column, None
             continue
-        a, b = numbers(ours[column]), numbers(theirs[exchanged(column) if swapped else column])
-        if column == "splt_direction" and swapped:
-            b = [1 - value if value in (0, 1) else value for value in b]
+        a, b = numbers(ours[column]), numbers(theirs[column])
         if len(a) != len(b):
             yield column, None
         for x, y in zip(a, b):
@@ -174,10 +164,9 @@ def main():
         for x, y in zip(mine, other):
             compared += 1
             values += len(COLUMNS)
-            swapped = endpoints(x) != endpoints(y)
-            found = list(differences(x, y, swapped))
-            if swapped:
-                value_flows["initiator"] += 1
+            found = list(differences(x, y))
+            if endpoints(x) != endpoints(y):
+                found.append(("source", None))
             odd = [column for column, name in found if name is None]
             if odd:
                 name = reason() or "unexplained"

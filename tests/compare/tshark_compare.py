@@ -24,8 +24,8 @@ ROW = re.compile(r"^(\S+)\s+<->\s+(\S+)\s+(\d+) \S+(?: \S+)?\s+(\d+) \S+(?: \S+)
 CLASSES = {
     "link type": "Link types that Sensor does not read, and format 2.3 of old libpcaps.",
     "IP in IP": "tshark counts outer and inner packets; Sensor the inner by setting, else the outer.",
-    "later fragment": "Fragments behind the first: without reassembly tshark knows no ports for them, and Sensor counts them "
-    "by cause if the first is missing.",
+    "later fragment": "Fragments behind the first: without reassembly tshark knows no ports for them; Sensor counts them in their "
+    "flow, or by cause where the first is missing.",
     "longer than its frame": "The IP header claims more bytes than the frame has: `truncated_network` in Sensor.",
     "cut by the capture": "A short snap length: headers that one of the two could not read.",
     "lengths that cannot be": "Impossible header lengths: counted by cause in Sensor.",
@@ -105,10 +105,8 @@ def main():
                 same[table] += 1
                 continue
             hosts = (a[0], b[0]) if TABLES[table] else (a, b)
-            fact = by_pair.get((min(hosts), max(hosts)), {})
-            if not fact:
-                fact = {"link type", "tunnel"} & {"tunnel", *whole}
-            fact = set(fact) | {"other EtherType"} & set(whole)
+            pair = (min(hosts), max(hosts))
+            fact = set(by_pair.get(pair, {"tunnel"})) | {"link type", "other EtherType"} & set(whole)
             name = next((name for name in CLASSES if name in fact), "unexplained")
             count[table, name] += 1
             sample.setdefault(name, []).append((capture, *number, mine.get(number, 0), other.get(number, 0)))
