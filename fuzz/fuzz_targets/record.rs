@@ -4,7 +4,7 @@
 
 use arbitrary::Arbitrary;
 use libfuzzer_sys::fuzz_target;
-use sensor_common::features::FEATURES;
+use sensor_common::features::{FEATURES, Sample};
 use sensor_common::flow::{Direction, FlowRecord};
 use sensor_common::packet::{self, Captured, Frame, Packet};
 
@@ -151,7 +151,7 @@ fuzz_target!(|input: Input| {
     model[1].check(record.reverse());
     assert_eq!(record.frames(), model[0].frames + model[1].frames);
     for feature in FEATURES {
-        let value = (feature.value)(&record);
+        let value = (feature.value)(&Sample::of(&record));
         assert!(!value.is_infinite(), "{} is {value}", feature.name);
         assert!(value.is_nan() || value >= 0.0 || feature.name.ends_with("_direction"), "{} is {value}", feature.name);
     }

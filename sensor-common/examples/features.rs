@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use sensor_common::features::by_name;
+use sensor_common::features::{Sample, by_name};
 use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::packet::{self, Captured};
 
@@ -46,7 +46,7 @@ fn flows(file: &[u8]) -> (HashMap<FlowKey, FlowRecord>, u64) {
 }
 
 fn value(record: &FlowRecord, feature: &str) -> f64 {
-    by_name(feature).map_or(f64::NAN, |feature| (feature.value)(record))
+    by_name(feature).map_or(f64::NAN, |feature| (feature.value)(&Sample::of(record)))
 }
 
 fn print(file: &[u8]) {

@@ -23,8 +23,8 @@
 //!
 //! # #[cfg(feature = "std")]
 //! # {
-//! use sensor_common::features::by_name;
-//! let value = |name| (by_name(name).expect("a feature").value)(&record);
+//! use sensor_common::features::{Sample, by_name};
+//! let value = |name| (by_name(name).expect("a feature").value)(&Sample::of(&record));
 //! assert_eq!((value("fwd_packets"), value("fwd_l3_bytes")), (1.0, 32.0));
 //! // Missing is not zero: nothing came back.
 //! assert!(value("bwd_l3_mean").is_nan());

@@ -2,7 +2,7 @@
 //!
 //! A value that does not exist stays NaN: only the model knows what to put in its place, and its graph does so.
 
-use sensor_common::features::Feature;
+use sensor_common::features::{Feature, Sample};
 use sensor_common::flow::FlowRecord;
 
 /// Fills `row` with the values of `features` for `record`, rounded to 32-bit floats; a missing one is NaN.
@@ -11,8 +11,9 @@ use sensor_common::flow::FlowRecord;
 /// If `row` and `features` differ in length.
 pub fn fill(features: &[&Feature], record: &FlowRecord, row: &mut [f32]) {
     assert_eq!(features.len(), row.len(), "a row holds one value per feature");
+    let sample = Sample::of(record);
     for (value, feature) in row.iter_mut().zip(features) {
-        *value = (feature.value)(record) as f32;
+        *value = (feature.value)(&sample) as f32;
     }
 }
 

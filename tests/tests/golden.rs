@@ -14,7 +14,7 @@ use clap::ValueEnum as _;
 use sensor::replay::capture::Capture;
 use sensor::replay::{ExtractOptions, View, run};
 use sensor_common::counter::Cause;
-use sensor_common::features::FEATURES;
+use sensor_common::features::{FEATURES, Sample};
 use sensor_common::flow::FlowRecord;
 use sensor_common::packet::{self, Captured};
 
@@ -289,7 +289,7 @@ fn a_super_packet_counts_as_its_segments() {
             if ["inter-arrival", "first-n"].contains(&feature.group) {
                 continue;
             }
-            let (on, off) = ((feature.value)(&on), (feature.value)(&off));
+            let (on, off) = ((feature.value)(&Sample::of(&on)), (feature.value)(&Sample::of(&off)));
             assert!(same(on, off), "{} | {} | {off} on the wire | {on} as a super-packet", golden.name, feature.name);
             compared += 1;
         }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use sensor_common::features::{FEATURES, Feature};
+use sensor_common::features::{FEATURES, Feature, Sample};
 use sensor_common::flow::{FlowRecord, state};
 use sensor_common::table::WAYS;
 use sensor_common::verdict::{Action, Verdict};
@@ -97,7 +97,7 @@ pub(super) fn features(poller: &Poller, id: &str) -> Option<FeaturesView> {
         return None;
     }
     let record = poller.kernel.table.copy(slot).filter(|record| record.generation == generation)?;
-    let value = |feature: &Feature| Some((feature.value)(&record)).filter(|value| value.is_finite());
+    let value = |feature: &Feature| Some((feature.value)(&Sample::of(&record))).filter(|value| value.is_finite());
     let now = now_ns();
     let context = poller.host_context(&record, now);
     Some(FeaturesView {

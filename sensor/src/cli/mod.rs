@@ -88,6 +88,9 @@ enum Command {
         /// Form of the list
         #[arg(long, value_enum, default_value_t)]
         format: Format,
+        /// These features only, in this order; the hash is then that of a model of theirs
+        #[arg(long, value_delimiter = ',', value_name = "NAMES")]
+        of: Vec<String>,
     },
     /// List the metrics
     Metrics {
@@ -244,8 +247,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Model { command } => return model::run(command),
         Command::Replay(arguments) => return replay::run(arguments),
         Command::Extract(arguments) => crate::replay::extract(&arguments.options())?,
-        Command::Features { view: View::Sensor, format } => say(&print::features(format)?)?,
-        Command::Features { view, format } => say(&print::columns(view, format)?)?,
+        Command::Features { view: View::Sensor, format, of } => say(&print::features(format, &of)?)?,
+        Command::Features { view, format, of: _ } => say(&print::columns(view, format)?)?,
         Command::Metrics { format } => say(&print::metrics(format)?)?,
         Command::Config { default: true, settings: _ } => say(config::DEFAULT_FILE)?,
         Command::Config { default: false, settings } => say(&settings.resolve()?.to_toml()?)?,

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use sensor_common::features::{CONTRACT_VERSION, FEATURES, contract_hash};
+use sensor_common::features::{CONTRACT_VERSION, FEATURES, Feature, by_name, hash_of};
 use serde::Serialize;
 use serde_json::json;
 
@@ -29,17 +29,20 @@ pub(super) fn json(value: &impl Serialize) -> Result<String> {
     Ok(serde_json::to_string_pretty(value).context("cannot write JSON")? + "\n")
 }
 
-/// The feature contract.
-pub(super) fn features(format: Format) -> Result<String> {
-    let hash = contract_hash();
-    let title = format!("Feature contract {CONTRACT_VERSION}, hash {hash}, {} features", FEATURES.len());
-    let rows = || FEATURES.iter().map(|f| [f.name, f.unit, f.group, f.missing, f.definition]);
+/// The feature contract: all features, or those named.
+pub(super) fn features(format: Format, names: &[String]) -> Result<String> {
+    let known = |name: &String| by_name(name).with_context(|| format!("there is no feature {name:?}"));
+    let named: Vec<&Feature> = names.iter().map(known).collect::<Result<_>>()?;
+    let features = if names.is_empty() { FEATURES.iter().collect() } else { named };
+    let hash = hash_of(&features);
+    let title = format!("Feature contract {CONTRACT_VERSION}, hash {hash}, {} features", features.len());
+    let rows = || features.iter().map(|f| [f.name, f.unit, f.group, f.missing, f.definition]);
     let columns = ["name", "unit", "group", "missing when", "definition"];
     Ok(match format {
         Format::Table => title + "\n\n" + &table(&columns, &[], rows()),
         Format::Markdown => format!("{title}\n\n{}", markdown(&columns, rows())),
         Format::Json => {
-            let list: Vec<_> = FEATURES
+            let list: Vec<_> = features
                 .iter()
                 .map(|feature| {
                     json!({
@@ -305,9 +308,9 @@ mod tests {
     #[test]
     fn lists_are_complete_in_every_form() {
         for format in [Format::Table, Format::Json, Format::Markdown] {
-            let text = features(format).expect("text");
+            let text = features(format, &[]).expect("text");
             assert!(FEATURES.iter().all(|feature| text.contains(feature.name)), "{text}");
-            assert!(text.contains(&contract_hash()));
+            assert!(text.contains(&hash_of(&FEATURES.iter().collect::<Vec<_>>())));
             let text = metrics(format).expect("text");
             assert!(declared::ALL.iter().all(|metric| text.contains(metric.name)), "{text}");
         }

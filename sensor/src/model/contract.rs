@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use sensor_common::features::{CONTRACT_VERSION, FEATURES, Feature, by_name, contract_hash};
+use sensor_common::features::{CONTRACT_VERSION, FEATURES, Feature, by_name, hash_of};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -410,8 +410,8 @@ fn check(distribution: &Distribution, key: &str) -> Result<(), Problem> {
 }
 
 /// The hash that a model of these features must carry.
-pub fn own_hash(_features: &[&Feature]) -> String {
-    contract_hash()
+pub fn own_hash(features: &[&Feature]) -> String {
+    hash_of(features)
 }
 
 const PLAIN: &str = "at most 64 letters, digits, '-', '_' and '.'";

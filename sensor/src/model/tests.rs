@@ -1,6 +1,6 @@
 //! Models that are made here, byte by byte: one that is good, and one for each way to be refused.
 
-use sensor_common::features::{CONTRACT_VERSION, contract_hash};
+use sensor_common::features::{CONTRACT_VERSION, by_name, hash_of};
 use sensor_common::packet;
 use std::time::Duration;
 
@@ -73,6 +73,11 @@ struct Draft {
 
 const WEIGHTS: [f32; 4] = [0.5, -0.5, -1.0, 1.0];
 
+/// The hash of the draft's features.
+fn hash() -> String {
+    hash_of(&["fwd_packets", "fwd_payload_bytes"].map(|name| by_name(name).expect("a feature")))
+}
+
 /// P of both labels for packets and payload bytes.
 fn expected(input: [f32; 2]) -> [f32; 2] {
     let [a, b] = [0, 1].map(|label| input[0] * WEIGHTS[label] + input[1] * WEIGHTS[2 + label]);
@@ -89,7 +94,7 @@ impl Draft {
             ("other.key", "ignored".to_owned()),
             ("sensor.kind", "classifier".to_owned()),
             ("sensor.contract_version", CONTRACT_VERSION.to_string()),
-            ("sensor.contract_hash", contract_hash()),
+            ("sensor.contract_hash", hash()),
             ("sensor.features", r#"["fwd_packets","fwd_payload_bytes"]"#.to_owned()),
             ("sensor.labels", r#"["benign","flood"]"#.to_owned()),
             ("sensor.threshold", "0.75".to_owned()),
@@ -223,7 +228,7 @@ fn contracts_are_refused_with_what_to_change() {
     good.clone().without("sensor.labels").refused(&["lacks sensor.labels"]);
     good.clone().with("sensor.kind", "oracle").refused(&["\"oracle\"", "classifier"]);
     good.clone().with("sensor.contract_version", "99").refused(&["contract 99", "train it again"]);
-    good.clone().with("sensor.contract_hash", "0123456789abcdef").refused(&["0123456789abcdef", &contract_hash()]);
+    good.clone().with("sensor.contract_hash", "0123456789abcdef").refused(&["0123456789abcdef", &hash()]);
     good.clone().with("sensor.features", r#"["fwd_packets","fwd_payload_byte"]"#).refused(&[
         "\"fwd_payload_byte\"",
         "did you mean \"fwd_payload_bytes\"",

@@ -13,7 +13,7 @@ mod tests;
 use std::fmt::Write;
 
 use clap::ValueEnum;
-use sensor_common::features::Feature;
+use sensor_common::features::{Feature, Sample};
 use sensor_common::flow::FlowRecord;
 
 use super::export::Endpoint;
@@ -178,10 +178,10 @@ pub(super) fn write(columns: &[Column], row: &Row<'_>, text: &mut String, rows: 
             },
             Value::Float(get) => rows.float(get(row)),
             Value::Whole(feature) => {
-                let value = (feature.value)(row.record);
+                let value = (feature.value)(&Sample::of(row.record));
                 if value.is_nan() { rows.missing() } else { rows.integer(value as i64) }
             }
-            Value::Real(feature) => rows.float((feature.value)(row.record)),
+            Value::Real(feature) => rows.float((feature.value)(&Sample::of(row.record))),
             Value::Never => rows.missing(),
         }
     }

@@ -1,93 +1,45 @@
-//! The feature contract: every number a model can be given, declared once.
-//!
-//! [`FEATURES`] is the single source of `sensor features`, docs/features.md, the training pipeline's column names and
-//! the checks on a model's inputs. A feature is a pure function of a [`FlowRecord`]. Missing is not zero: where a
-//! value does not exist (an empty direction, inter-arrival times of one frame, a window of a UDP flow) it is NaN, and
-//! the column `missing when` says so. Deviations are population deviations. Times are in seconds, so that a 32-bit
-//! float keeps their leading digits; lengths are in bytes.
+//! Identity, lifetime, volume, size, spacing, flags and first arrivals: the features of contract 1, unchanged.
 
-use crate::flow::{Direction, FIRST_N, FlowRecord, state};
+use super::{Feature, record_feature};
+use crate::flow::{Arrival, Direction, FIRST_N, FlowRecord, state};
 use crate::packet::protocol;
 
-/// Moves on when a feature is added, removed or redefined. A model names the version that it was trained on.
-pub const CONTRACT_VERSION: u32 = 1;
+pub(super) const NEVER: &str = "never";
+pub(super) const NO_FORWARD: &str = "the initiator sent nothing that was seen";
+pub(super) const NO_REVERSE: &str = "the responder sent nothing";
+pub(super) const NOT_TCP: &str = "not TCP";
+pub(super) const ONE_ARRIVAL: &str = "fewer than two frames";
+pub(super) const ONE_ARRIVAL_IN: &str = "fewer than two frames in that direction";
+pub(super) const NO_HANDSHAKE: &str = "no SYN and SYN-ACK seen";
 
-/// One feature.
-#[derive(Clone, Copy)]
-pub struct Feature {
-    /// Name: the column in exports and the input name in models.
-    pub name: &'static str,
-    /// Unit of the value.
-    pub unit: &'static str,
-    /// Group of the contract.
-    pub group: &'static str,
-    /// Exact definition.
-    pub definition: &'static str,
-    /// When the value does not exist (NaN).
-    pub missing: &'static str,
-    /// The value.
-    pub value: fn(&FlowRecord) -> f64,
-}
-
-impl core::fmt::Debug for Feature {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "Feature({})", self.name)
-    }
-}
-
-/// Looks a feature up by its name.
-pub fn by_name(name: &str) -> Option<&'static Feature> {
-    FEATURES.iter().find(|feature| feature.name == name)
-}
-
-/// Identifies names, units and definitions: FNV-1a, 64 bits, as 16 hexadecimal digits.
-pub fn contract_hash() -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for feature in FEATURES {
-        for text in [feature.name, feature.unit, feature.definition, feature.missing] {
-            for byte in text.bytes().chain([0]) {
-                hash = (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3);
-            }
-        }
-    }
-    format!("{hash:016x}")
-}
-
-const NEVER: &str = "never";
-const NO_REVERSE: &str = "the responder sent nothing";
-const NOT_TCP: &str = "not TCP";
-const ONE_ARRIVAL: &str = "fewer than two frames";
-const ONE_ARRIVAL_IN: &str = "fewer than two frames in that direction";
-const NO_HANDSHAKE: &str = "no SYN and SYN-ACK seen";
-
-fn direction(record: &FlowRecord, side: usize) -> Option<&Direction> {
+pub(super) fn direction(record: &FlowRecord, side: usize) -> Option<&Direction> {
     if side == 0 { Some(record.forward()) } else { record.reverse() }.filter(|half| half.arrivals > 0)
 }
 
-fn of(record: &FlowRecord, side: usize, value: impl Fn(&Direction) -> f64) -> f64 {
+pub(super) fn of(record: &FlowRecord, side: usize, value: impl Fn(&Direction) -> f64) -> f64 {
     direction(record, side).map_or(f64::NAN, value)
 }
 
 /// A count is 0, not missing, in a direction that sent nothing.
-fn count(record: &FlowRecord, side: usize, value: impl Fn(&Direction) -> u64) -> f64 {
+pub(super) fn count(record: &FlowRecord, side: usize, value: impl Fn(&Direction) -> u64) -> f64 {
     direction(record, side).map_or(0.0, |half| value(half) as f64)
 }
 
-fn tcp(record: &FlowRecord, value: f64) -> f64 {
+pub(super) fn tcp(record: &FlowRecord, value: f64) -> f64 {
     if record.key.protocol == protocol::TCP { value } else { f64::NAN }
 }
 
-fn seconds(ns: u64) -> f64 {
+pub(super) fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
 /// Population deviation from a count, a sum and a sum of squares.
-fn deviation(count: f64, sum: f64, square: f64) -> f64 {
+pub(super) fn deviation(count: f64, sum: f64, square: f64) -> f64 {
     (square / count - (sum / count) * (sum / count)).max(0.0).sqrt()
 }
 
 /// Inter-arrival statistics of `arrivals` frames between two times.
-struct Spacing {
+pub(super) struct Spacing {
     gaps: f64,
     span_ns: f64,
     square_ns: f64,
@@ -122,23 +74,23 @@ impl Spacing {
     }
 }
 
-fn wide(low: u64, high: u32) -> f64 {
+pub(super) fn wide(low: u64, high: u32) -> f64 {
     ((high as u128) << 64 | low as u128) as f64
 }
 
-fn spacing(record: &FlowRecord, side: usize, value: impl Fn(&Spacing) -> f64) -> f64 {
+pub(super) fn spacing(record: &FlowRecord, side: usize, value: impl Fn(&Spacing) -> f64) -> f64 {
     Spacing::of(record, side).map_or(f64::NAN, |spacing| value(&spacing))
 }
 
-fn flag(record: &FlowRecord, side: usize, bit: usize) -> f64 {
+pub(super) fn flag(record: &FlowRecord, side: usize, bit: usize) -> f64 {
     tcp(record, count(record, side, |half| half.flags[bit] as u64))
 }
 
-fn is(record: &FlowRecord, bits: u32) -> f64 {
+pub(super) fn is(record: &FlowRecord, bits: u32) -> f64 {
     (record.state & bits != 0) as u8 as f64
 }
 
-fn arrival(record: &FlowRecord, position: usize, value: impl Fn(&crate::flow::Arrival) -> f64) -> f64 {
+pub(super) fn arrival(record: &FlowRecord, position: usize, value: impl Fn(&Arrival) -> f64) -> f64 {
     if position < record.first_len as usize { value(&record.first[position]) } else { f64::NAN }
 }
 
@@ -147,22 +99,14 @@ pub fn responder_port(record: &FlowRecord) -> u16 {
     if record.state & state::INITIATOR_HIGH == 0 { record.key.high_port } else { record.key.low_port }
 }
 
-macro_rules! feature {
-    ($name:expr, $unit:expr, $group:expr, $definition:expr, $missing:expr, $value:expr) => {
-        Feature { name: $name, unit: $unit, group: $group, definition: $definition, missing: $missing, value: $value }
-    };
-}
-
 /// The features of one direction. `$p`: prefix, `$side`: 0 or 1, `$who`: for the text, `$none`: when it is missing.
 macro_rules! directional {
     ($p:literal, $side:literal, $who:literal, $none:expr) => {
         [
-            feature!(concat!($p, "_packets"), "packets", "volume", concat!("wire packets ", $who), NEVER, |r| count(
-                r,
-                $side,
-                |d| d.packets
-            )),
-            feature!(
+            record_feature!(concat!($p, "_packets"), "packets", "volume", concat!("wire packets ", $who), NEVER, |r| {
+                count(r, $side, |d| d.packets)
+            }),
+            record_feature!(
                 concat!($p, "_l3_bytes"),
                 "bytes",
                 "volume",
@@ -170,7 +114,7 @@ macro_rules! directional {
                 NEVER,
                 |r| count(r, $side, |d| d.l3_bytes)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_payload_bytes"),
                 "bytes",
                 "volume",
@@ -178,7 +122,7 @@ macro_rules! directional {
                 NEVER,
                 |r| count(r, $side, |d| d.payload_bytes)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_header_bytes"),
                 "bytes",
                 "volume",
@@ -186,7 +130,7 @@ macro_rules! directional {
                 NEVER,
                 |r| count(r, $side, |d| d.header_bytes())
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_payload_packets"),
                 "packets",
                 "volume",
@@ -194,7 +138,7 @@ macro_rules! directional {
                 NEVER,
                 |r| count(r, $side, |d| d.payload_packets())
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_l3_min"),
                 "bytes",
                 "size",
@@ -202,7 +146,7 @@ macro_rules! directional {
                 $none,
                 |r| of(r, $side, |d| d.l3_min as f64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_l3_max"),
                 "bytes",
                 "size",
@@ -210,7 +154,7 @@ macro_rules! directional {
                 $none,
                 |r| of(r, $side, |d| d.l3_max as f64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_l3_mean"),
                 "bytes",
                 "size",
@@ -218,7 +162,7 @@ macro_rules! directional {
                 $none,
                 |r| of(r, $side, |d| d.l3_bytes as f64 / d.packets as f64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_l3_std"),
                 "bytes",
                 "size",
@@ -226,7 +170,7 @@ macro_rules! directional {
                 $none,
                 |r| of(r, $side, |d| deviation(d.packets as f64, d.l3_bytes as f64, d.l3_square as f64))
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_payload_max"),
                 "bytes",
                 "size",
@@ -234,7 +178,7 @@ macro_rules! directional {
                 $none,
                 |r| of(r, $side, |d| d.payload_max as f64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_payload_mean"),
                 "bytes",
                 "size",
@@ -242,7 +186,7 @@ macro_rules! directional {
                 $none,
                 |r| of(r, $side, |d| d.payload_bytes as f64 / d.packets as f64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_payload_std"),
                 "bytes",
                 "size",
@@ -250,7 +194,7 @@ macro_rules! directional {
                 $none,
                 |r| of(r, $side, |d| deviation(d.packets as f64, d.payload_bytes as f64, d.payload_square as f64))
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_window_first"),
                 "1",
                 "tcp",
@@ -258,7 +202,7 @@ macro_rules! directional {
                 "not TCP, or that direction is empty",
                 |r| tcp(r, r.opening($side).map_or(f64::NAN, |o| o.window as f64))
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_window_min"),
                 "1",
                 "tcp",
@@ -266,7 +210,7 @@ macro_rules! directional {
                 "not TCP, or that direction is empty",
                 |r| tcp(r, of(r, $side, |d| d.window_min as f64))
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_window_max"),
                 "1",
                 "tcp",
@@ -274,7 +218,7 @@ macro_rules! directional {
                 "not TCP, or that direction is empty",
                 |r| tcp(r, of(r, $side, |d| d.window_max as f64))
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_ttl_min"),
                 "hops",
                 "ip",
@@ -282,7 +226,7 @@ macro_rules! directional {
                 $none,
                 |r| of(r, $side, |d| d.ttl_min as f64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_ttl_max"),
                 "hops",
                 "ip",
@@ -290,31 +234,71 @@ macro_rules! directional {
                 $none,
                 |r| of(r, $side, |d| d.ttl_max as f64)
             ),
-            feature!(concat!($p, "_fin"), "packets", "flags", concat!("packets with FIN ", $who), NOT_TCP, |r| flag(
-                r, $side, 0
-            )),
-            feature!(concat!($p, "_syn"), "packets", "flags", concat!("packets with SYN ", $who), NOT_TCP, |r| flag(
-                r, $side, 1
-            )),
-            feature!(concat!($p, "_rst"), "packets", "flags", concat!("packets with RST ", $who), NOT_TCP, |r| flag(
-                r, $side, 2
-            )),
-            feature!(concat!($p, "_psh"), "packets", "flags", concat!("packets with PSH ", $who), NOT_TCP, |r| flag(
-                r, $side, 3
-            )),
-            feature!(concat!($p, "_ack"), "packets", "flags", concat!("packets with ACK ", $who), NOT_TCP, |r| flag(
-                r, $side, 4
-            )),
-            feature!(concat!($p, "_urg"), "packets", "flags", concat!("packets with URG ", $who), NOT_TCP, |r| flag(
-                r, $side, 5
-            )),
-            feature!(concat!($p, "_ece"), "packets", "flags", concat!("packets with ECE ", $who), NOT_TCP, |r| flag(
-                r, $side, 6
-            )),
-            feature!(concat!($p, "_cwr"), "packets", "flags", concat!("packets with CWR ", $who), NOT_TCP, |r| flag(
-                r, $side, 7
-            )),
-            feature!(
+            record_feature!(
+                concat!($p, "_fin"),
+                "packets",
+                "flags",
+                concat!("packets with FIN ", $who),
+                NOT_TCP,
+                |r| flag(r, $side, 0)
+            ),
+            record_feature!(
+                concat!($p, "_syn"),
+                "packets",
+                "flags",
+                concat!("packets with SYN ", $who),
+                NOT_TCP,
+                |r| flag(r, $side, 1)
+            ),
+            record_feature!(
+                concat!($p, "_rst"),
+                "packets",
+                "flags",
+                concat!("packets with RST ", $who),
+                NOT_TCP,
+                |r| flag(r, $side, 2)
+            ),
+            record_feature!(
+                concat!($p, "_psh"),
+                "packets",
+                "flags",
+                concat!("packets with PSH ", $who),
+                NOT_TCP,
+                |r| flag(r, $side, 3)
+            ),
+            record_feature!(
+                concat!($p, "_ack"),
+                "packets",
+                "flags",
+                concat!("packets with ACK ", $who),
+                NOT_TCP,
+                |r| flag(r, $side, 4)
+            ),
+            record_feature!(
+                concat!($p, "_urg"),
+                "packets",
+                "flags",
+                concat!("packets with URG ", $who),
+                NOT_TCP,
+                |r| flag(r, $side, 5)
+            ),
+            record_feature!(
+                concat!($p, "_ece"),
+                "packets",
+                "flags",
+                concat!("packets with ECE ", $who),
+                NOT_TCP,
+                |r| flag(r, $side, 6)
+            ),
+            record_feature!(
+                concat!($p, "_cwr"),
+                "packets",
+                "flags",
+                concat!("packets with CWR ", $who),
+                NOT_TCP,
+                |r| flag(r, $side, 7)
+            ),
+            record_feature!(
                 concat!($p, "_size_0"),
                 "packets",
                 "size",
@@ -322,7 +306,7 @@ macro_rules! directional {
                 NEVER,
                 |r| count(r, $side, |d| d.size_bins[0] as u64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_size_1_63"),
                 "packets",
                 "size",
@@ -330,7 +314,7 @@ macro_rules! directional {
                 NEVER,
                 |r| count(r, $side, |d| d.size_bins[1] as u64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_size_64_127"),
                 "packets",
                 "size",
@@ -338,7 +322,7 @@ macro_rules! directional {
                 NEVER,
                 |r| count(r, $side, |d| d.size_bins[2] as u64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_size_128_255"),
                 "packets",
                 "size",
@@ -346,7 +330,7 @@ macro_rules! directional {
                 NEVER,
                 |r| count(r, $side, |d| d.size_bins[3] as u64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_size_256_511"),
                 "packets",
                 "size",
@@ -354,7 +338,7 @@ macro_rules! directional {
                 NEVER,
                 |r| count(r, $side, |d| d.size_bins[4] as u64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_size_512_1023"),
                 "packets",
                 "size",
@@ -362,7 +346,7 @@ macro_rules! directional {
                 NEVER,
                 |r| count(r, $side, |d| d.size_bins[5] as u64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_size_1024_1399"),
                 "packets",
                 "size",
@@ -370,7 +354,7 @@ macro_rules! directional {
                 NEVER,
                 |r| count(r, $side, |d| d.size_bins[6] as u64)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_size_1400"),
                 "packets",
                 "size",
@@ -386,7 +370,7 @@ macro_rules! directional {
 macro_rules! spaced {
     ($p:literal, $side:literal, $who:literal, $none:expr) => {
         [
-            feature!(
+            record_feature!(
                 concat!($p, "_iat_min"),
                 "seconds",
                 "inter-arrival",
@@ -394,7 +378,7 @@ macro_rules! spaced {
                 $none,
                 |r| spacing(r, $side, |s| seconds(s.min_ns))
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_iat_max"),
                 "seconds",
                 "inter-arrival",
@@ -402,7 +386,7 @@ macro_rules! spaced {
                 $none,
                 |r| spacing(r, $side, |s| seconds(s.max_ns))
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_iat_mean"),
                 "seconds",
                 "inter-arrival",
@@ -410,7 +394,7 @@ macro_rules! spaced {
                 $none,
                 |r| spacing(r, $side, |s| s.span_ns / s.gaps / 1e9)
             ),
-            feature!(
+            record_feature!(
                 concat!($p, "_iat_std"),
                 "seconds",
                 "inter-arrival",
@@ -426,21 +410,21 @@ macro_rules! spaced {
 macro_rules! nth {
     ($($n:literal)*) => {
         [$(
-            feature!(concat!("first_", $n, "_direction"), "1", "first-n", concat!("direction of frame ", $n, " of the flow: 1 from the initiator, -1 back"), "the flow has fewer frames",
+            record_feature!(concat!("first_", $n, "_direction"), "1", "first-n", concat!("direction of frame ", $n, " of the flow: 1 from the initiator, -1 back"), "the flow has fewer frames",
                 |r| arrival(r, $n - 1, |a| if a.direction == 0 { 1.0 } else { -1.0 })),
-            feature!(concat!("first_", $n, "_payload"), "bytes", "first-n", concat!("L4 payload of frame ", $n, " of the flow, at most 65535"), "the flow has fewer frames",
+            record_feature!(concat!("first_", $n, "_payload"), "bytes", "first-n", concat!("L4 payload of frame ", $n, " of the flow, at most 65535"), "the flow has fewer frames",
                 |r| arrival(r, $n - 1, |a| a.payload as f64)),
-            feature!(concat!("first_", $n, "_iat"), "seconds", "first-n", concat!("time from the flow's previous frame to frame ", $n, ", in whole microseconds; 0 for the first"), "the flow has fewer frames",
+            record_feature!(concat!("first_", $n, "_iat"), "seconds", "first-n", concat!("time from the flow's previous frame to frame ", $n, ", in whole microseconds; 0 for the first"), "the flow has fewer frames",
                 |r| arrival(r, $n - 1, |a| a.iat_us as f64 / 1e6)),
-            feature!(concat!("first_", $n, "_flags"), "1", "first-n", concat!("TCP flags byte of frame ", $n, " of the flow (0 if not TCP)"), "the flow has fewer frames",
+            record_feature!(concat!("first_", $n, "_flags"), "1", "first-n", concat!("TCP flags byte of frame ", $n, " of the flow (0 if not TCP)"), "the flow has fewer frames",
                 |r| arrival(r, $n - 1, |a| a.flags as f64)),
         )*]
     };
 }
 
-const FLOW: [Feature; 13] = [
-    feature!("protocol", "1", "identity", "IP protocol number", NEVER, |r| r.key.protocol as f64),
-    feature!(
+pub(super) const FLOW: [Feature; 13] = [
+    record_feature!("protocol", "1", "identity", "IP protocol number", NEVER, |r| r.key.protocol as f64),
+    record_feature!(
         "responder_port",
         "1",
         "identity",
@@ -448,7 +432,7 @@ const FLOW: [Feature; 13] = [
         NEVER,
         |r| responder_port(r) as f64
     ),
-    feature!(
+    record_feature!(
         "initiator_by_syn",
         "0/1",
         "identity",
@@ -456,10 +440,10 @@ const FLOW: [Feature; 13] = [
         NEVER,
         |r| is(r, state::INITIATOR_BY_SYN)
     ),
-    feature!("duration", "seconds", "lifetime", "time from the first frame to the last so far", NEVER, |r| seconds(
-        r.last_ns - r.first_ns
-    )),
-    feature!(
+    record_feature!("duration", "seconds", "lifetime", "time from the first frame to the last so far", NEVER, |r| {
+        seconds(r.last_ns - r.first_ns)
+    }),
+    record_feature!(
         "packets_per_second",
         "packets/second",
         "lifetime",
@@ -470,27 +454,48 @@ const FLOW: [Feature; 13] = [
             if seconds > 0.0 { r.packets() as f64 / seconds } else { f64::NAN }
         }
     ),
-    feature!("handshake_completed", "0/1", "state", "SYN, SYN-ACK and the ACK that follows were seen", NOT_TCP, |r| {
-        tcp(r, is(r, state::ESTABLISHED))
+    record_feature!(
+        "handshake_completed",
+        "0/1",
+        "state",
+        "SYN, SYN-ACK and the ACK that follows were seen",
+        NOT_TCP,
+        |r| tcp(r, is(r, state::ESTABLISHED))
+    ),
+    record_feature!("fin_initiator", "0/1", "state", "the initiator sent a FIN", NOT_TCP, |r| tcp(
+        r,
+        is(r, state::FIN)
+    )),
+    record_feature!("fin_responder", "0/1", "state", "the responder sent a FIN", NOT_TCP, |r| tcp(
+        r,
+        is(r, state::FIN << 1)
+    )),
+    record_feature!("reset", "0/1", "state", "a RST was seen", NOT_TCP, |r| tcp(r, is(r, state::RST))),
+    record_feature!("reset_early", "0/1", "state", "a RST was seen before the handshake was completed", NOT_TCP, |r| {
+        tcp(r, is(r, state::RST_EARLY))
     }),
-    feature!("fin_initiator", "0/1", "state", "the initiator sent a FIN", NOT_TCP, |r| tcp(r, is(r, state::FIN))),
-    feature!("fin_responder", "0/1", "state", "the responder sent a FIN", NOT_TCP, |r| tcp(r, is(r, state::FIN << 1))),
-    feature!("reset", "0/1", "state", "a RST was seen", NOT_TCP, |r| tcp(r, is(r, state::RST))),
-    feature!("reset_early", "0/1", "state", "a RST was seen before the handshake was completed", NOT_TCP, |r| tcp(
-        r,
-        is(r, state::RST_EARLY)
-    )),
-    feature!("closed", "0/1", "state", "both FINs were acknowledged, or a RST was seen (RFC 9293)", NOT_TCP, |r| tcp(
-        r,
-        is(r, state::CLOSED)
-    )),
-    feature!("syn_to_syn_ack", "seconds", "tcp", "time from the first SYN to the first SYN-ACK", NO_HANDSHAKE, |r| {
-        match r.syn_ns() {
-            Some(syn) if r.syn_ack_ns > 0 => seconds(r.syn_ack_ns.saturating_sub(syn)),
-            _ => f64::NAN,
+    record_feature!(
+        "closed",
+        "0/1",
+        "state",
+        "both FINs were acknowledged, or a RST was seen (RFC 9293)",
+        NOT_TCP,
+        |r| tcp(r, is(r, state::CLOSED))
+    ),
+    record_feature!(
+        "syn_to_syn_ack",
+        "seconds",
+        "tcp",
+        "time from the first SYN to the first SYN-ACK",
+        NO_HANDSHAKE,
+        |r| {
+            match r.syn_ns() {
+                Some(syn) if r.syn_ack_ns > 0 => seconds(r.syn_ack_ns.saturating_sub(syn)),
+                _ => f64::NAN,
+            }
         }
-    }),
-    feature!(
+    ),
+    record_feature!(
         "syn_ack_to_ack",
         "seconds",
         "tcp",
@@ -505,49 +510,9 @@ const FLOW: [Feature; 13] = [
         }
     ),
 ];
-const FORWARD: [Feature; 33] = directional!("fwd", 0, "from the initiator", NEVER);
-const REVERSE: [Feature; 33] = directional!("bwd", 1, "from the responder", NO_REVERSE);
-const FORWARD_SPACING: [Feature; 4] = spaced!("fwd", 0, "from the initiator", ONE_ARRIVAL_IN);
-const REVERSE_SPACING: [Feature; 4] = spaced!("bwd", 1, "from the responder", ONE_ARRIVAL_IN);
-const FLOW_SPACING: [Feature; 4] = spaced!("flow", 2, "of the flow, both directions", ONE_ARRIVAL);
-const FIRST: [Feature; 4 * FIRST_N] = nth!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
-
-const COUNT: usize = FLOW.len() + 2 * FORWARD.len() + 3 * FLOW_SPACING.len() + FIRST.len();
-
-/// Every feature of the contract, in contract order.
-pub static FEATURES: &[Feature] = {
-    const ALL: [Feature; COUNT] = {
-        let parts: [&[Feature]; 7] =
-            [&FLOW, &FORWARD, &REVERSE, &FORWARD_SPACING, &REVERSE_SPACING, &FLOW_SPACING, &FIRST];
-        let mut all = [FLOW[0]; COUNT];
-        let (mut part, mut filled) = (0, 0);
-        while part < parts.len() {
-            let mut item = 0;
-            while item < parts[part].len() {
-                all[filled] = parts[part][item];
-                filled += 1;
-                item += 1;
-            }
-            part += 1;
-        }
-        all
-    };
-    &ALL
-};
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_unique_and_plain() {
-        let mut names: Vec<_> = FEATURES.iter().map(|feature| feature.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), FEATURES.len());
-        assert!(
-            names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
-        );
-        assert_eq!(contract_hash().len(), 16);
-    }
-}
+pub(super) const FORWARD: [Feature; 33] = directional!("fwd", 0, "from the initiator", NO_FORWARD);
+pub(super) const REVERSE: [Feature; 33] = directional!("bwd", 1, "from the responder", NO_REVERSE);
+pub(super) const FORWARD_SPACING: [Feature; 4] = spaced!("fwd", 0, "from the initiator", ONE_ARRIVAL_IN);
+pub(super) const REVERSE_SPACING: [Feature; 4] = spaced!("bwd", 1, "from the responder", ONE_ARRIVAL_IN);
+pub(super) const FLOW_SPACING: [Feature; 4] = spaced!("flow", 2, "of the flow, both directions", ONE_ARRIVAL);
+pub(super) const FIRST: [Feature; 4 * FIRST_N] = nth!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16);
