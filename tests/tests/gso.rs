@@ -136,13 +136,19 @@ fn super_packets_are_counted_as_the_wire_carries_them() {
     let (with, without) = (run(true), run(false));
     for (record, super_packets) in [(&with, true), (&without, false)] {
         let down = record.reverse().expect("the edge has sent");
-        assert_eq!(down.payload_bytes, CHUNKS.iter().sum::<usize>() as u64);
-        println!("super-packets {super_packets}: {} segments in {} arrivals", down.packets, down.arrivals);
+        println!(
+            "super-packets {super_packets}: {} segments in {} arrivals, {} retransmitted",
+            down.packets, down.arrivals, down.retransmitted
+        );
+        // A busy machine acknowledges late, and then the edge sends some again.
+        let again = down.payload_bytes.checked_sub(CHUNKS.iter().sum::<usize>() as u64).expect("all was sent");
+        assert!(again <= down.retransmitted as u64 * down.l3_max as u64, "{again} bytes were sent again");
     }
     let (with, without) = (with.reverse().expect("sent"), without.reverse().expect("sent"));
     assert!((with.arrivals as u64) < with.packets / 4, "there were super-packets");
     assert_eq!(without.arrivals as u64, without.packets, "there were none");
-    // What the two transfers must share, however each was cut: where a short segment falls differs.
-    assert_eq!((with.payload_bytes, with.l3_max, with.l3_min), (without.payload_bytes, without.l3_max, without.l3_min));
-    assert!(with.packets.abs_diff(without.packets) <= 2 * CHUNKS.len() as u64 + 20);
+    // Where a short segment falls differs; its size and their number nearly do not.
+    assert_eq!(with.l3_max, without.l3_max);
+    let again = (with.retransmitted + without.retransmitted) as u64;
+    assert!(with.packets.abs_diff(without.packets) <= 2 * CHUNKS.len() as u64 + 20 + again);
 }
