@@ -3,23 +3,22 @@
 //! A value that does not exist stays NaN: only the model knows what to put in its place, and its graph does so.
 
 use sensor_common::features::{Feature, Sample};
-use sensor_common::flow::FlowRecord;
 
-/// Fills `row` with the values of `features` for `record`, rounded to 32-bit floats; a missing one is NaN.
+/// Fills `row` with the values of `features` for `sample`, rounded to 32-bit floats; a missing one is NaN.
 ///
 /// # Panics
 /// If `row` and `features` differ in length.
-pub fn fill(features: &[&Feature], record: &FlowRecord, row: &mut [f32]) {
+pub fn fill(features: &[&Feature], sample: &Sample<'_>, row: &mut [f32]) {
     assert_eq!(features.len(), row.len(), "a row holds one value per feature");
-    let sample = Sample::of(record);
     for (value, feature) in row.iter_mut().zip(features) {
-        *value = (feature.value)(&sample) as f32;
+        *value = (feature.value)(sample) as f32;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use sensor_common::features::by_name;
+    use sensor_common::flow::FlowRecord;
 
     use super::*;
 
@@ -37,7 +36,7 @@ mod tests {
             .map(|name| by_name(name).expect(name))
             .into();
         let mut row = [7.0; 4];
-        fill(&features, &record, &mut row);
+        fill(&features, &Sample::of(&record), &mut row);
         assert_eq!(row[..2], [4.0, 0.0]);
         assert!(row[2].is_nan() && row[3].is_nan());
     }

@@ -3,6 +3,9 @@
 use super::Feature;
 use crate::context::{HostContext, ServiceWindow, SourceWindow, WINDOW_NAMES};
 
+/// The group of these features.
+pub(super) const GROUP: &str = "host context";
+
 const NO_SOURCE: &str = "the source is not known: context is off, or its table was full";
 const NO_SERVICE: &str = "the service is not known: context is off, or its table was full";
 const NO_SOURCE_OR_JUDGED: &str = "the source is not known, or no flow of it was judged in the window";
@@ -25,7 +28,7 @@ macro_rules! context {
         Feature {
             name: $name,
             unit: $unit,
-            group: "host context",
+            group: GROUP,
             definition: $definition,
             missing: $missing,
             value: |sample| {

@@ -59,6 +59,13 @@ impl core::fmt::Debug for Feature {
     }
 }
 
+impl Feature {
+    /// Whether the value is of the host context, not of the flow's own record.
+    pub fn needs_context(&self) -> bool {
+        self.group == context::GROUP
+    }
+}
+
 /// Looks a feature up by its name.
 pub fn by_name(name: &str) -> Option<&'static Feature> {
     FEATURES.iter().find(|feature| feature.name == name)

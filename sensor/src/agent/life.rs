@@ -147,7 +147,9 @@ impl Poller {
     /// Scores the records of this poll once more, with the shadow, and compares; `active` has a score for each record
     /// that the active model has scored. Verdicts are stored by now, so that the shadow delays none; what it has no time
     /// for until `deadline` is counted.
-    pub(super) fn score_shadow(&mut self, active: &[Option<Score>], deadline: Instant) {
+    pub(super) fn score_shadow(&mut self, active: &[Option<Score>], now: u64, deadline: Instant) {
+        let wanted = self.shadow.as_ref().map(|shadow| &shadow.model);
+        let contexts = self.contexts(wanted, 0..self.records.len(), now);
         let (Some(shadow), Some(model)) = (&mut self.shadow, &self.model) else { return };
         let Shadow { model: other, policy, scores } = shadow;
         let batch = self.config.model.max_batch as usize;
@@ -160,7 +162,8 @@ impl Poller {
             self.lease_until_ns = now_ns() + self.config.agent.lease.as_nanos() as u64;
             self.kernel.control.set_lease(self.lease_until_ns);
             let (begun, invalid) = (Instant::now(), other.invalid());
-            if let Err(error) = other.score(records, scores) {
+            let contexts = contexts.get(first..first + records.len()).unwrap_or_default();
+            if let Err(error) = other.score(records, contexts, scores) {
                 self.metrics.shadow_error();
                 tracing::warn!("the shadow model failed on {} flows: {error:#}", records.len());
                 continue;

@@ -97,16 +97,12 @@ pub(super) fn features(poller: &Poller, id: &str) -> Option<FeaturesView> {
         return None;
     }
     let record = poller.kernel.table.copy(slot).filter(|record| record.generation == generation)?;
-    let value = |feature: &Feature| Some((feature.value)(&Sample::of(&record))).filter(|value| value.is_finite());
     let now = now_ns();
-    let context = poller.host_context(&record, now);
+    let sample = Sample { record: &record, context: &poller.host_context(&record, now) };
+    let value = |feature: &Feature| Some((feature.value)(&sample)).filter(|value| value.is_finite());
     Some(FeaturesView {
         flow: flow(poller, slot, &record, now),
-        features: FEATURES
-            .iter()
-            .map(|feature| (feature.name.to_owned(), value(feature)))
-            .chain(crate::context::named(&context))
-            .collect(),
+        features: FEATURES.iter().map(|feature| (feature.name.to_owned(), value(feature))).collect(),
     })
 }
 

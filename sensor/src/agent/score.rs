@@ -5,12 +5,13 @@
 use std::ops::Range;
 use std::time::Instant;
 
+use sensor_common::context::HostContext;
 use sensor_common::verdict::{Action, Verdict};
 
 use super::clock::now_ns;
 use super::poll::{Candidate, Poller};
 use super::report;
-use crate::model::Score;
+use crate::model::{Model, Score};
 use crate::policy::Decision;
 
 /// Verdicts that are logged one by one in a second; the rest is one line with their number.
@@ -29,7 +30,7 @@ impl Poller {
             let last = (first + batch).min(self.records.len());
             // A model that is slow over many flows must not let the lease run out.
             self.renew_lease(now_ns());
-            self.infer(first..last, &mut scores);
+            self.infer(first..last, &mut scores, now);
             self.observe_drift(&scores);
             if self.shadow.is_some() {
                 all.extend((0..last - first).map(|offset| scores.get(offset).copied()));
@@ -43,14 +44,15 @@ impl Poller {
             first = last;
         }
         self.scores = scores;
-        self.score_shadow(&all, deadline);
+        self.score_shadow(&all, now, deadline);
     }
 
     /// One inference call. `scores` has one score per record, or none if it failed.
-    fn infer(&mut self, rows: Range<usize>, scores: &mut Vec<Score>) {
+    fn infer(&mut self, rows: Range<usize>, scores: &mut Vec<Score>, now: u64) {
+        let contexts = self.contexts(self.model.as_ref(), rows.clone(), now);
         let Some(model) = &mut self.model else { return };
         let (begun, invalid, count) = (Instant::now(), model.invalid(), rows.len());
-        match model.score(&self.records[rows], scores) {
+        match model.score(&self.records[rows], &contexts, scores) {
             Ok(()) => self.metrics.inference(count as u64, begun.elapsed()),
             Err(error) => {
                 self.metrics.inference_error();
@@ -61,6 +63,14 @@ impl Poller {
             self.metrics.inference_error();
             tracing::error!("the model gave no finite number for {} flows; they pass", model.invalid() - invalid);
         }
+    }
+
+    /// The host context of these records, if the model looks at it.
+    pub(super) fn contexts(&self, model: Option<&Model>, rows: Range<usize>, now: u64) -> Vec<HostContext> {
+        if !model.is_some_and(Model::wants_context) {
+            return Vec::new();
+        }
+        self.records[rows].iter().map(|record| self.host_context(record, now)).collect()
     }
 
     /// What becomes of the living flow in `slot`, whose record is number `number`.

@@ -7,6 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Subcommand;
 
+use sensor_common::features::Sample;
+
 use super::{Socket, print, say, wait};
 use crate::config::ModelConfig;
 use crate::control;
@@ -106,9 +108,9 @@ fn of_agent(model: &Model, socket: &Path, id: &str) -> Result<(String, Vec<f32>)
 /// Title and features of a flow of a capture.
 fn of_capture(model: &Model, capture: &Path, number: &str) -> Result<(String, Vec<f32>)> {
     let wanted = number.parse().with_context(|| format!("--flow {number}: with --capture it is a number"))?;
-    let record = record_of(capture, wanted)?;
+    let (record, context) = record_of(capture, wanted)?;
     let mut row = vec![f32::NAN; model.features.len()];
-    vector::fill(&model.features, &record, &mut row);
+    vector::fill(&model.features, &Sample { record: &record, context: &context }, &mut row);
     let (from, to) = endpoints(&record);
     let protocol = protocol_name(record.key.protocol);
     Ok((format!("{} port {} to {} port {}, {protocol}", from.address, from.port, to.address, to.port), row))

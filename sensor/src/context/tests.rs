@@ -1,5 +1,6 @@
 use std::net::Ipv4Addr;
 
+use sensor_common::features::{FEATURES, Sample, by_name};
 use sensor_common::packet::{self, Packet, protocol};
 use sensor_common::tcp::{ACK, RST, SYN};
 
@@ -196,14 +197,20 @@ fn a_flood_of_sources_leaves_those_with_history_in_the_ledger() {
 }
 
 #[test]
-fn names_have_their_values() {
-    assert!(named(&HostContext::NONE).all(|(_, value)| value.is_none()));
-    assert_eq!(named(&HostContext::NONE).count(), 39);
+fn features_have_their_values() {
+    let record = FlowRecord::zeroed();
+    let value = |context: &HostContext, name: &str| {
+        let feature = by_name(name).expect(name);
+        (feature.value)(&Sample { record: &record, context })
+    };
+    let of_context: Vec<_> = FEATURES.iter().filter(|feature| feature.needs_context()).collect();
+    assert_eq!(of_context.len(), 39);
+    assert!(of_context.iter().all(|feature| value(&HostContext::NONE, feature.name).is_nan()));
     let mut windows = [SourceWindow::default(); WINDOWS];
     windows[1] = SourceWindow { ports: 7, judged: 4, failed: 1, ..SourceWindow::default() };
     let context = HostContext { source: Some(windows), service: None };
-    let values: std::collections::HashMap<_, _> = named(&context).collect();
-    assert_eq!(values["src_ports_10s"], Some(7.0));
-    assert_eq!((values["src_failed_share_10s"], values["src_failed_share_1s"]), (Some(0.25), None));
-    assert_eq!((values["src_new_flows_60s"], values["svc_sources_1s"]), (Some(0.0), None));
+    assert_eq!(value(&context, "src_ports_10s"), 7.0);
+    assert_eq!(value(&context, "src_failed_share_10s"), 0.25);
+    assert!(value(&context, "src_failed_share_1s").is_nan() && value(&context, "dst_sources_1s").is_nan());
+    assert_eq!(value(&context, "src_new_flows_60s"), 0.0);
 }

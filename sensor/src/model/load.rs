@@ -3,6 +3,7 @@
 //! Contract, graph, golden rows at every batch size, the plainest flows there are. Checks that do not depend on each
 //! other all run. Called by [`super::Model::load`] and by `sensor model check`.
 
+use sensor_common::features::Sample;
 use sensor_common::flow::FlowRecord;
 use sensor_common::packet;
 
@@ -178,7 +179,8 @@ fn compare(model: &mut Model, number: usize, output: &[f32]) -> Result<(), Strin
 fn plain_flows(model: &mut Model) -> Result<(), Problem> {
     let records = [plain_flow(packet::protocol::UDP), plain_flow(packet::protocol::TCP)].concat();
     let features = model.features.clone();
-    let outputs = outputs(model, records.len(), |_, row, values| vector::fill(&features, &records[row], values))?;
+    let outputs =
+        outputs(model, records.len(), |_, row, values| vector::fill(&features, &Sample::of(&records[row]), values))?;
     for (output, what) in outputs.iter().zip(["one UDP datagram", "one TCP SYN"]) {
         if !output.iter().all(|value| value.is_finite()) {
             return Err(Problem::new(

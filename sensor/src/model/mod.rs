@@ -31,7 +31,8 @@ mod tests;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use sensor_common::features::Feature;
+use sensor_common::context::HostContext;
+use sensor_common::features::{Feature, Sample};
 use sensor_common::flow::FlowRecord;
 
 use crate::vector;
@@ -126,20 +127,27 @@ impl Model {
         Model::from_file(&File::from_bytes(bytes.to_vec(), name))
     }
 
-    /// Scores flows: `out` gets one score for each of `rows`, in order; what it held before is dropped.
+    /// Scores flows: `out` gets one score for each of `rows`, in order; what it held before is dropped. `contexts` has
+    /// the host context of each, or is empty where none is known.
     ///
     /// An output that is not a finite number scores 0 as label 0 (traffic passes when the model fails) and is counted
     /// in [`Model::invalid`].
     ///
     /// # Errors
     /// If the graph cannot be run; `out` is empty then.
-    pub fn score(&mut self, rows: &[FlowRecord], out: &mut Vec<Score>) -> Result<()> {
+    pub fn score(&mut self, rows: &[FlowRecord], contexts: &[HostContext], out: &mut Vec<Score>) -> Result<()> {
         let Model { inputs, features, .. } = self;
         inputs.resize(rows.len() * features.len(), f32::NAN);
-        for (values, record) in inputs.chunks_exact_mut(features.len()).zip(rows) {
-            vector::fill(features, record, values);
+        let contexts = contexts.iter().chain(std::iter::repeat(&HostContext::NONE));
+        for ((values, record), context) in inputs.chunks_exact_mut(features.len()).zip(rows).zip(contexts) {
+            vector::fill(features, &Sample { record, context }, values);
         }
         self.run(rows.len(), out)
+    }
+
+    /// Whether it looks at more than the flow: some of its features are of the host context.
+    pub fn wants_context(&self) -> bool {
+        self.features.iter().any(|feature| feature.needs_context())
     }
 
     /// Lets `threads` threads share large calls; see [`Network::set_threads`].

@@ -181,7 +181,7 @@ fn a_good_model_scores_every_row_of_any_count() {
     let records: Vec<_> = (0..1_300).map(|row| datagrams(1 + row % 7, row % 3)).collect();
     let mut scores = vec![Score { label: 9, score: 9.0 }];
     for count in [0, 1, 3, 4, 5, 63, 64, 65, 384, 385, 512, 700, 1_300] {
-        model.score(&records[..count], &mut scores).expect("runs");
+        model.score(&records[..count], &[], &mut scores).expect("runs");
         assert_eq!(scores.len(), count);
         for (row, score) in scores.iter().enumerate() {
             let input = [(1 + row % 7) as f32, ((1 + row % 7) * (row % 3)) as f32];
@@ -216,7 +216,7 @@ fn outputs_that_are_no_numbers_pass_and_are_counted() {
     draft = draft.with("sensor.golden_outputs", "[[0.5,0.5],[0.5,0.5],[0.5,0.5],[0.5,0.5]]");
     let mut model = draft.load().expect("good");
     let mut scores = Vec::new();
-    model.score(&[datagrams(40, 1_000)], &mut scores).expect("runs");
+    model.score(&[datagrams(40, 1_000)], &[], &mut scores).expect("runs");
     assert_eq!((scores[0], model.invalid()), (Score { label: 0, score: 0.0 }, 1));
 }
 
@@ -379,7 +379,7 @@ fn an_anomaly_model_is_scored_by_its_curve() {
     let mut model = draft.load().expect("good");
     assert_eq!((model.kind, model.labels.join("|").as_str()), (Kind::Anomaly, "benign|anomaly"));
     let mut scores = Vec::new();
-    model.score(&[2, 4, 40].map(|packets| datagrams(packets, 0)), &mut scores).expect("runs");
+    model.score(&[2, 4, 40].map(|packets| datagrams(packets, 0)), &[], &mut scores).expect("runs");
     // Errors: (n / 2)² / 2.
     let wanted = [(0, 0.125), (0, 0.5), (1, 1.0)].map(|(label, score)| Score { label, score });
     assert_eq!(scores, wanted);

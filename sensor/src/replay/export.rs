@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
-use sensor_common::features::{CONTRACT_VERSION, contract_hash};
+use sensor_common::features::{CONTRACT_VERSION, Sample, contract_hash};
 use sensor_common::flow::{FlowKey, FlowRecord, state};
 
 use super::labels::Labels;
@@ -78,10 +78,11 @@ impl<'a> Export<'a> {
     }
 
     /// Writes one record. `capture` is the path as it was given, `file` its last part.
-    pub(super) fn row(&mut self, capture: &str, file: &str, record: &FlowRecord, reason: Reason) -> Result<()> {
+    pub(super) fn row(&mut self, capture: &str, file: &str, sample: &Sample<'_>, reason: Reason) -> Result<()> {
+        let Sample { record, context } = *sample;
         let Export { writer, columns, labels, text, rows } = self;
         let (source, destination) = endpoints(record);
-        let row = Row { number: *rows, capture, file, record, reason, source, destination, labels };
+        let row = Row { number: *rows, capture, file, record, context, reason, source, destination, labels };
         *rows += 1;
         match writer {
             Writer::Csv(csv) => put(columns, &row, text, csv),

@@ -21,15 +21,21 @@ pub mod view;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, ensure};
+use sensor_common::context::HostContext;
 use sensor_common::counter::Cause;
+use sensor_common::features::Sample;
 use sensor_common::flow::FlowRecord;
 use sensor_common::packet;
+
+use crate::context::REPLAY_SEED;
 
 pub use export::{Endpoint, endpoints};
 pub use rows::Format;
@@ -129,8 +135,17 @@ impl ExtractOptions {
     }
 
     /// The engine for one capture.
-    fn engine<'k>(&self, kernel: Option<&'k mut KernelReplay>) -> Result<Box<dyn Engine + 'k>> {
-        let table = Table::new(self.timeouts(), self.snapshots.clone()).with_max_flows(self.max_flows);
+    ///
+    /// `context` gets the host context of each record that is handed over, if the view shows it.
+    fn engine<'k>(
+        &self,
+        kernel: Option<&'k mut KernelReplay>,
+        context: &Rc<Cell<HostContext>>,
+    ) -> Result<Box<dyn Engine + 'k>> {
+        let mut table = Table::new(self.timeouts(), self.snapshots.clone()).with_max_flows(self.max_flows);
+        if self.view == View::Sensor {
+            table = table.with_context(REPLAY_SEED, Rc::clone(context));
+        }
         Ok(match kernel {
             Some(kernel) => Box::new(InKernel::new(kernel, table)?),
             None => Box::new(Native::new(table).with_options(self.parser)),
@@ -268,7 +283,8 @@ fn one(
 ) -> Result<(Totals, Result<()>)> {
     let name = path.display().to_string();
     let file_name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let mut engine = options.engine(kernel)?;
+    let context = Rc::new(Cell::new(HostContext::NONE));
+    let mut engine = options.engine(kernel, &context)?;
     let mut totals = Totals::default();
     let opened = Source::open(path).and_then(|source| {
         let Source { input, len, read } = source;
@@ -281,7 +297,7 @@ fn one(
     let progress = Progress::new(options.progress, &file_name, len);
     let mut flushed = Instant::now();
     let mut outcome = Ok(());
-    let mut sink = Counting { export, capture: &name, file: &file_name, flows: 0, recorded: 0 };
+    let mut sink = Counting { export, capture: &name, file: &file_name, context: &context, flows: 0, recorded: 0 };
     loop {
         // What follows may have to be waited for: whoever reads the rows need not wait with us.
         if len.is_none() && capture.is_drained() {
@@ -326,6 +342,8 @@ struct Counting<'a, 'b> {
     export: &'a mut Export<'b>,
     capture: &'a str,
     file: &'a str,
+    /// That of the record.
+    context: &'a Cell<HostContext>,
     /// Flows that ended.
     flows: u64,
     /// Frames in them.
@@ -338,7 +356,8 @@ impl engine::Sink for Counting<'_, '_> {
             self.flows += 1;
             self.recorded += arrivals(record);
         }
-        self.export.row(self.capture, self.file, record, reason)
+        let sample = Sample { record, context: &self.context.get() };
+        self.export.row(self.capture, self.file, &sample, reason)
     }
 }
 

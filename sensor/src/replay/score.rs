@@ -4,12 +4,16 @@
 //! flows, so a score here is the score there. A flow's number counts the flows of a capture in the order in which they
 //! are first written. Called by `cli`; [`record_of`] by `sensor model explain --capture`.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
+use sensor_common::context::HostContext;
+use sensor_common::features::Sample;
 use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::verdict::Action;
 use serde::Serialize;
@@ -20,6 +24,7 @@ use super::engine::{Engine, Native, Sink, Stop};
 use super::source::Source;
 use super::table::{DEFAULT_MAX_FLOWS, Reason, Table, Timeouts};
 use crate::config::{ActionName, Mode, PolicyConfig};
+use crate::context::REPLAY_SEED;
 use crate::model::{Model, Score};
 use crate::policy::Policy;
 use crate::view::protocol_name;
@@ -98,12 +103,13 @@ pub fn replay(
         writer: Writer::new(options.form, output),
         pending: Vec::with_capacity(BATCH),
         records: Vec::with_capacity(BATCH),
+        contexts: Vec::with_capacity(BATCH),
         counts: BTreeMap::new(),
         young: 0,
     };
     for path in &options.captures {
         let name = path.display().to_string();
-        let mut take = |number: u64, record: &FlowRecord, reason: Reason| scorer.add(&name, number, record, reason);
+        let mut take = |number: u64, sample: &Sample<'_>, reason: Reason| scorer.add(&name, number, sample, reason);
         let done = visit(path, &options.snapshots, &mut take);
         // What came before an error is good.
         scorer.flush(&name)?;
@@ -113,21 +119,21 @@ pub fn replay(
     scorer.summary(report)
 }
 
-/// The record of flow `number` of a capture when it ended, numbered as [`replay`] does without snapshots.
+/// The record and the host context of flow `number` of a capture when it ended, numbered as [`replay`] does without snapshots.
 ///
 /// # Errors
 /// If there is no such flow, or the capture cannot be read up to it.
-pub fn record_of(path: &Path, number: u64) -> Result<FlowRecord> {
+pub fn record_of(path: &Path, number: u64) -> Result<(FlowRecord, HostContext)> {
     let (mut found, mut last) = (None, 0);
-    let read = visit(path, &[], &mut |at, record, _| {
+    let read = visit(path, &[], &mut |at, sample, _| {
         last = at;
         if at == number {
-            found = Some(*record);
+            found = Some((*sample.record, *sample.context));
         }
         Ok(())
     });
     match found {
-        Some(record) => Ok(record),
+        Some(found) => Ok(found),
         None => {
             read.with_context(|| path.display().to_string())?;
             bail!("{} has no flow {number}; its last one is {last}, see `sensor replay`", path.display())
@@ -136,12 +142,15 @@ pub fn record_of(path: &Path, number: u64) -> Result<FlowRecord> {
 }
 
 /// Gives each record of a capture, with the number of its flow, to `take`.
-fn visit(path: &Path, snapshots: &[u64], take: &mut dyn FnMut(u64, &FlowRecord, Reason) -> Result<()>) -> Result<()> {
+fn visit(path: &Path, snapshots: &[u64], take: &mut dyn FnMut(u64, &Sample<'_>, Reason) -> Result<()>) -> Result<()> {
     ensure!(!snapshots.contains(&0), "a snapshot at 0 packets does not exist: start from 1");
     let mut capture = Capture::open(Source::open(path)?.input)?;
-    let table = Table::new(Timeouts::default(), snapshots.to_vec()).with_max_flows(DEFAULT_MAX_FLOWS);
+    let context = Rc::new(Cell::new(HostContext::NONE));
+    let table = Table::new(Timeouts::default(), snapshots.to_vec())
+        .with_max_flows(DEFAULT_MAX_FLOWS)
+        .with_context(REPLAY_SEED, Rc::clone(&context));
     let mut engine = Native::new(table);
-    let mut numbered = Numbered { take, numbers: HashMap::new(), next: 1 };
+    let mut numbered = Numbered { take, context: &context, numbers: HashMap::new(), next: 1 };
     let mut outcome = Ok(());
     while outcome.is_ok() {
         match capture.read() {
@@ -160,7 +169,9 @@ fn visit(path: &Path, snapshots: &[u64], take: &mut dyn FnMut(u64, &FlowRecord, 
 
 /// Numbers flows: key and time of the first packet tell them apart.
 struct Numbered<'a> {
-    take: &'a mut dyn FnMut(u64, &FlowRecord, Reason) -> Result<()>,
+    take: &'a mut dyn FnMut(u64, &Sample<'_>, Reason) -> Result<()>,
+    /// That of the record.
+    context: &'a Cell<HostContext>,
     /// Flows that go on.
     numbers: HashMap<(FlowKey, u64), u64>,
     next: u64,
@@ -176,7 +187,7 @@ impl Sink for Numbered<'_> {
         if reason != Reason::Snapshot {
             self.numbers.remove(&flow);
         }
-        (self.take)(number, record, reason)
+        (self.take)(number, &Sample { record, context: &self.context.get() }, reason)
     }
 }
 
@@ -186,21 +197,23 @@ struct Scorer<'a> {
     writer: Writer<'a>,
     pending: Vec<(u64, Reason)>,
     records: Vec<FlowRecord>,
+    contexts: Vec<HostContext>,
     counts: BTreeMap<String, Count>,
     /// Looks at flows with too few packets.
     young: u64,
 }
 
 impl Scorer<'_> {
-    fn add(&mut self, capture: &str, number: u64, record: &FlowRecord, reason: Reason) -> Result<()> {
+    fn add(&mut self, capture: &str, number: u64, sample: &Sample<'_>, reason: Reason) -> Result<()> {
         self.pending.push((number, reason));
-        self.records.push(*record);
+        self.records.push(*sample.record);
+        self.contexts.push(*sample.context);
         if self.records.len() < BATCH { Ok(()) } else { self.flush(capture) }
     }
 
     fn flush(&mut self, capture: &str) -> Result<()> {
         let mut scores = Vec::with_capacity(self.records.len());
-        self.model.score(&self.records, &mut scores)?;
+        self.model.score(&self.records, &self.contexts, &mut scores)?;
         for ((record, (number, reason)), score) in self.records.iter().zip(&self.pending).zip(&scores) {
             let scored = (record.packets() >= self.policy.min_packets()).then_some(*score);
             let decision = scored.map(|score| self.policy.decide(record, score));
@@ -238,6 +251,7 @@ impl Scorer<'_> {
             })?;
         }
         self.pending.clear();
+        self.contexts.clear();
         self.records.clear();
         Ok(())
     }
@@ -338,7 +352,7 @@ mod tests {
         let mut csv = Vec::new();
         replay(&options(Form::Csv, vec![]), &mut model, &mut csv, &mut Vec::new()).expect("runs");
         assert_eq!(csv.iter().filter(|byte| **byte == b'\n').count(), 4, "a header and three flows");
-        assert_eq!(record_of(&path, 1).expect("there").packets(), 5);
+        assert_eq!(record_of(&path, 1).expect("there").0.packets(), 5);
         let error = format!("{:#}", record_of(&path, 4).expect_err("three flows"));
         assert!(error.contains("no flow 4; its last one is 3"), "{error}");
     }

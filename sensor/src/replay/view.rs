@@ -13,6 +13,7 @@ mod tests;
 use std::fmt::Write;
 
 use clap::ValueEnum;
+use sensor_common::context::HostContext;
 use sensor_common::features::{Feature, Sample};
 use sensor_common::flow::FlowRecord;
 
@@ -146,6 +147,8 @@ pub(super) struct Row<'a> {
     pub(super) file: &'a str,
     /// The flow.
     pub(super) record: &'a FlowRecord,
+    /// What goes on around it.
+    pub(super) context: &'a HostContext,
     /// Why the row is written.
     pub(super) reason: Reason,
     /// The flow's initiator.
@@ -157,6 +160,10 @@ pub(super) struct Row<'a> {
 }
 
 impl Row<'_> {
+    fn sample(&self) -> Sample<'_> {
+        Sample { record: self.record, context: self.context }
+    }
+
     /// The flow's label, "" without one.
     fn label(&self) -> &str {
         self.labels.of(self.file, self.source.address, self.record.key.protocol)
@@ -178,10 +185,10 @@ pub(super) fn write(columns: &[Column], row: &Row<'_>, text: &mut String, rows: 
             },
             Value::Float(get) => rows.float(get(row)),
             Value::Whole(feature) => {
-                let value = (feature.value)(&Sample::of(row.record));
+                let value = (feature.value)(&row.sample());
                 if value.is_nan() { rows.missing() } else { rows.integer(value as i64) }
             }
-            Value::Real(feature) => rows.float((feature.value)(&Sample::of(row.record))),
+            Value::Real(feature) => rows.float((feature.value)(&row.sample())),
             Value::Never => rows.missing(),
         }
     }
