@@ -35,7 +35,7 @@ unsafe extern "C" fn sensor_quote(visit: *const Visit) -> u64 {
     let record = unsafe { &mut *found.record };
     // Between the look-up and the lock, the record may have been given to another flow.
     if record.generation == found.generation && record.key.same(&packet.key) {
-        let _ = record;
+        record.quoted(packet.icmp_type, packet.icmp_code);
     }
     table::unlock(found.record, sequence);
     0

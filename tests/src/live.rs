@@ -127,11 +127,19 @@ impl Wire {
                 handed_over.push(record);
             }
             match parser.parse(frame, time_ns) {
-                Ok(packet) => table.packet(&packet, time_ns, &mut |record: &FlowRecord, reason| {
-                    ensure!(reason == Reason::Reopened, "{}: ended as {}", name(record), reason.name());
-                    reopened.push(*record);
-                    Ok(())
-                })?,
+                Ok(packet) => {
+                    let quoted = packet::quoted_key(frame, &packet);
+                    table.packet_with_quote(
+                        &packet,
+                        quoted.as_ref(),
+                        time_ns,
+                        &mut |record: &FlowRecord, reason| {
+                            ensure!(reason == Reason::Reopened, "{}: ended as {}", name(record), reason.name());
+                            reopened.push(*record);
+                            Ok(())
+                        },
+                    )?;
+                }
                 Err(cause) => refused[cause as usize] += 1,
             }
         }

@@ -39,7 +39,7 @@ pub use self::host::Parser;
 pub use self::names::{Encapsulation, extension, mark, protocol, tcp_option};
 pub use self::options::Options;
 pub use self::plain::plain;
-pub use self::quote::quoted;
+pub use self::quote::{quoted, quoted_key};
 pub use self::walk::{MAX_TUNNELS, Place, Progress, Stages, parse, parse_with, read_sample, stage, walk};
 
 /// Where parsing of headers gives up (bytes from the start of the frame); a longer chain is [`Cause::HeaderChain`].

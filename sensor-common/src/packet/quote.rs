@@ -7,6 +7,13 @@ use crate::flow::{Domain, FlowKey};
 /// ICMP and ICMPv6 headers, behind which the quoted packet begins.
 const ICMP_HEADER: u32 = 8;
 
+/// The key of the flow that `packet` of `frame` quotes, if it is an ICMP error that quotes one; for the host, which keeps the
+/// packet. See [`quoted`].
+pub fn quoted_key<F: Frame>(frame: F, packet: &Packet) -> Option<FlowKey> {
+    let mut packet = *packet;
+    quoted(frame, &mut packet).then_some(packet.key)
+}
+
 /// Puts the key of the flow that `packet`, an ICMP error of `frame`, quotes into `packet.key`; whether there is one.
 ///
 /// A quote holds the IP header and at least 8 bytes more (RFC 792, RFC 4443), and may end anywhere behind them, so its

@@ -6,7 +6,7 @@
 
 use sensor_common::counter::Cause;
 use sensor_common::flow::FlowRecord;
-use sensor_common::packet::{Options, Packet};
+use sensor_common::packet::{Options, Packet, mark};
 
 use super::capture::Captured;
 use super::link;
@@ -94,6 +94,14 @@ impl Native {
 impl Engine for Native {
     fn frame(&mut self, captured: &Captured<'_>, sink: &mut dyn Sink) -> Result<(), Stop> {
         match self.parser.parse(captured).map_err(Stop::Capture)? {
+            Ok(packet) if packet.marks & mark::ICMP_ERROR != 0 => {
+                let quoted = link::quoted(captured, &packet).map_err(Stop::Capture)?;
+                // What came before has to be in the table.
+                self.pause(sink).map_err(Stop::Failed)?;
+                let mut sink = |record: &FlowRecord, reason| sink.record(record, reason);
+                let counted = self.table.packet_with_quote(&packet, quoted.as_ref(), captured.time_ns, &mut sink);
+                return counted.map_err(Stop::Failed);
+            }
             Ok(packet) => self.batch.push((captured.time_ns, packet)),
             Err(cause) => self.refused[cause as usize] += 1,
         }

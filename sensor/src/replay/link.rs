@@ -4,9 +4,10 @@
 
 use anyhow::{Result, bail};
 use sensor_common::counter::Cause;
+use sensor_common::flow::FlowKey;
 use sensor_common::fragment::Fragments;
 use sensor_common::hash::Seed;
-use sensor_common::packet::{self, MAX_HEADER_OFFSET, Options, Packet, Refusal};
+use sensor_common::packet::{self, MAX_HEADER_OFFSET, Options, Packet, Refusal, mark};
 
 use super::capture::Captured;
 use crate::context::REPLAY_SEED;
@@ -73,6 +74,18 @@ pub fn parse(captured: &Captured<'_>, options: Options) -> Result<Result<Packet,
     frame[ETHERNET_HEADER..ETHERNET_HEADER + rest.len()].copy_from_slice(rest);
     let bytes = &frame[..ETHERNET_HEADER + rest.len()];
     Ok(packet::parse_with(packet::Captured { bytes, wire_len: ethernet_len(wire_len, header) }, options))
+}
+
+/// The flow that the ICMP error `packet` quotes, which was parsed from this frame; `None` if it is no error, or quotes none.
+///
+/// # Errors
+/// If the link type is not supported.
+pub fn quoted(captured: &Captured<'_>, packet: &Packet) -> Result<Option<FlowKey>> {
+    if packet.marks & mark::ICMP_ERROR == 0 {
+        return Ok(None);
+    }
+    let mut room = Vec::new();
+    Ok(ethernet(captured, &mut room)?.and_then(|frame| packet::quoted_key(frame, packet)))
 }
 
 /// The whole captured frame with an Ethernet header, and its length on the wire then. `room` holds what had to be

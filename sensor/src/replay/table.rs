@@ -15,7 +15,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use sensor_common::context::HostContext;
-use sensor_common::flow::{FlowRecord, state};
+use sensor_common::flow::{FlowKey, FlowRecord, state};
 use sensor_common::hash::Seed;
 use sensor_common::packet::Packet;
 
@@ -189,7 +189,7 @@ impl Table {
             }
             self.fetch(&hashes[..batch.len()]);
             for (hash, (time_ns, packet)) in hashes.iter().zip(batch) {
-                self.count(packet, *hash, *time_ns, sink)?;
+                self.count(packet, None, *hash, *time_ns, sink)?;
             }
         }
         Ok(())
@@ -221,13 +221,28 @@ impl Table {
         time_ns: u64,
         sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
     ) -> Result<(), E> {
+        self.packet_with_quote(packet, None, time_ns, sink)
+    }
+
+    /// As [`Self::packet`]; where the packet is an ICMP error, the flow that it quotes learns of it, if it is held.
+    ///
+    /// # Errors
+    /// Those of `sink`.
+    pub fn packet_with_quote<E>(
+        &mut self,
+        packet: &Packet,
+        quoted: Option<&FlowKey>,
+        time_ns: u64,
+        sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
+    ) -> Result<(), E> {
         let hash = self.index.hash(&packet.key);
-        self.count(packet, hash, time_ns, sink)
+        self.count(packet, quoted, hash, time_ns, sink)
     }
 
     fn count<E>(
         &mut self,
         packet: &Packet,
+        quoted: Option<&FlowKey>,
         hash: u32,
         time_ns: u64,
         sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
@@ -265,6 +280,12 @@ impl Table {
         if let Some((mut context, cell)) = self.context.take() {
             context.packet(number, self.record(number).generation, self.now_ns);
             self.context = Some((context, cell));
+        }
+        // After the error was counted in its own flow, as in the programs; the quoted flow is not touched by it otherwise.
+        if let Some(key) = quoted
+            && let Some(number) = self.index.find(self.index.hash(key), |number| self.record(number).key.same(key))
+        {
+            self.record_mut(number).quoted(packet.icmp_type, packet.icmp_code);
         }
         while self.snapshots.get(self.slots[number as usize].taken as usize).is_some_and(|count| packets >= *count) {
             self.slots[number as usize].taken += 1;

@@ -41,6 +41,35 @@ fn crafted_conversations_give_the_same_records_in_the_kernel_and_on_the_host() {
 }
 
 #[test]
+fn icmp_errors_are_told_to_the_flow_that_they_quote() {
+    /// Bytes of an Ethernet header, and of an IPv4 header with 8 bytes more.
+    const QUOTED: std::ops::Range<usize> = 14..14 + 28;
+    let (client, server) = (at("198.18.0.1:1000"), at("198.18.0.2:9"));
+    let sent = Frame::udp(client, server).payload(30).build();
+    let error = |code, quoted: &[u8]| {
+        let mut frame = Frame::icmp(server, client, 3, code).payload(quoted.len()).build();
+        let start = frame.len() - quoted.len();
+        frame[start..].copy_from_slice(quoted);
+        frame
+    };
+    let mut rig = Rig::new(&options());
+    let of = |rig: &Rig, frame: &[u8]| {
+        let (_, record) = rig::record(&rig.kernel, &rig::key(frame)).expect("the flow has a record");
+        (record.icmp_errors, record.error_type, record.error_code, record.frames())
+    };
+    rig.egress(&sent);
+    rig.ingress(&error(3, &sent[QUOTED]));
+    assert_eq!(of(&rig, &sent), (1, 3, 3, 1), "the port is closed");
+    // The first one's code is kept, wherever another is seen; what quotes a flow that is not there changes nothing.
+    rig.stack_ingress(&error(1, &sent[QUOTED]));
+    rig.egress(&error(1, &sent[QUOTED]));
+    rig.ingress(&error(3, &Frame::udp(client, at("198.18.0.2:10")).payload(30).build()[QUOTED]));
+    assert_eq!(of(&rig, &sent), (3, 3, 3, 1));
+    assert_eq!(of(&rig, &error(3, &sent[QUOTED])), (0, 0, 0, 4), "errors are counted in a flow of their own");
+    rig.compare("ICMP errors");
+}
+
+#[test]
 fn super_packets_count_as_the_segments_they_stand_for() {
     let mut rig = Rig::new(&options());
     let (client, server) = (at("198.18.0.1:1000"), at("198.18.0.2:80"));

@@ -164,6 +164,9 @@ impl<'a> packet::Frame for Super<'a> {
     }
 }
 
+/// What the parser says of a frame, and the flow that it quotes if it is an ICMP error.
+type Parsed = (Result<Packet, Cause>, Option<FlowKey>);
+
 /// What the programs must have done, done on the host.
 #[derive(Default)]
 pub(crate) struct Oracle {
@@ -176,7 +179,14 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    fn offer(&mut self, hook: counter::Hook, parsed: Result<Packet, Cause>, len: usize, now_ns: u64) {
+    fn offer(
+        &mut self,
+        hook: counter::Hook,
+        parsed: Result<Packet, Cause>,
+        quoted: Option<FlowKey>,
+        len: usize,
+        now_ns: u64,
+    ) {
         self.frames[hook as usize] += 1;
         self.bytes[hook as usize] += len as u64;
         let packet = match parsed {
@@ -194,6 +204,9 @@ impl Oracle {
             self.created += 1;
         }
         self.flows.get_mut(&packet.key).expect("just made").update(&packet, now_ns);
+        if let Some(record) = quoted.and_then(|key| self.flows.get_mut(&key)) {
+            record.quoted(packet.icmp_type, packet.icmp_code);
+        }
     }
 }
 
@@ -222,39 +235,45 @@ impl Rig {
         self.now_ns += ns;
     }
 
+    /// The frame, and the flow that it quotes.
+    fn parse<F: packet::Frame>(&mut self, frame: F) -> Parsed {
+        let parsed = self.parser.parse(frame, self.now_ns);
+        (parsed, parsed.ok().and_then(|packet| packet::quoted_key(frame, &packet)))
+    }
+
     /// A received frame.
     pub(crate) fn ingress(&mut self, frame: &[u8]) {
-        let parsed = self.parser.parse(frame, self.now_ns);
+        let parsed = self.parse(frame);
         self.offer(Hook::Ingress, parsed, frame, &[]);
     }
 
     /// A sent frame.
     pub(crate) fn egress(&mut self, frame: &[u8]) {
-        let parsed = self.parser.parse(frame, self.now_ns);
+        let parsed = self.parse(frame);
         self.offer(Hook::Egress, parsed, frame, &[]);
     }
 
     /// A sent super-packet of `segments` segments with `size` payload bytes each but the last.
     pub(crate) fn egress_super(&mut self, frame: &[u8], segments: u32, size: u32) {
         let context = context(&[(sk_buff::GSO_SEGS, segments), (sk_buff::GSO_SIZE, size)]);
-        let parsed = self.parser.parse(Super { bytes: frame, segments, size }, self.now_ns);
+        let parsed = self.parse(Super { bytes: frame, segments, size });
         self.offer(Hook::Egress, parsed, frame, &context);
     }
 
     /// A frame received by way of the stack.
     pub(crate) fn stack_ingress(&mut self, frame: &[u8]) {
-        let parsed = self.parser.parse(frame, self.now_ns);
+        let parsed = self.parse(frame);
         self.offer(Hook::StackIngress, parsed, frame, &[]);
     }
 
     /// A received super-packet, as receive offload makes it.
     pub(crate) fn stack_ingress_super(&mut self, frame: &[u8], segments: u32, size: u32) {
         let context = context(&[(sk_buff::GSO_SEGS, segments), (sk_buff::GSO_SIZE, size)]);
-        let parsed = self.parser.parse(Super { bytes: frame, segments, size }, self.now_ns);
+        let parsed = self.parse(Super { bytes: frame, segments, size });
         self.offer(Hook::StackIngress, parsed, frame, &context);
     }
 
-    fn offer(&mut self, program: Hook, parsed: Result<Packet, Cause>, frame: &[u8], context: &[u8]) {
+    fn offer(&mut self, program: Hook, (parsed, quoted): Parsed, frame: &[u8], context: &[u8]) {
         self.kernel.control.set_replay_clock(self.now_ns);
         let (hook, pass) = match program {
             Hook::Ingress => (counter::Hook::Ingress, XDP_PASS),
@@ -263,7 +282,7 @@ impl Rig {
         };
         let answer = run_with(&self.kernel, program, frame, context).return_value;
         assert_eq!(answer, pass, "{program:?} must pass {frame:02x?}");
-        self.oracle.offer(hook, parsed, frame.len(), self.now_ns);
+        self.oracle.offer(hook, parsed, quoted, frame.len(), self.now_ns);
         while let Some(record) = self.kernel.next_evicted() {
             self.handed_over.push(record);
         }

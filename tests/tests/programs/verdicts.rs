@@ -63,6 +63,19 @@ fn a_drop_verdict_holds_in_both_directions_and_costs_no_update() {
 }
 
 #[test]
+fn a_drop_verdict_holds_where_the_stack_receives() {
+    let (kernel, slot, record) = with_flow(&options());
+    let frame = up().build();
+    assert_eq!(run(&kernel, Hook::StackIngress, &frame), TC_NEXT);
+    kernel.table.store_verdict(slot, Verdict::new(Action::Drop, 0, record.generation, UNTIL_NS).0);
+    assert_eq!(run(&kernel, Hook::StackIngress, &frame), TC_SHOT);
+    let (_, after) = only(&kernel);
+    assert_eq!((after.frames(), after.dropped), (2, 1));
+    let dropped = counters(&kernel).seen[counter::Hook::Ingress as usize][Action::Drop as usize];
+    assert_eq!(dropped, Volume { packets: 1, bytes: frame.len() as u64 });
+}
+
+#[test]
 fn a_verdict_ends_with_its_time() {
     let (kernel, slot, record) = with_flow(&options());
     kernel.control.set_lease(u64::MAX);
