@@ -137,7 +137,15 @@ fn judge(case: &Case, inputs: &BTreeMap<String, Rows>) -> Outcome {
         Some(output) => match Network::build_output(&proto, features, output, 1) {
             Ok(mut network) => {
                 let text = matches!(labels[0], Label::Text(_));
-                let found = run(&mut network, rows, 1).unwrap_or_default();
+                let found = match run(&mut network, rows, 1) {
+                    Ok(found) => found,
+                    Err(error) => {
+                        outcome.error = format!("{error:#}");
+                        // None of the labels is right.
+                        outcome.labels = Some(labels.len());
+                        return outcome;
+                    }
+                };
                 let label = |row: &Vec<f64>| match text {
                     true => Label::Text(network.strings.get(row[0] as usize).cloned().unwrap_or_default()),
                     false => Label::Number(row[0] as i64),
@@ -154,6 +162,7 @@ fn judge(case: &Case, inputs: &BTreeMap<String, Rows>) -> Outcome {
             found.iter().map(best).map(Label::Number).collect()
         }
     };
+    assert_eq!(labels.len(), found.len(), "{}: a label for each row", case.name);
     outcome.labels = Some(labels.iter().zip(&found).filter(|(a, b)| a != b).count());
     outcome
 }
@@ -230,10 +239,12 @@ fn conformance() {
     let [all, loaded, scores, labels, labelled] = counts;
     write!(
         page,
-        "\n{all} exports: {loaded} load, {scores} with right scores; of {labelled} with labels, {labels} with right labels.\n\n\
-         Not exported, because their exporter refuses:\n\n"
+        "\n{all} exports: {loaded} load, {scores} with right scores; of {labelled} with labels, {labels} with right labels.\n"
     )
     .expect("text");
+    if !refused.is_empty() {
+        page += "\nNot exported, because their exporter refuses:\n\n";
+    }
     for NotExported { name, library, error } in refused {
         writeln!(page, "* {name} ({library}): {error}").expect("text");
     }
