@@ -1,6 +1,6 @@
 //! Every metric, declared once: name, kind, unit, labels and help. Registration, the exposition, `sensor metrics` and
 //! docs/metrics.md come from this table. No label ever holds an address or a port: cardinality is bounded by the
-//! number of interfaces, labels of the model, and the enumerations of `sensor-common`.
+//! number of interfaces, the 256 labels of models that are told apart, and the enumerations of `sensor-common`.
 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;

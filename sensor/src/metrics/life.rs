@@ -1,7 +1,7 @@
 //! What is counted of the life of the models: loads, the shadow's agreement, drift.
 //!
 //! Called by the poll thread. No label is unbounded: roles, sources and actions are enumerations, features are those of
-//! the contract, and a model's name has at most 64 bytes.
+//! the contract, and a model's name and hash stand only while it is in use.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

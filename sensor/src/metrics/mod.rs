@@ -1,7 +1,8 @@
 //! The agent's metrics: typed methods for the poll thread, text for `/metrics`, totals for the summary and the status.
 //!
 //! Every metric is declared in [`declared`]; every value has one writer, the poll thread. Nothing here blocks for
-//! longer than it takes to copy a few hundred numbers.
+//! longer than it takes to copy some thousand numbers: of the labels of all models that were loaded, the first 256 are
+//! told apart.
 
 pub mod declared;
 mod life;
@@ -181,17 +182,23 @@ impl Metrics {
 
     /// Counts verdicts that were stored in records. `label` is one of the model's.
     pub fn verdicts(&self, action: Action, label: &str, verdicts: u64) {
-        add(&mut self.shared.lock().verdicts, action, label, verdicts);
+        let mut state = self.shared.lock();
+        let label = state.label(label);
+        *state.verdicts.entry((action, label)).or_default() += verdicts;
     }
 
     /// Counts verdicts that the mode withheld. `label` is one of the model's.
     pub fn would_verdicts(&self, action: Action, label: &str, verdicts: u64) {
-        add(&mut self.shared.lock().would, action, label, verdicts);
+        let mut state = self.shared.lock();
+        let label = state.label(label);
+        *state.would.entry((action, label)).or_default() += verdicts;
     }
 
     /// Counts flows that are reported and nothing more. `label` is one of the model's.
     pub fn reported(&self, label: &str, flows: u64) {
-        *self.shared.lock().reported.entry(label.to_owned()).or_default() += flows;
+        let mut state = self.shared.lock();
+        let label = state.label(label);
+        *state.reported.entry(label).or_default() += flows;
     }
 
     /// Sets whether the programs obey verdicts.
@@ -294,10 +301,6 @@ fn register<M: Registered + Clone>(registry: &mut Registry, metric: &'static Met
         (name, None) => registry.register(name, metric.help, value.clone()),
     }
     value
-}
-
-fn add(counts: &mut VerdictCounts, action: Action, label: &str, verdicts: u64) {
-    *counts.entry((action, label.to_owned())).or_default() += verdicts;
 }
 
 fn by_action(counts: &VerdictCounts) -> BTreeMap<String, BTreeMap<String, u64>> {

@@ -3,7 +3,7 @@
 //!
 //! Counters of the kernel are cumulative there and only copied here, which makes each of them monotone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -88,6 +88,10 @@ fn misses(counters: &InterfaceCounters) -> u64 {
 
 /// Stage and cause of packets in records that the kernel gave up while the ring to the agent was full.
 pub(super) const EVICTED_LOST: (&str, &str) = ("evict", "ring_full");
+/// Labels of models that are told apart, of all models since the start.
+const MAX_LABELS: usize = 256;
+/// What stands for the labels beyond.
+pub(super) const OTHER_LABEL: &str = "other";
 /// Verdicts by action and label.
 pub(super) type VerdictCounts = BTreeMap<(Action, String), u64>;
 
@@ -124,6 +128,7 @@ pub(super) struct State {
     pub(super) verdicts: VerdictCounts,
     pub(super) would: VerdictCounts,
     pub(super) reported: BTreeMap<String, u64>,
+    labels: BTreeSet<String>,
     pub(super) programs: BTreeMap<String, (f64, u64)>,
     pub(super) models: BTreeMap<ModelRole, LoadedModel>,
     pub(super) loads: BTreeMap<(ModelRole, LoadSource, bool), u64>,
@@ -134,6 +139,14 @@ pub(super) struct State {
 }
 
 impl State {
+    /// The label under which one of a model's is counted: itself, or [`OTHER_LABEL`] if there are too many.
+    pub(super) fn label(&mut self, label: &str) -> String {
+        if self.labels.contains(label) || (self.labels.len() < MAX_LABELS && self.labels.insert(label.to_owned())) {
+            return label.to_owned();
+        }
+        OTHER_LABEL.to_owned()
+    }
+
     /// Packets in no record, by stage and cause, all interfaces.
     pub(super) fn losses(&self) -> Vec<(&'static str, &'static str, u64)> {
         let sum = |of: &dyn Fn(&InterfaceCounters) -> u64| -> u64 {

@@ -119,3 +119,23 @@ fn derived_counters_do_not_step_back() {
     metrics.kernel("eth0", &counters);
     assert!(metrics.prometheus().contains("sensor_lookups_total{interface=\"eth0\",result=\"hit\"} 10\n"));
 }
+
+#[test]
+fn labels_are_bounded_over_all_models() {
+    let metrics = Metrics::new();
+    for number in 0..1_000 {
+        metrics.verdicts(Action::Drop, &format!("label-{number}"), 1);
+        metrics.reported(&format!("label-{number}"), 1);
+    }
+    metrics.verdicts(Action::Drop, "label-0", 1);
+    let text = metrics.prometheus();
+    assert_eq!(text.lines().filter(|line| line.starts_with("sensor_verdicts_total{")).count(), 256 + 1);
+    for line in [
+        "sensor_verdicts_total{action=\"drop\",label=\"label-0\"} 2",
+        "sensor_verdicts_total{action=\"drop\",label=\"other\"} 744",
+        "sensor_reported_flows_total{label=\"other\"} 744",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    assert_eq!(metrics.totals().verdicts, 1_001);
+}
