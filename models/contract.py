@@ -6,7 +6,7 @@ As a module:
     import contract
     keys = contract.build(features, labels=["benign", "scan"], threshold=0.9, rows=training_rows, scores=training_scores,
                           golden_inputs=some_rows, golden_outputs=outputs, sensor="sensor")
-    contract.attach(model, keys)                    # an onnx.ModelProto; or contract.side_car(keys, "model.toml")
+    contract.attach(model, keys)                    # an onnx.ModelProto; or contract.side_car(keys, "model.onnx.toml")
 
 As a command: the rows are a CSV file of `sensor extract` (its columns are found by name), the golden outputs come from
 onnxruntime unless a file gives the training library's own.
@@ -18,6 +18,7 @@ import argparse
 import csv
 import json
 import subprocess
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,9 @@ def curve(raw):
     them is less unusual, and reaches 1 as far above the 99.9th percentile as that is above the median."""
     raw = np.asarray(raw, dtype=np.float64)
     points = [(float(np.quantile(raw, share)), score) for share, score in CURVE]
-    points.append((points[-1][0] + max(points[-1][0] - points[0][0], 1e-6), 1.0))
+    top = points[-1][0]
+    # At least a step that 32-bit floats have there.
+    points.append((top + max(top - points[0][0], 1e-5 * abs(top), 1e-6), 1.0))
     ascending = points[:1]
     for point in points[1:]:
         if np.float32(point[0]) > np.float32(ascending[-1][0]):
@@ -142,18 +145,36 @@ def attach(model, keys):
 
 
 def side_car(keys, path):
-    """Writes the keys as TOML, for a model that is not to be touched: model.toml beside model.onnx."""
-    Path(path).write_text("".join(f"{key} = {toml(value)}\n" for key, value in keys.items()))
+    """Writes the keys as TOML, for a model that is not to be touched: model.onnx.toml beside model.onnx. What is there must
+    be a contract."""
+    path = Path(path)
+    if path.exists() and not is_contract(path):
+        raise SystemExit(f"{path} is there and is no contract: move it away")
+    path.write_text("".join(f"{key} = {toml(value)}\n" for key, value in keys.items()), encoding="utf-8")
+
+
+def is_contract(path):
+    try:
+        return "contract_version" in tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
 
 
 def toml(value):
     if value is None:
         return "nan"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {toml(item)}" for key, item in value.items() if item is not None) + " }"
+        return "{ " + ", ".join(f"{quoted(key)} = {toml(item)}" for key, item in value.items() if item is not None) + " }"
     if isinstance(value, list):
         return "[" + ", ".join(toml(item) for item in value) + "]"
-    return json.dumps(value) if isinstance(value, (str, bool)) else repr(value)
+    if isinstance(value, str):
+        return quoted(value)
+    return json.dumps(value) if isinstance(value, bool) else repr(value)
+
+
+def quoted(text):
+    """A basic string: JSON's, but TOML knows no surrogates, and wants DEL escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def read_rows(path, features):
@@ -173,6 +194,14 @@ def run(path, output, rows):
     names = [item.name for item in session.get_outputs()]
     name = output or next((name for name in names if "prob" in name.lower()), names[0])
     return np.asarray(session.run([name], {session.get_inputs()[0].name: rows})[0]).reshape(len(rows), -1)
+
+
+def own_keys(path):
+    """Sensor's keys in a model file."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    return [entry.key for entry in model.metadata_props if entry.key.startswith(PREFIX)]
 
 
 def raw_of(score_from, outputs, rows):
@@ -198,10 +227,12 @@ def main():
     parser.add_argument("--trained-on", default="", help="a sentence about the data")
     parser.add_argument("--golden-outputs", type=Path, help="outputs of the training library for the first 16 rows, as JSON [what onnxruntime gives]")
     parser.add_argument("--sensor", default="sensor", help="the agent that will serve the model")
-    parser.add_argument("--side-car", action="store_true", help="write model.toml beside the model, and leave the model alone")
+    parser.add_argument("--side-car", action="store_true", help="write model.onnx.toml beside the model, and leave the model alone")
     parser.add_argument("-o", "--output", type=Path, help="the file to write [the model itself]")
     arguments = parser.parse_args()
 
+    if arguments.side_car and own_keys(arguments.model):
+        raise SystemExit(f"{arguments.model} carries keys of its own, so a side-car would not be read: leave out --side-car")
     names = arguments.features
     features = Path(names[1:]).read_text().split() if names.startswith("@") else names.split(",")
     rows = read_rows(arguments.rows, features)
@@ -233,7 +264,7 @@ def main():
         sensor=arguments.sensor,
     )
     if arguments.side_car:
-        side_car(keys, arguments.model.with_suffix(".toml"))
+        side_car(keys, Path(f"{arguments.model}.toml"))
         return
     import onnx
 
