@@ -3,7 +3,7 @@
 //! Invariant: a swap takes place between two polls and takes no verdict away; a shadow's scores reach metrics and
 //! nothing else. Called by [`super::poll`] and [`super::score`].
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sensor_common::verdict::{Action, Verdict};
 
@@ -18,16 +18,54 @@ use crate::model::drift::{Drift, Level, Window};
 use crate::model::{Model, Score};
 use crate::policy::Policy;
 
+/// What is left of an expectation after a refusal ([`Pace`]): a tenth after 45 polls.
+const PACE_DECAY: f64 = 0.95;
+/// Time between two messages that the shadow fails.
+const FAILED_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The model that is scored beside the active one.
 pub(super) struct Shadow {
     pub(super) model: Model,
     policy: Policy,
     scores: Vec<Score>,
+    pace: Pace,
+    /// Calls that failed since that was logged last, and when that was.
+    failed: u32,
+    logged: Option<Instant>,
 }
 
 impl Shadow {
     pub(super) fn new(model: Model, config: &Config) -> Shadow {
-        Shadow { policy: policy(config, Some(&model)), model, scores: Vec::new() }
+        Shadow {
+            policy: policy(config, Some(&model)),
+            model,
+            scores: Vec::new(),
+            pace: Pace::default(),
+            failed: 0,
+            logged: None,
+        }
+    }
+}
+
+/// What a call of the shadow is expected to take: as long for each row as the last one did.
+#[derive(Default)]
+struct Pace {
+    seconds_per_row: f64,
+}
+
+impl Pace {
+    fn took(&mut self, rows: usize, time: Duration) {
+        self.seconds_per_row = time.as_secs_f64() / rows.max(1) as f64;
+    }
+
+    /// Whether `rows` rows can be done in `left`. Each refusal lowers what is expected, so that one slow call does not keep a
+    /// shadow out for ever.
+    fn fits(&mut self, rows: usize, left: Duration) -> bool {
+        let fits = !left.is_zero() && self.seconds_per_row * rows as f64 <= left.as_secs_f64();
+        if !fits {
+            self.seconds_per_row *= PACE_DECAY;
+        }
+        fits
     }
 }
 
@@ -120,10 +158,13 @@ impl Poller {
             // model clears the flow.
             self.memories.iter_mut().for_each(|memory| memory.score = None);
         }
-        self.policy = policy(&self.config, Some(&model));
-        self.timeouts.set_min_packets(self.policy.min_packets());
-        self.drift = DriftState::new(&self.config, Some(&model));
-        self.metrics.drift_reset();
+        // The same model again has the same drift: what was counted, and a fallback, go on.
+        if self.model.as_ref().is_none_or(|old| old.hash != model.hash) {
+            self.policy = policy(&self.config, Some(&model));
+            self.timeouts.set_min_packets(self.policy.min_packets());
+            self.drift = DriftState::new(&self.config, Some(&model));
+            self.metrics.drift_reset();
+        }
         self.metrics.model(ModelRole::Active, Some((&model.hash, &model.name)));
         self.config.model.path = Some(path);
         if let Some(old) = self.model.replace(model) {
@@ -151,11 +192,11 @@ impl Poller {
         let wanted = self.shadow.as_ref().map(|shadow| &shadow.model);
         let contexts = self.contexts(wanted, 0..self.records.len(), now);
         let (Some(shadow), Some(model)) = (&mut self.shadow, &self.model) else { return };
-        let Shadow { model: other, policy, scores } = shadow;
+        let Shadow { model: other, policy, scores, pace, failed, logged } = shadow;
         let batch = self.config.model.max_batch as usize;
         for (number, records) in self.records.chunks(batch).enumerate() {
             let first = number * batch;
-            if Instant::now() >= deadline {
+            if !pace.fits(records.len(), deadline.saturating_duration_since(Instant::now())) {
                 self.metrics.shadow_skipped((self.records.len() - first) as u64);
                 return;
             }
@@ -163,9 +204,18 @@ impl Poller {
             self.kernel.control.set_lease(self.lease_until_ns);
             let (begun, invalid) = (Instant::now(), other.invalid());
             let contexts = contexts.get(first..first + records.len()).unwrap_or_default();
-            if let Err(error) = other.score(records, contexts, scores) {
+            let result = other.score(records, contexts, scores);
+            pace.took(records.len(), begun.elapsed());
+            if let Err(error) = result {
                 self.metrics.shadow_error();
-                tracing::warn!("the shadow model failed on {} flows: {error:#}", records.len());
+                *failed += 1;
+                if logged.is_none_or(|last| last.elapsed() >= FAILED_INTERVAL) {
+                    tracing::warn!(
+                        "the shadow model failed in {failed} calls, now on {} flows: {error:#}",
+                        records.len()
+                    );
+                    (*failed, *logged) = (0, Some(Instant::now()));
+                }
                 continue;
             }
             if other.invalid() > invalid {
@@ -187,7 +237,7 @@ impl Poller {
     /// Counts scored rows for drift; at the end of a window, publishes the indices and falls back or returns.
     pub(super) fn observe_drift(&mut self, scores: &[Score]) {
         let (Some(model), Some(counts)) = (&self.model, &mut self.drift.counts) else { return };
-        let Some(window) = counts.observe(model.inputs(), scores) else { return };
+        let Some(window) = counts.observe(model.inputs(), scores, model.unscored()) else { return };
         let names = model.features.iter().map(|feature| feature.name);
         self.metrics.drift(names.zip(window.features.iter().copied()), window.score, window.level());
         let level = window.level();
@@ -223,5 +273,22 @@ impl Poller {
             turned += 1;
         }
         turned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shadow_is_asked_what_it_has_time_for() {
+        let mut pace = Pace::default();
+        let ms = Duration::from_millis;
+        assert!(!pace.fits(1, Duration::ZERO) && pace.fits(512, ms(1)), "nothing is known of it");
+        pace.took(512, ms(50));
+        assert!(pace.fits(512, ms(51)) && pace.fits(5, ms(1)) && !pace.fits(512, ms(40)));
+        // A call that was slow for once is forgotten.
+        pace.took(512, ms(400));
+        assert_eq!((0..).position(|_| pace.fits(512, ms(40))), Some(45));
     }
 }

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use self::poll::{Models, Poller};
-use self::reload::{Job, Loader};
+use self::reload::{Files, Job, Loader};
 use crate::bpf::attach::Attached;
 use crate::bpf::load::{Kernel, LoadOptions};
 use crate::bpf::probe::{self, Capabilities};
@@ -33,7 +33,7 @@ use crate::control::ControlSocket;
 use crate::harvest::ticks;
 use crate::http::{self, Health, HttpState};
 use crate::metrics::Metrics;
-use crate::model::{Model, isolate};
+use crate::model::{Model, accept, isolate};
 
 /// Requests that may wait for the poll thread.
 const REQUESTS: usize = 16;
@@ -48,13 +48,14 @@ pub fn run(mut config: Config) -> Result<()> {
     if config.interfaces.is_empty() {
         config.interfaces = vec![probe::default_interface()?];
     }
+    let files = Files::now(&config);
     let model = load_model(config.model.path.as_deref(), &config)?;
     let shadow = load_model(config.model.shadow.as_deref(), &config)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(serve(config, model, shadow, &capabilities))
+    runtime.block_on(serve(config, model, shadow, files, &capabilities))
 }
 
 /// What the kernel must have before anything is tried.
@@ -89,10 +90,16 @@ fn load_model(path: Option<&Path>, config: &Config) -> Result<Option<Model>> {
             path.display()
         );
     }
-    reload::load_on_thread(path, config).map(Some)
+    accept::on_large_stack(|| accept::load(path, config)).map(Some)
 }
 
-async fn serve(config: Config, model: Option<Model>, shadow: Option<Model>, capabilities: &Capabilities) -> Result<()> {
+async fn serve(
+    config: Config,
+    model: Option<Model>,
+    shadow: Option<Model>,
+    files: Files,
+    capabilities: &Capabilities,
+) -> Result<()> {
     // Before anything is attached, so that a signal at any time ends in an orderly stop.
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
@@ -106,7 +113,7 @@ async fn serve(config: Config, model: Option<Model>, shadow: Option<Model>, capa
     };
     let (kernel, attached) = bring_up(&config, capabilities)?;
     announce(&config, &kernel, &attached, model.as_ref());
-    let loader = Loader::start(&config)?;
+    let loader = Loader::start(&config, files)?;
     let jobs = loader.jobs.clone();
 
     let (requests, inbox) = mpsc::channel(REQUESTS);

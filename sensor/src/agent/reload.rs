@@ -10,25 +10,18 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::metrics::{LoadSource, ModelRole};
-use crate::model::check::Report;
-use crate::model::contract::Thresholds;
-use crate::model::file::{self, File};
-use crate::model::isolate::{self, Limits};
-use crate::model::problem::Problem;
-use crate::model::{Model, problem};
+use crate::model::{Model, accept, file, isolate};
 use crate::view::ModelView;
 
 /// Time between two looks at the files.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// Jobs that may wait for the thread.
 const JOBS: usize = 8;
-/// This program, even if its file has been replaced since.
-const PROGRAM: &str = "/proc/self/exe";
 
 /// Whoever waits for a load: the model that is in use since, or what went wrong.
 pub(super) type Reply = oneshot::Sender<Result<ModelView, String>>;
@@ -53,6 +46,16 @@ pub(super) struct Outcome {
     pub(super) reply: Option<Reply>,
 }
 
+/// The files of a configuration as they are now. To be taken before they are read: what is written later is a change.
+pub(super) struct Files(Vec<(ModelRole, Watched)>);
+
+impl Files {
+    pub(super) fn now(config: &Config) -> Files {
+        let files = [(ModelRole::Active, &config.model.path), (ModelRole::Shadow, &config.model.shadow)];
+        Files(files.into_iter().filter_map(|(role, path)| Some((role, Watched::new(path.clone()?)))).collect())
+    }
+}
+
 /// The poll thread's end.
 pub(super) struct Loader {
     pub(super) jobs: SyncSender<Job>,
@@ -60,18 +63,11 @@ pub(super) struct Loader {
 }
 
 impl Loader {
-    /// Starts the thread; it ends when the last sender of jobs is gone.
-    pub(super) fn start(config: &Config) -> Result<Loader> {
+    /// Starts the thread; it ends when the last sender of jobs is gone. `files` are those that are in use.
+    pub(super) fn start(config: &Config, Files(files): Files) -> Result<Loader> {
         let (jobs, inbox) = sync_channel(JOBS);
         let (outbox, outcomes) = sync_channel(JOBS);
-        let mut thread = Thread {
-            files: [(ModelRole::Active, &config.model.path), (ModelRole::Shadow, &config.model.shadow)]
-                .into_iter()
-                .filter_map(|(role, path)| Some((role, Watched::new(path.clone()?))))
-                .collect(),
-            config: config.clone(),
-            outbox,
-        };
+        let mut thread = Thread { files, config: config.clone(), outbox };
         std::thread::Builder::new()
             .name("sensor-model".to_owned())
             .stack_size(2 * isolate::STACK)
@@ -119,7 +115,7 @@ impl Thread {
         let begun = Instant::now();
         // Before it is read: what is written later is a change.
         let watched = Watched::new(path.clone());
-        let result = load(&path, &self.config).map(Box::new);
+        let result = accept::load(&path, &self.config).map(Box::new);
         match self.files.iter_mut().find(|(of, _)| *of == role) {
             // A refused file of another name is not watched: the one in use still is.
             Some((_, file)) if result.is_ok() || file.path == path => *file = watched,
@@ -165,58 +161,6 @@ fn stamp(path: &Path) -> Stamp {
     })
 }
 
-/// Loads a model for this configuration: checked in a process of its own first, then built here from the same bytes.
-/// Needs a stack of twice [`isolate::STACK`].
-pub(super) fn load(path: &Path, config: &Config) -> Result<Model> {
-    let settings = &config.model;
-    let file = File::read(path, u64::from(settings.max_file_mib) << 20)?;
-    let limits = Limits { memory_bytes: u64::from(settings.load_memory_mib) << 20, time: settings.load_timeout };
-    let report = isolate::check(Path::new(PROGRAM), &file, limits, Duration::from_millis(20))?;
-    let what = || format!("load the model {}", path.display());
-    accept(&report, config).map_err(|problems| problem::error(&problems)).with_context(what)?;
-    let mut model = Model::from_file(&file).with_context(what)?;
-    model.set_threads(settings.threads as usize).with_context(what)?;
-    if let Some(threshold) = config.policy.threshold {
-        // A score's label depends on it, too.
-        model.thresholds = Thresholds::all(threshold as f32);
-    }
-    for label in config.policy.label_actions.keys() {
-        ensure!(
-            model.labels.contains(label),
-            "policy.label_actions names \"{label}\", which the model does not know; its labels are {}",
-            model.labels.join(", ")
-        );
-    }
-    Ok(model)
-}
-
-/// [`load`] on a thread with the stack that it needs.
-pub(super) fn load_on_thread(path: &Path, config: &Config) -> Result<Model> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().stack_size(2 * isolate::STACK);
-        let thread = thread.spawn_scoped(scope, || load(path, config)).context("cannot start a thread")?;
-        match thread.join() {
-            Ok(result) => result,
-            Err(_) => bail!("loading the model {} panicked; please report this", path.display()),
-        }
-    })
-}
-
-fn accept(report: &Report, config: &Config) -> Result<(), Vec<Problem>> {
-    let Some(model) = report.model.as_ref().filter(|_| report.ok) else { return Err(report.problems.clone()) };
-    let batch = f64::from(config.model.max_batch);
-    let best = model.speed.iter().map(|speed| speed.rows_per_second).fold(0.0, f64::max);
-    let (needed, allowed) = (batch / best, config.model.max_inference.min(config.agent.lease / 2).as_secs_f64());
-    if needed <= allowed {
-        return Ok(());
-    }
-    Err(vec![Problem::new(
-        "speed",
-        format!("scoring {batch} flows takes {:.0} ms, more than {:.0} ms", needed * 1e3, allowed * 1e3),
-        "make the model smaller, or model.max_batch smaller, or raise model.max_inference (at most half of agent.lease counts)",
-    )])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -237,5 +181,22 @@ mod tests {
         assert!(!watched.has_changed() && watched.has_changed(), "a side-car is part of it");
         fs::remove_file(&path).expect("remove");
         assert!(!watched.has_changed() && !watched.has_changed(), "gone is not changed");
+    }
+    #[test]
+    fn what_is_renamed_while_the_agent_starts_is_loaded() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("m.onnx");
+        fs::write(&path, "one").expect("write");
+        let mut config = Config::default();
+        (config.model.path, config.model.max_file_mib) = (Some(path.clone()), 1);
+        let files = Files::now(&config);
+        // Here the agent has read the first file, and then somebody puts another one in its place.
+        fs::write(folder.path().join("new"), vec![0; 2 << 20]).expect("write");
+        fs::rename(folder.path().join("new"), &path).expect("rename");
+        let loader = Loader::start(&config, files).expect("start");
+        let Outcome { role, source, result, .. } = loader.outcomes.recv_timeout(WATCH_INTERVAL * 20).expect("seen");
+        assert_eq!((role, source), (ModelRole::Active, LoadSource::File));
+        let text = format!("{:#}", result.expect_err("too large"));
+        assert!(text.contains("model.max_file_mib"), "{text}");
     }
 }

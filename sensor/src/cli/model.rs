@@ -4,18 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use clap::Subcommand;
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
 
 use sensor_common::features::Sample;
 
 use super::{Socket, print, say, wait};
-use crate::config::ModelConfig;
+use crate::config::Config;
 use crate::control;
 use crate::model::explain::{Explanation, explain};
-use crate::model::file::File;
 use crate::model::isolate::{self, Limits};
-use crate::model::{Model, check};
+use crate::model::{Model, accept, check};
 use crate::replay::endpoints;
 use crate::replay::score::record_of;
 use crate::vector;
@@ -28,8 +27,10 @@ const TIMED: Duration = Duration::from_millis(200);
 pub(super) enum ModelCommand {
     /// Load a model as the agent would, in a process of its own, and say what it is or all that is wrong with it
     Check {
-        /// The ONNX file; a side-car of the same name ending in .toml is read, too
+        /// The ONNX file; its side-car, of the same name with .toml behind it, is read, too
         file: PathBuf,
+        #[command(flatten)]
+        config: ConfigFile,
         /// One JSON object
         #[arg(long)]
         json: bool,
@@ -47,6 +48,8 @@ pub(super) enum ModelCommand {
         /// Features to show, 0 = all
         #[arg(long, value_name = "N", default_value_t = 10)]
         top: usize,
+        #[command(flatten)]
+        config: ConfigFile,
         #[command(flatten)]
         socket: Socket,
         /// One JSON object
@@ -68,17 +71,37 @@ pub(super) enum ModelCommand {
     CheckIsolated { memory_bytes: u64, seconds: u64, timed_ms: u64 },
 }
 
+/// Whose limits and labels a model must keep to.
+#[derive(Debug, Args)]
+pub(super) struct ConfigFile {
+    /// Configuration file of the agent that the model is for [default: the default configuration]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    pub(super) fn read(&self) -> Result<Config> {
+        let config = self.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
+        config.validate()?;
+        Ok(config)
+    }
+}
+
 pub(super) fn run(command: ModelCommand) -> Result<ExitCode> {
     match command {
-        ModelCommand::Check { file, json } => return check(&file, json),
-        ModelCommand::Explain { file, flow, capture, top, socket, json } => {
-            let mut model = load(&file)?;
-            let (title, row) = match capture {
-                Some(capture) => of_capture(&model, &capture, &flow)?,
-                None => of_agent(&model, &socket.socket, &flow)?,
-            };
-            let explanation = explain(&mut model, &row)?;
-            say(&if json { print::json(&explanation)? } else { render(&title, &explanation, &model, top) })?;
+        ModelCommand::Check { file, config, json } => return check(&file, &config.read()?, json),
+        ModelCommand::Explain { file, flow, capture, top, config, socket, json } => {
+            let config = config.read()?;
+            let text = accept::on_large_stack(|| {
+                let mut model = accept::load(&file, &config)?;
+                let (title, row) = match capture {
+                    Some(capture) => of_capture(&model, &capture, &flow)?,
+                    None => of_agent(&model, &socket.socket, &flow)?,
+                };
+                let explanation = explain(&mut model, &row)?;
+                if json { print::json(&explanation) } else { Ok(render(&title, &explanation, &model, top)) }
+            })?;
+            say(&text)?;
         }
         ModelCommand::Load { file, shadow, socket } => {
             // The agent has another working directory.
@@ -116,34 +139,10 @@ fn of_capture(model: &Model, capture: &Path, number: &str) -> Result<(String, Ve
     Ok((format!("{} port {} to {} port {}, {protocol}", from.address, from.port, to.address, to.port), row))
 }
 
-fn check(path: &Path, json: bool) -> Result<ExitCode> {
-    let report = checked(&read(path)?)?;
+fn check(path: &Path, config: &Config, json: bool) -> Result<ExitCode> {
+    let report = accept::check(&accept::read(path, config)?, config, TIMED)?;
     say(&if json { print::json(&report)? } else { check::render(&path.display().to_string(), &report) })?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn read(path: &Path) -> Result<File> {
-    File::read(path, u64::from(ModelConfig::default().max_file_mib) << 20)
-}
-
-/// The isolated check, with the limits of the default configuration.
-fn checked(file: &File) -> Result<check::Report> {
-    let ModelConfig { load_memory_mib, load_timeout, .. } = ModelConfig::default();
-    let limits = Limits { memory_bytes: u64::from(load_memory_mib) << 20, time: load_timeout };
-    isolate::check(Path::new("/proc/self/exe"), file, limits, TIMED)
-}
-
-/// Loads a model for a command, after an isolated check.
-pub(super) fn load(path: &Path) -> Result<Model> {
-    let file = read(path)?;
-    let report = checked(&file)?;
-    ensure!(
-        report.ok,
-        "{} is not usable ({} problems); `sensor model check` lists what is wrong",
-        path.display(),
-        report.problems.len()
-    );
-    Model::from_file(&file)
 }
 
 fn render(title: &str, explanation: &Explanation, model: &Model, top: usize) -> String {

@@ -1,15 +1,14 @@
 //! `sensor replay`.
 
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Args;
 
-use super::model;
-use crate::config::Config;
-use crate::model::contract::Thresholds;
+use super::model::ConfigFile;
+use crate::model::{Model, accept};
 use crate::replay::score::{Form, ReplayOptions, replay};
 
 #[derive(Debug, Args)]
@@ -26,9 +25,8 @@ pub(super) struct Replay {
     /// Form of the rows
     #[arg(long, value_enum, default_value_t)]
     format: Form,
-    /// Configuration file whose [policy] decides [default: the default policy]
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigFile,
     /// Where the rows go [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -36,14 +34,14 @@ pub(super) struct Replay {
 
 pub(super) fn run(arguments: Replay) -> Result<ExitCode> {
     let Replay { captures, model, snapshots, format: form, config, output } = arguments;
-    let config = config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
-    config.validate()?;
-    let mut model = model::load(&model)?;
-    if let Some(threshold) = config.policy.threshold {
-        model.thresholds = Thresholds::all(threshold as f32);
-    }
-    let options = ReplayOptions { captures, snapshots, form, policy: config.policy };
-    let mut output: Box<dyn Write> = match &output {
+    let config = config.read()?;
+    let options = ReplayOptions { captures, snapshots, form, policy: config.policy.clone() };
+    accept::on_large_stack(|| score(accept::load(&model, &config)?, &options, output.as_deref()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn score(mut model: Model, options: &ReplayOptions, output: Option<&Path>) -> Result<()> {
+    let mut output: Box<dyn Write> = match output {
         Some(path) => {
             let file = std::fs::File::create_new(path).with_context(|| format!("create {}", path.display()))?;
             Box::new(BufWriter::new(file))
@@ -51,6 +49,5 @@ pub(super) fn run(arguments: Replay) -> Result<ExitCode> {
         None => Box::new(BufWriter::new(std::io::stdout().lock())),
     };
     replay(&options, &mut model, &mut output, &mut std::io::stderr().lock())?;
-    output.flush()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(output.flush()?)
 }

@@ -13,7 +13,7 @@ use super::contract::Thresholds;
 use super::file::File;
 use super::load::{Examined, examine};
 use super::network::BATCHES;
-use super::problem::Problem;
+use super::problem::{Problem, cut};
 use super::scale::Kind;
 
 /// What was found of a file.
@@ -159,11 +159,11 @@ pub fn render(name: &str, report: &Report) -> String {
         line("model", format!("{} ({})", model.name, model.kind.name()));
         line("sha256", model.sha256.clone());
         if !model.trained_on.is_empty() {
-            line("trained on", model.trained_on.clone());
+            line("trained on", cut(model.trained_on.clone()));
         }
         if let Some(training) = model.training.as_object() {
             let shown: Vec<_> = training.iter().map(|(key, value)| format!("{key} {value}")).collect();
-            line("training", shown.join(", "));
+            line("training", cut(shown.join(", ")));
         }
         line("input", format!("{:?}: [batch, {}]", model.input, model.features.len()));
         line("output", format!("{:?}", model.output));

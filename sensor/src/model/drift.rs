@@ -88,23 +88,26 @@ impl Drift {
         (window > 0 && something).then_some(Drift { features, score, rows: 0, window })
     }
 
-    /// Counts rows (one value per feature, one row after the other) and their scores. Gives the window that they
-    /// complete; rows beyond its end are in it, too.
-    pub fn observe(&mut self, rows: &[f32], scores: &[Score]) -> Option<Window> {
+    /// Counts rows (one value per feature, one row after the other) and their scores; none if there is not a score for each
+    /// row, and not the rows whose numbers are in `unscored` (ascending). Gives the window that they complete; rows beyond
+    /// its end are in it, too.
+    pub fn observe(&mut self, rows: &[f32], scores: &[Score], unscored: &[usize]) -> Option<Window> {
         let width = self.features.len();
-        if width > 0 {
-            for row in rows.chunks_exact(width) {
-                for ((distribution, counts), value) in self.features.iter_mut().zip(row) {
-                    counts[distribution.bin(*value)] += 1;
-                }
-            }
+        if width > 0 && rows.len() != scores.len() * width {
+            return None;
         }
-        if let Some((distribution, counts)) = &mut self.score {
-            for score in scores {
+        for (number, score) in scores.iter().enumerate() {
+            if unscored.binary_search(&number).is_ok() {
+                continue;
+            }
+            for ((distribution, counts), value) in self.features.iter_mut().zip(&rows[number * width..]) {
+                counts[distribution.bin(*value)] += 1;
+            }
+            if let Some((distribution, counts)) = &mut self.score {
                 counts[distribution.bin(score.score)] += 1;
             }
+            self.rows += 1;
         }
-        self.rows += scores.len() as u64;
         (self.rows >= self.window).then(|| self.finish())
     }
 
@@ -137,14 +140,25 @@ mod tests {
     #[test]
     fn a_window_ends_after_its_rows_and_starts_anew() {
         let mut drift = drift(4);
-        assert_eq!(drift.observe(&[0.5; 8], &[score(0.5); 2]), None);
+        assert_eq!(drift.observe(&[0.5; 8], &[score(0.5); 2], &[]), None);
         let rows = [[1.5; 4], [9.0; 4]].concat();
-        let window = drift.observe(&rows, &[score(1.5), score(9.0)]).expect("four rows");
+        let window = drift.observe(&rows, &[score(1.5), score(9.0)], &[]).expect("four rows");
         assert_eq!((window.level(), window.features.len()), (Level::Stable, 4));
         assert!(window.features.iter().chain(&window.score).all(|psi| psi.abs() < 1e-9), "{window:?}");
-        let window = drift.observe(&[9.0; 16], &[score(0.5); 4]).expect("four rows");
+        let window = drift.observe(&[9.0; 16], &[score(0.5); 4], &[]).expect("four rows");
         assert!(window.features.iter().all(|psi| *psi > 1.0), "all in one bin: {window:?}");
         assert_eq!(window.level(), Level::High);
+    }
+
+    #[test]
+    fn rows_without_a_score_are_not_counted() {
+        let mut drift = drift(4);
+        assert_eq!(drift.observe(&[9.0; 32], &[], &[]), None, "a call that failed");
+        // The answers to the second and fourth row were not finite.
+        let rows = [[0.5; 4], [9.0; 4], [0.5; 4], [9.0; 4]].concat();
+        assert_eq!(drift.observe(&rows, &[score(0.5); 4], &[1, 3]), None);
+        let window = drift.observe(&[[1.5; 4], [9.0; 4]].concat(), &[score(1.5), score(9.0)], &[]).expect("four rows");
+        assert!(window.features.iter().chain(&window.score).all(|psi| psi.abs() < 1e-9), "{window:?}");
     }
 
     #[test]

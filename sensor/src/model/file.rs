@@ -3,11 +3,13 @@
 //! Invariant: what was checked is what is loaded. A [`File`] is read once; the isolated check and the load get the same
 //! bytes, so a file that is replaced in between changes nothing. Called by [`super::load`] and by the agent's loader.
 
-use std::fs;
+use std::fs::OpenOptions;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use rustix::fs::OFlags;
 use sha2::{Digest, Sha256};
 
 use super::document;
@@ -32,12 +34,13 @@ impl File {
     /// # Errors
     /// If a file cannot be read, is no regular file, or is larger than `max_bytes`.
     pub fn read(path: &Path, max_bytes: u64) -> Result<File> {
-        let onnx = read(path, max_bytes).with_context(|| format!("read the model {}", path.display()))?;
+        let onnx = read(path, max_bytes, "model.max_file_mib")
+            .with_context(|| format!("read the model {}", path.display()))?;
         let beside = side_car_of(path);
         let side_car = match beside.try_exists() {
             Ok(true) => {
                 let what = || format!("read the side-car {}", beside.display());
-                let bytes = read(&beside, document::MAX_TEXT as u64).with_context(what)?;
+                let bytes = read(&beside, document::MAX_TEXT as u64, "no contract is larger").with_context(what)?;
                 Some(String::from_utf8(bytes).context("it is not UTF-8").with_context(what)?)
             }
             _ => None,
@@ -83,9 +86,12 @@ impl File {
     }
 }
 
-/// The side-car of a model: the same name, ending in `.toml`.
+/// The side-car of a model: its whole name and `.toml` behind it, as in `sensor.onnx.toml`. Not `sensor.toml`: that is what
+/// the agent's configuration is called, in the same directory.
 pub fn side_car_of(path: &Path) -> PathBuf {
-    path.with_extension("toml")
+    let mut name = path.as_os_str().to_owned();
+    name.push(".toml");
+    PathBuf::from(name)
 }
 
 fn part(bytes: &mut &[u8]) -> Result<Vec<u8>> {
@@ -96,22 +102,45 @@ fn part(bytes: &mut &[u8]) -> Result<Vec<u8>> {
     Ok(part.to_vec())
 }
 
-fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
-    // Before it is opened: opening a pipe waits for its other end.
-    let metadata = fs::metadata(path)?;
+/// `limit` is where the limit of `max_bytes` comes from.
+fn read(path: &Path, max_bytes: u64, limit: &str) -> Result<Vec<u8>> {
+    // Opening a pipe would wait for its other end; what was opened is asked what it is, so that nothing takes its place.
+    let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
+    let metadata = file.metadata()?;
     ensure!(metadata.is_file(), "it is not a file");
     let size = metadata.len();
-    ensure!(size <= max_bytes, "the file has {size} bytes; at most {max_bytes} are read (model.max_file)");
+    ensure!(size <= max_bytes, "the file has {size} bytes; at most {max_bytes} are read ({limit})");
     let mut bytes = Vec::with_capacity(size as usize);
     // It may grow while it is read.
-    fs::File::open(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
-    ensure!(bytes.len() as u64 <= max_bytes, "the file has more than {max_bytes} bytes (model.max_file)");
+    file.take(max_bytes + 1).read_to_end(&mut bytes)?;
+    ensure!(bytes.len() as u64 <= max_bytes, "the file has more than {max_bytes} bytes ({limit})");
     Ok(bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_side_car_is_not_the_configuration() {
+        assert_eq!(side_car_of(Path::new("/etc/sensor/sensor.onnx")), Path::new("/etc/sensor/sensor.onnx.toml"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_and_a_limit_has_its_name() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("m.onnx");
+        // Nobody writes into it: opening it for reading would wait for ever.
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
+            .expect("pipe");
+        let text = |max_bytes| format!("{:#}", File::read(&path, max_bytes).expect_err("no model"));
+        assert!(text(100).ends_with("it is not a file"), "{}", text(100));
+        std::fs::remove_file(&path).expect("remove");
+        std::fs::write(&path, [0; 11]).expect("write");
+        assert!(text(10).contains("has 11 bytes; at most 10 are read (model.max_file_mib)"), "{}", text(10));
+        std::fs::write(side_car_of(&path), vec![b' '; document::MAX_TEXT + 1]).expect("write");
+        assert!(text(11).contains("m.onnx.toml") && text(11).contains("no contract is larger"), "{}", text(11));
+    }
 
     #[test]
     fn what_is_sent_arrives() {

@@ -143,6 +143,8 @@ pub fn serve(limits: Limits, timed: Duration, mut input: impl Read, mut output: 
 
 fn restrict(limits: Limits) -> rustix::io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Where it cannot be set the limits below still hold. If the host runs out of memory, this process is to go, not the agent.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let limit = |resource, most: u64| {
         // Raising a hard limit takes a capability that the agent need not have.
         let most = Some(getrlimit(resource).maximum.map_or(most, |hard| hard.min(most)));

@@ -90,6 +90,7 @@ fn build(file: &File, problems: &mut Problems) -> Option<Model> {
         golden_delta: 0.0,
         invalid: 0,
         inputs: Vec::new(),
+        unscored: Vec::new(),
     };
     problems.take(golden_rows(&mut model));
     problems.take(plain_flows(&mut model));

@@ -3,6 +3,7 @@
 //! Invariant: a [`Model`] that exists gave the outputs that its file promises, on this machine. A file that does not is
 //! refused with an error that says what to change. Called by the agent's poll thread, which owns its model alone.
 
+pub mod accept;
 pub mod check;
 pub mod contract;
 pub mod distribution;
@@ -91,6 +92,7 @@ pub struct Model {
     invalid: u64,
     /// Reused from call to call.
     inputs: Vec<f32>,
+    unscored: Vec<usize>,
 }
 
 impl std::fmt::Debug for Model {
@@ -178,9 +180,10 @@ impl Model {
 
     /// Scores the rows in `inputs`.
     fn run(&mut self, rows: usize, out: &mut Vec<Score>) -> Result<()> {
-        let Model { network, thresholds, scale, invalid, inputs, features, .. } = self;
+        let Model { network, thresholds, scale, invalid, inputs, unscored, features, .. } = self;
         let (width, threshold) = (features.len(), thresholds.report);
         out.clear();
+        unscored.clear();
         let result = network.run(
             rows,
             |row, values| values.copy_from_slice(&inputs[row * width..][..width]),
@@ -189,7 +192,10 @@ impl Model {
                     None => decide(outputs, threshold),
                     Some(scale) => anomaly(scale.score(&inputs[row * width..][..width], outputs), threshold),
                 };
-                *invalid += score.is_none() as u64;
+                if score.is_none() {
+                    *invalid += 1;
+                    unscored.push(row);
+                }
                 out.push(score.unwrap_or(Score { label: 0, score: 0.0 }));
             },
         );
@@ -202,6 +208,11 @@ impl Model {
     /// The rows that were scored last, one after the other: one value per feature, NaN = missing.
     pub fn inputs(&self) -> &[f32] {
         &self.inputs
+    }
+
+    /// Numbers of the rows of the last call whose outputs were not finite, ascending.
+    pub fn unscored(&self) -> &[usize] {
+        &self.unscored
     }
 
     /// Outputs so far that were not finite.

@@ -216,6 +216,16 @@ fn plan_for(left: usize) -> usize {
     }
 }
 
+/// The batches that `rows` rows are run in, on one thread.
+pub fn batches(rows: usize) -> impl Iterator<Item = usize> {
+    let mut left = rows;
+    std::iter::from_fn(move || {
+        let batch = (left > 0).then(|| BATCHES[plan_for(left)])?;
+        left = left.saturating_sub(batch);
+        Some(batch)
+    })
+}
+
 fn plan(
     mut graph: InferenceModel,
     output: &str,

@@ -75,7 +75,8 @@ pub fn error(problems: &[Problem]) -> anyhow::Error {
     }
 }
 
-fn cut(text: String) -> String {
+/// A text from a file, fit to be shown: one line without control characters, not too long.
+pub(super) fn cut(text: String) -> String {
     // One line in a log, whatever a file holds: control characters would write lines of their own.
     let mut text = text.replace(|c: char| c.is_control(), " ");
     if text.len() > MAX_TEXT {

@@ -351,13 +351,13 @@ fn a_side_car_is_a_contract() {
             _ => format!("{key} = {value}\n"),
         })
         .collect();
-    std::fs::write(folder.path().join("m.toml"), &text).expect("write");
+    std::fs::write(folder.path().join("m.onnx.toml"), &text).expect("write");
     let model = Model::load(&path).expect("good");
     assert_eq!(model.name, "linear");
     let before = model.hash;
-    std::fs::write(folder.path().join("m.toml"), text.replace("0.9", "0.95")).expect("write");
+    std::fs::write(folder.path().join("m.onnx.toml"), text.replace("0.9", "0.95")).expect("write");
     assert_ne!(Model::load(&path).expect("good").hash, before, "the side-car is part of the model");
-    std::fs::write(folder.path().join("m.toml"), "kind = ").expect("write");
+    std::fs::write(folder.path().join("m.onnx.toml"), "kind = ").expect("write");
     let text = format!("{:#}", Model::load(&path).expect_err("no TOML"));
     assert!(text.contains("side-car") && text.contains("not TOML"), "{text}");
     std::fs::write(&path, good.bytes()).expect("write");
