@@ -1,8 +1,8 @@
 //! Any bytes as a model file, and as the side-car of a good graph: the loader says what is wrong or gives a model that
 //! scores finite numbers, and never panics.
 //!
-//! What the runtime does with a hostile graph beyond panics (stack, memory, time) is the isolated check's to bound: this
-//! target builds only graphs of a few nodes, in a process whose memory is limited.
+//! What the runtime does with a hostile graph beyond panics (stack, memory, time) is the isolated check's to bound:
+//! this target builds only graphs of a few nodes, in a process whose memory is limited.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -50,5 +50,9 @@ fn read(document: Result<Document, sensor::model::problem::Problem>) {
 }
 
 fn has_graphs(graph: &tract_onnx::pb::GraphProto) -> bool {
-    graph.node.iter().flat_map(|node| &node.attribute).any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty())
+    graph
+        .node
+        .iter()
+        .flat_map(|node| &node.attribute)
+        .any(|attribute| attribute.g.is_some() || !attribute.graphs.is_empty())
 }

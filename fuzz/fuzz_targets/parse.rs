@@ -1,5 +1,6 @@
-//! Any bytes as a frame, under any options: nothing panics, a packet that comes out has lengths that fit each other and the
-//! frame, the short way through the parser and the long one agree, and so does whatever looks at the packet next.
+//! Any bytes as a frame, under any options: nothing panics, a packet that comes out has lengths that fit each other
+//! and the frame, the short way through the parser and the long one agree, and so does whatever looks at the packet
+//! next.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: libFuzzer over the parser, the flow record, the capture reader and the model loader, for a while.
+//! `cargo xtask fuzz`: libFuzzer over the parser, the flow record and the capture reader, for a while; over the model loader
+//! when it is named, as the whole agent and the runtime, instrumented, take very long to build.
 //!
 //! Invariant: works with any Rust toolchain. The instrumentation is one of LLVM's own passes, which stable rustc runs too;
 //! no sanitizer is added, as what is fuzzed forbids `unsafe`. Only libFuzzer's C++ runtime needs a compiler. The targets
@@ -14,11 +15,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{apt, cmd};
+use crate::{apt, cmd, ebpf, setup};
 
-/// fuzz/fuzz_targets.
+/// fuzz/fuzz_targets: the quick ones, which are the default, and [`MODEL`].
 const TARGETS: [&str; 4] = ["parse", "record", "capture", "model"];
-/// The target that needs the whole agent, as a feature of its own.
+/// The target that needs the whole agent, as a feature of its own: fuzzed only when named.
 const MODEL: &str = "model";
 /// What cargo-fuzz passes for libFuzzer, without a sanitizer.
 const INSTRUMENT: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -34,7 +35,7 @@ pub(crate) struct FuzzArgs {
     /// Add to the committed corpus what reaches more code than it does
     #[arg(long)]
     keep: bool,
-    /// Targets, by default all: parse, record, capture, model
+    /// Targets [default: parse, record, capture]
     #[arg(value_name = "TARGET", value_parser = clap::builder::PossibleValuesParser::new(TARGETS))]
     targets: Vec<String>,
 }
@@ -45,8 +46,17 @@ pub(crate) struct FuzzArgs {
 /// When a target finds something (the message names the input), or cannot be built.
 pub(crate) fn fuzz(args: FuzzArgs) -> Result<()> {
     let FuzzArgs { seconds, keep, targets } = args;
-    let targets = if targets.is_empty() { TARGETS.map(str::to_owned).to_vec() } else { targets };
+    let targets = if targets.is_empty() {
+        TARGETS.into_iter().filter(|target| *target != MODEL).map(str::to_owned).collect()
+    } else {
+        targets
+    };
     ensure_compiler()?;
+    if targets.iter().any(|target| target == MODEL) {
+        // The agent embeds the kernel programs.
+        setup::ensure(setup::Options::BUILD)?;
+        ebpf::build()?;
+    }
     let (sources, work) = (cmd::workspace_root().join("fuzz"), cmd::workspace_root().join("target/fuzz"));
     let host = host()?;
     let mut build = cmd::cargo();

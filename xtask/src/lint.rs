@@ -16,9 +16,14 @@ use crate::{cmd, docs, ebpf, setup};
 pub(crate) fn lint() -> Result<()> {
     setup::ensure(setup::Options::LINT)?;
     ebpf::build()?;
-    let checks: [(&str, &dyn Fn() -> Result<()>); 5] = [
+    let checks: [(&str, &dyn Fn() -> Result<()>); 6] = [
         ("format", &|| {
             cmd::run(cmd::cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all` to repair it")
+        }),
+        // A workspace of its own.
+        ("format of the fuzz targets", &|| {
+            cmd::run(cmd::cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))
+                .context("run `cargo fmt --manifest-path fuzz/Cargo.toml` to repair it")
         }),
         ("clippy", &|| cmd::run(cmd::cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))),
         ("clippy for BPF", &ebpf::clippy),
