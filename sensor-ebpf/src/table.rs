@@ -118,23 +118,50 @@ unsafe extern "C" fn sensor_account(visit: *const Visit, counters: *mut Interfac
 /// The way that holds the packet's flow, without any lock: `update` looks again under the record's.
 #[inline(always)]
 pub(crate) fn find(packet: &Packet, hash: u32) -> Result<Option<Found>, Cause> {
+    // SAFETY: a reference.
+    let answer = unsafe { sensor_find(packet, hash) };
+    if answer & HIT == 0 {
+        return Ok(None);
+    }
+    let way = answer as u32 & (WAYS as u32 - 1);
     let number = bucket_of(hash, BUCKETS.load());
     let bucket = INDEX.get_ptr_mut(number).ok_or(Cause::Internal)?;
+    let record = RECORDS.get_ptr_mut(number * WAYS as u32 + way).ok_or(Cause::Internal)?;
+    Ok(Some(Found { bucket, record, way: way as usize, tag: tag_of(hash), generation: (answer >> 32) as u32 }))
+}
+
+/// Bit of what [`sensor_find`] returns: the low bits are the way, and the upper half is the record's generation.
+const HIT: u64 = 1 << 8;
+
+/// See [`find`]. A function of its own, so that the verifier walks what follows once, and not for each way.
+///
+/// # Safety
+/// The pointer is valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_find(packet: *const Packet, hash: u32) -> u64 {
+    if packet.is_null() {
+        return 0;
+    }
+    // SAFETY: just tested, and the caller's.
+    let packet = unsafe { &*packet };
+    let number = bucket_of(hash, BUCKETS.load());
+    let Some(bucket) = INDEX.get_ptr_mut(number) else { return 0 };
     let tag = tag_of(hash);
     for way in 0..WAYS {
         // SAFETY: `way` is in bounds of a map value. Volatile: other CPUs write it.
         if unsafe { (&raw const (*bucket).tags).cast::<u32>().add(way).read_volatile() } != tag {
             continue;
         }
-        let record = RECORDS.get_ptr_mut(number * WAYS as u32 + way as u32).ok_or(Cause::Internal)?;
+        let Some(record) = RECORDS.get_ptr_mut(number * WAYS as u32 + way as u32) else { return 0 };
         // SAFETY: a map value. A half-written key can at worst fail to match, or match a record that `update` refuses.
         let generation = unsafe { (&raw const (*record).generation).read_volatile() };
         // SAFETY: as above.
         if unsafe { &(*record).key }.same(&packet.key) {
-            return Ok(Some(Found { bucket, record, way, tag, generation }));
+            return (generation as u64) << 32 | HIT | way as u64;
         }
     }
-    Ok(None)
+    0
 }
 
 /// What the flow's verdict asks for now, pass without one; `None` if there is one and the agent's lease has run out.
@@ -221,7 +248,7 @@ fn restart(record: &mut FlowRecord, bucket: &Bucket, visit: &Visit, counters: &m
     counters.flows_created += 1;
 }
 
-/// [`FlowRecord::update`] in its three parts: each verified once, and one after the other, so that they share a stack.
+/// [`FlowRecord::update`] in its parts: each verified once, and one after the other, so that they share a stack.
 #[inline(always)]
 fn count(record: &mut FlowRecord, visit: &Visit) {
     // SAFETY: both pointers come from references.
@@ -232,7 +259,10 @@ fn count(record: &mut FlowRecord, visit: &Visit) {
     }
     if visit.packet.payload_len > 0 {
         // SAFETY: as above.
-        unsafe { sensor_look(record, visit) };
+        if unsafe { sensor_look(record, visit) } != 0 {
+            // SAFETY: as above.
+            unsafe { sensor_hint(record, visit) };
+        }
     }
 }
 
@@ -276,11 +306,26 @@ unsafe extern "C" fn sensor_follow(record: *mut FlowRecord, visit: *const Visit)
 #[inline(never)]
 unsafe extern "C" fn sensor_look(record: *mut FlowRecord, visit: *const Visit) -> u64 {
     if record.is_null() || visit.is_null() {
+        return 0;
+    }
+    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
+    let (record, visit) = unsafe { (&mut *record, &*visit) };
+    record.look(&visit.packet) as u64
+}
+
+/// See [`count`].
+///
+/// # Safety
+/// Both pointers are valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_hint(record: *mut FlowRecord, visit: *const Visit) -> u64 {
+    if record.is_null() || visit.is_null() {
         return 1;
     }
     // SAFETY: just tested, and the caller's; the caller holds the record's lock.
     let (record, visit) = unsafe { (&mut *record, &*visit) };
-    record.look(&visit.packet);
+    record.hint(&visit.packet);
     0
 }
 
@@ -391,19 +436,12 @@ fn insert_locked(
     }
     // SAFETY: a map value; this CPU holds the bucket's lock, and the other writers (seen, stages) only make a choice stale.
     let bucket = unsafe { &mut *bucket };
-    let (mut best, mut way) = (0, 0);
-    for candidate in 0..WAYS {
-        let rank =
-            eviction_rank(bucket.tags[candidate], bucket.stages[candidate], bucket.seen[candidate], tick, idle_ticks);
-        if rank > best {
-            best = rank;
-            way = candidate;
-        }
-    }
-    if best == 0 {
+    // SAFETY: a reference.
+    let victim = unsafe { sensor_victim(bucket, tick as u32, idle_ticks) };
+    if victim & HIT == 0 {
         return Err(Cause::BucketFull);
     }
-    let way = way & (WAYS - 1);
+    let way = victim as usize & (WAYS - 1);
     let record = RECORDS.get_ptr_mut(number * WAYS as u32 + way as u32).ok_or(Cause::Internal)?;
     let sequence = lock(record).ok_or(Cause::RecordBusy)?;
     let ways = occupied_ways(&bucket.tags);
@@ -425,6 +463,30 @@ fn insert_locked(
     unlock(record, sequence);
     counters.flows_created += 1;
     Ok(())
+}
+
+/// The way of the bucket that is given up soonest, with [`HIT`]; 0 if none is. A function of its own for the reason that
+/// [`sensor_find`] is.
+///
+/// # Safety
+/// The pointer is valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_victim(bucket: *const Bucket, tick: u32, idle_ticks: u32) -> u64 {
+    if bucket.is_null() {
+        return 0;
+    }
+    // SAFETY: just tested, and the caller's.
+    let Bucket { tags, stages, seen, .. } = unsafe { &*bucket };
+    let (mut best, mut way) = (0, 0);
+    for candidate in 0..WAYS {
+        let rank = eviction_rank(tags[candidate], stages[candidate], seen[candidate], tick as u16, idle_ticks);
+        if rank > best {
+            best = rank;
+            way = candidate;
+        }
+    }
+    if best == 0 { 0 } else { HIT | way as u64 }
 }
 
 /// Takes the record's lock; the (even) sequence that `unlock` moves on.

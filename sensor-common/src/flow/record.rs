@@ -196,10 +196,12 @@ impl FlowRecord {
     pub fn update(&mut self, packet: &Packet, now_ns: u64) {
         self.count(packet, now_ns);
         self.follow(packet);
-        self.look(packet);
+        if self.look(packet) {
+            self.hint(packet);
+        }
     }
 
-    /// The first part of [`FlowRecord::update`]: volume, size, spacing. The kernel calls the three parts one by one, as
+    /// The first part of [`FlowRecord::update`]: volume, size, spacing. The kernel calls the parts one by one, as
     /// functions that are verified each on its own and share one piece of stack.
     #[inline(always)]
     pub fn count(&mut self, packet: &Packet, now_ns: u64) {
@@ -256,20 +258,24 @@ impl FlowRecord {
         }
     }
 
-    /// The third part: bulks and payload hints.
+    /// The third part: bulks. Whether this is the direction's first payload, whose hints [`FlowRecord::hint`] then takes.
     #[inline(always)]
-    pub fn look(&mut self, packet: &Packet) {
+    pub fn look(&mut self, packet: &Packet) -> bool {
         if packet.payload_len == 0 {
-            return;
+            return false;
         }
         let side = self.direction_of(packet) & 1;
         payload(self, packet, side, self.last_ns);
-        if self.state & state::PAYLOAD << side == 0 {
-            self.state |= state::PAYLOAD << side;
-            if packet.sample_len > 0 {
-                hint(&mut self.openings[side], packet);
-            }
-        }
+        let first = self.state & state::PAYLOAD << side == 0;
+        self.state |= state::PAYLOAD << side;
+        first && packet.sample_len > 0
+    }
+
+    /// The fourth part: hints of a direction's first payload.
+    #[inline(always)]
+    pub fn hint(&mut self, packet: &Packet) {
+        let side = self.direction_of(packet) & 1;
+        hint(&mut self.openings[side], packet);
     }
 
     #[inline(always)]
