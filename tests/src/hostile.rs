@@ -36,6 +36,8 @@ pub fn files() -> Vec<(&'static str, Vec<u8>)> {
         ("16 GiB by broadcasting", expand()),
         ("a range of 10^12 numbers", range()),
         ("a billion columns by tiling", tile()),
+        ("a range whose length is a value", range_of_values()),
+        ("a branch that a value takes", branch()),
         ("a first axis of 100,000 parentheses", symbolic(&"(".repeat(100_000))),
         ("a first axis of 20,000 products", symbolic(&vec!["N"; 20_000].join("*"))),
         ("a network that is too slow", slow()),
@@ -112,6 +114,45 @@ fn range() -> Vec<u8> {
         last("a"),
     ];
     graph(&nodes, &[floats("from", &[], &[0.0]), floats("to", &[], &[1e12]), floats("step", &[], &[1.0])])
+}
+
+/// The linear model plus nothing: zero times what `nodes` make of `m`, the largest value of the input, in `n`.
+fn with_nothing(nodes: Vec<Message>) -> Vec<u8> {
+    let keep = Message::default().text(1, "keepdims").number(3, 0).number(20, 2);
+    let mut all = vec![
+        node("MatMul", &["x", "w"], "linear"),
+        node("ReduceMax", &["x"], "m").message(5, &keep),
+        node("Mul", &["n", "zero"], "nothing"),
+        node("Add", &["linear", "nothing"], "logits"),
+        last("logits"),
+    ];
+    all.splice(2..2, nodes);
+    let scalars = [("zero", 0.0), ("one", 1.0), ("many", 1e6)].map(|(name, value)| floats(name, &[], &[value]));
+    let mut tensors = vec![floats("w", &[2, 2], &[40.0, 0.0, -0.2, 0.0])];
+    tensors.extend(scalars);
+    graph(&all, &tensors)
+}
+
+/// Cheap in the golden rows; as long as the largest flow has bytes later.
+fn range_of_values() -> Vec<u8> {
+    let keep = Message::default().text(1, "keepdims").number(3, 0).number(20, 2);
+    with_nothing(vec![
+        node("Add", &["m", "one"], "end"),
+        node("Range", &["zero", "end", "one"], "range"),
+        node("ReduceMax", &["range"], "n").message(5, &keep),
+    ])
+}
+
+/// No golden row takes the branch, so nobody has seen what it costs.
+fn branch() -> Vec<u8> {
+    let side = |name: &str, source: &str, output: &str| {
+        let graph = Message::default().message(1, &node("Identity", &[source], output)).text(2, output);
+        let graph = graph.message(12, &Message::default().text(1, output));
+        Message::default().text(1, name).message(6, &graph).number(20, 5)
+    };
+    let branch = node("If", &["large"], "n");
+    let branch = branch.message(5, &side("then_branch", "m", "then")).message(5, &side("else_branch", "one", "else"));
+    with_nothing(vec![node("Greater", &["m", "many"], "large"), branch])
 }
 
 fn tile() -> Vec<u8> {

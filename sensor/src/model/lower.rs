@@ -1,7 +1,8 @@
 //! What is rewritten in a file's graph before tract parses it.
 //!
 //! * Strings become numbers: each different one gets the next number, wherever it stands (labels, keys, categories, tensors), so
-//!   that no string exists at run time. [`Lowered::strings`] leads back.
+//!   that no string exists at run time. [`Lowered::strings`] leads back. Which values hold such numbers is followed through the
+//!   graph: a number that is made text, or text that is made a number, would be another number than the file means, and is refused.
 //! * ZipMap makes maps of probabilities; it is left out, so what was its input is the output.
 //! * FeatureVectorizer joins columns: it becomes Concat.
 //! * ArrayFeatureExtractor's constant indices become a list.
@@ -9,7 +10,7 @@
 //!
 //! Called by [`super::network`].
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, ensure};
 use tract_onnx::pb::attribute_proto::AttributeType;
@@ -26,6 +27,25 @@ const STRINGS: [(&str, &str, &str); 6] = [
     ("LabelEncoder", "keys_strings", "keys_int64s"),
     ("LabelEncoder", "values_strings", "values_int64s"),
     ("OneHotEncoder", "cats_strings", "cats_int64s"),
+];
+
+/// Operators whose output holds elements of their first input.
+const MOVES: [&str; 15] = [
+    "ArrayFeatureExtractor",
+    "Concat",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Identity",
+    "Reshape",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
 ];
 
 /// A graph that is ready for tract.
@@ -54,6 +74,8 @@ pub(super) fn lower(model: &ModelProto) -> Result<Lowered> {
 struct Strings {
     list: Vec<String>,
     numbers: HashMap<Vec<u8>, i64>,
+    /// Names of values that hold numbers of strings.
+    values: HashSet<String>,
 }
 
 impl Strings {
@@ -72,6 +94,9 @@ fn graph(graph: &mut GraphProto, strings: &mut Strings, depth: usize) -> Result<
     ensure!(depth <= MAX_NESTING, "graphs are nested more than {MAX_NESTING} deep");
     graph.value_info.clear();
     for tensor in &mut graph.initializer {
+        if is_text(tensor) {
+            strings.values.insert(tensor.name.clone());
+        }
         self::tensor(tensor, strings)?;
     }
     flatten_indices(graph);
@@ -101,6 +126,9 @@ fn flatten_indices(graph: &mut GraphProto) {
 }
 
 fn node(node: &mut NodeProto, strings: &mut Strings, depth: usize) -> Result<()> {
+    if gives_text(node, strings)? {
+        strings.values.extend(node.output.first().cloned());
+    }
     for (kind, texts, numbers) in STRINGS {
         if node.op_type == kind {
             rename(node, texts, numbers, strings);
@@ -129,6 +157,37 @@ fn node(node: &mut NodeProto, strings: &mut Strings, depth: usize) -> Result<()>
         _ => {}
     }
     Ok(())
+}
+
+/// Whether the first output holds numbers of strings.
+///
+/// # Errors
+/// If it is a Cast between strings and numbers.
+fn gives_text(node: &NodeProto, strings: &Strings) -> Result<bool> {
+    let filled = |name: &str| {
+        let is = |attribute: &&AttributeProto| attribute.name == name;
+        node.attribute.iter().find(is).is_some_and(|attribute| match &attribute.t {
+            Some(tensor) => is_text(tensor),
+            None => !attribute.strings.is_empty() || !attribute.s.is_empty(),
+        })
+    };
+    let given = |input: usize| node.input.get(input).is_some_and(|name| strings.values.contains(name));
+    Ok(match node.op_type.as_str() {
+        "LinearClassifier" | "SVMClassifier" | "TreeEnsembleClassifier" => filled("classlabels_strings"),
+        "LabelEncoder" => filled("values_strings") || filled("values_tensor"),
+        "Constant" => ["value", "value_string", "value_strings"].into_iter().any(filled),
+        "Cast" => {
+            let to = casts_to_string(node);
+            ensure!(to == given(0), "it casts between numbers and strings, which is not supported");
+            to
+        }
+        "Where" => given(1) || given(2),
+        kind => MOVES.contains(&kind) && given(0),
+    })
+}
+
+fn is_text(tensor: &TensorProto) -> bool {
+    tensor.data_type == DataType::String as i32
 }
 
 fn identity(node: &mut NodeProto) {
@@ -193,10 +252,49 @@ fn tensor(tensor: &mut TensorProto, strings: &mut Strings) -> Result<()> {
         "the weights {:?} are in another file; save the model as one file (onnx.save_model without external data)",
         tensor.name
     );
-    if tensor.data_type == DataType::String as i32 {
+    if is_text(tensor) {
         tensor.int64_data = tensor.string_data.iter().map(|text| strings.number(text)).collect();
         tensor.string_data.clear();
         tensor.data_type = DataType::Int64 as i32;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(kind: &str, input: &str, output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
+        let (input, output) = (vec![input.to_owned()], vec![output.to_owned()]);
+        NodeProto { op_type: kind.to_owned(), input, output, attribute, ..NodeProto::default() }
+    }
+
+    fn lowered(nodes: Vec<NodeProto>) -> Result<Vec<String>> {
+        let names = TensorProto {
+            name: "names".to_owned(),
+            data_type: DataType::String as i32,
+            string_data: vec!["benign".into(), "7".into()],
+            dims: vec![2],
+            ..TensorProto::default()
+        };
+        let graph = GraphProto { node: nodes, initializer: vec![names], ..GraphProto::default() };
+        let graph = lower(&ModelProto { graph: Some(graph), ..ModelProto::default() })?.model.graph;
+        Ok(graph.map(|graph| graph.node.into_iter().map(|node| node.op_type).collect()).unwrap_or_default())
+    }
+
+    #[test]
+    fn what_casts_between_text_and_numbers_is_refused() {
+        let to = |kind: DataType| vec![int("to", kind as i64)];
+        let moved = || node("Gather", "names", "label", vec![]);
+        let kept = lowered(vec![moved(), node("Cast", "label", "y", to(DataType::String))]).expect("text stays text");
+        assert_eq!(kept, ["Gather", "Identity"]);
+        assert!(lowered(vec![node("Cast", "x", "y", to(DataType::Int64))]).is_ok(), "numbers stay numbers");
+        for nodes in [
+            vec![moved(), node("Cast", "label", "y", to(DataType::Float))],
+            vec![node("Cast", "x", "y", to(DataType::String))],
+        ] {
+            let text = format!("{:#}", lowered(nodes).expect_err("other numbers"));
+            assert!(text.contains("between numbers and strings"), "{text}");
+        }
+    }
 }

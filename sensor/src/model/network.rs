@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use tract_onnx::pb::{GraphProto, ModelProto, ValueInfoProto, tensor_proto::DataType, type_proto};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::cast::cast;
+use tract_onnx::tract_core::ops::scan::{OptScan, Scan};
 use tract_onnx::tract_hir::internal::{Framework, TypedRunnableModel, TypedSimpleState};
 
 use super::engine::framework;
@@ -250,7 +251,31 @@ fn plan(
         let outlet = graph.wire_node("sensor.output", cast(f32::datum_type()), &[outlet])?;
         graph.select_output_outlets(&outlet)?;
     }
-    graph.into_optimized()?.into_runnable()
+    let graph = graph.into_optimized()?;
+    check_cost(&graph)?;
+    graph.into_runnable()
+}
+
+/// Refuses what may cost more on other values than it did on those of the check: branches, loops that end when a value says so,
+/// tensors whose size a value says. What is left costs the same for every input, recurrent layers included.
+fn check_cost(graph: &TypedModel) -> Result<()> {
+    for node in &graph.nodes {
+        let kind = node.op.name();
+        ensure!(!["IfThenElse", "If", "Loop"].contains(&&*kind), "{:?} is a branch that depends on values", node.name);
+        for output in &node.outputs {
+            ensure!(
+                output.fact.shape.as_concrete().is_some(),
+                "the size of {:?} ({kind}) depends on values",
+                node.name
+            );
+        }
+        if let Some(scan) = node.op_as::<OptScan>() {
+            check_cost(scan.plan.model())?;
+        } else if let Some(scan) = node.op_as::<Scan>() {
+            check_cost(&scan.body)?;
+        }
+    }
+    Ok(())
 }
 
 fn check_input(graph: &GraphProto, features: usize) -> Result<String> {

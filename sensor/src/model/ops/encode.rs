@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::{Result, bail, ensure};
+use tract_onnx::pb::tensor_proto::DataType;
 
 use super::attributes::{Attributes, numbers};
 use super::kernel;
@@ -51,7 +52,8 @@ fn list(attributes: &Attributes, which: &str) -> Result<List> {
         );
     };
     let values = numbers(tensor)?.values;
-    let float = tensor.data_type == tract_onnx::pb::tensor_proto::DataType::Float as i32;
+    // Doubles are looked up, and given, as 32-bit floats.
+    let float = [DataType::Float, DataType::Double].contains(&tensor.data_type());
     Ok(if float {
         List::Floats(values.iter().map(|value| *value as f32).collect())
     } else {

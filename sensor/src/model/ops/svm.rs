@@ -102,6 +102,10 @@ pub(super) fn classifier(attributes: &Attributes) -> Result<Maker> {
     let labels = attributes.ints("classlabels_ints")?.to_vec();
     let classes = labels.len();
     ensure!((2..=MAX_CLASSES).contains(&classes), "it has {classes} labels; it must have 2 to {MAX_CLASSES}");
+    ensure!(
+        !attributes.floats("support_vectors")?.is_empty(),
+        "it has no support_vectors: the linear form is not supported, export it as LinearClassifier"
+    );
     let mut starts = vec![0usize];
     for count in attributes.ints("vectors_per_class")? {
         let last = starts.last().copied().unwrap_or(0);

@@ -107,3 +107,27 @@ fn transforms_are_onnxs() {
     // 1.95996… is what the exact inverse gives.
     assert!((high - 1.959964).abs() < 5e-3 && (low + high).abs() < 1e-9 && middle == 0.0, "{low} {middle} {high}");
 }
+
+#[test]
+fn doubles_are_looked_up_as_floats() {
+    let tensor = |name: &str, values: &[f64]| {
+        let tensor = tract_onnx::pb::TensorProto {
+            data_type: tract_onnx::pb::tensor_proto::DataType::Double as i32,
+            dims: vec![values.len() as i64],
+            double_data: values.to_vec(),
+            ..Default::default()
+        };
+        let r#type = AttributeType::Tensor as i32;
+        AttributeProto { name: name.to_owned(), r#type, t: Some(tensor), ..AttributeProto::default() }
+    };
+    let encoder =
+        node("LabelEncoder", vec![tensor("keys_tensor", &[0.5, 1.5]), tensor("values_tensor", &[0.25, 0.75])]);
+    assert_eq!(floats_of(&encoder, 1, &[1.5, 0.5], 2), [0.75, 0.25]);
+}
+
+#[test]
+fn a_linear_classifier_of_libsvm_is_named() {
+    let linear = node("SVMClassifier", vec![ints("classlabels_ints", &[0, 1]), floats("coefficients", &[1.0, 2.0])]);
+    let error = make(&linear, Element::F32, 2).expect_err("no vectors");
+    assert!(error.to_string().contains("export it as LinearClassifier"), "{error}");
+}

@@ -1,10 +1,12 @@
 //! From trees as a file gives them to the flat form. Everything that could go wrong in a walk is refused here.
 
+use std::cmp::Ordering;
+
 use anyhow::{Result, bail, ensure};
 
 use super::{
-    COLUMN_SHIFT, Combine, EQUAL, Ensemble, Leaves, MAX_COLUMNS, MAX_DEPTH, MAX_NODES, MAX_TARGETS, MAX_TREES, MEMBER,
-    MISSING, Node, Real, STEP_SHIFT, Tree,
+    COLUMN_SHIFT, Combine, EQUAL, Ensemble, Leaves, MAX_COLUMNS, MAX_DEPTH, MAX_LEVELS, MAX_NODES, MAX_TARGETS,
+    MAX_TREES, MEMBER, MISSING, Node, Real, STEP_SHIFT, Tree,
 };
 
 /// What a node of a file asks.
@@ -78,7 +80,12 @@ impl Given {
             Some(_) => Leaves::Inline,
             None => Leaves::Lists { starts: flat.starts, entries: flat.entries },
         };
-        let sets = self.sets.iter().map(|set| set.iter().map(|value| T::narrow(*value)).collect()).collect();
+        let levels: usize = trees.iter().map(|tree| tree.depth as usize).sum();
+        ensure!(
+            levels <= MAX_LEVELS,
+            "a row walks up to {levels} levels over all trees; at most {MAX_LEVELS} are allowed"
+        );
+        let sets = self.sets.iter().map(|set| sorted(set)).collect();
         Ok(Ensemble {
             nodes: flat.nodes,
             trees,
@@ -232,4 +239,11 @@ impl<T: Real> Flat<'_, T> {
         let word = (displacement as u32) << STEP_SHIFT | (node.column as u32) << COLUMN_SHIFT | flags;
         Ok((Node { threshold, word }, exchanged))
     }
+}
+
+/// A set for a binary search; nothing equals NaN.
+fn sorted<T: Real>(set: &[f64]) -> Vec<T> {
+    let mut values: Vec<T> = set.iter().filter(|value| !value.is_nan()).map(|value| T::narrow(*value)).collect();
+    values.sort_unstable_by(|a, b| a.partial_cmp(b).unwrap_or(Ordering::Equal));
+    values
 }

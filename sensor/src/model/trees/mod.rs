@@ -52,6 +52,8 @@ pub(crate) const MAX_NODES: usize = 1 << 22;
 pub(crate) const MAX_TREES: usize = 1 << 14;
 /// Longest way from a root to a leaf.
 pub(crate) const MAX_DEPTH: usize = 1 << 10;
+/// Most levels that a row walks, summed over the trees: what it costs at worst, whatever its values are (a millisecond or so).
+pub(crate) const MAX_LEVELS: usize = 1 << 18;
 /// Most targets (classes, outputs) of one ensemble.
 pub(crate) const MAX_TARGETS: usize = 1 << 10;
 
@@ -116,6 +118,7 @@ pub(crate) struct Ensemble<T> {
     nodes: Vec<Node<T>>,
     trees: Vec<Tree>,
     leaves: Leaves,
+    /// Ascending, without NaN.
     sets: Vec<Vec<T>>,
     combine: Combine,
     columns: usize,

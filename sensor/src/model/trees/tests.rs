@@ -295,16 +295,19 @@ fn what_is_no_tree_is_refused() {
     refused(with(cycle, modes(&["BRANCH_LEQ", "LEAF", "BRANCH_LEQ", "BRANCH_LEQ", "BRANCH_LEQ"])), "");
 }
 
-#[test]
-fn deep_trees_are_refused() {
-    let count = 2 * MAX_DEPTH as i64 + 3;
+/// Trees that are chains of `depth` levels.
+fn chains(trees: i64, depth: i64) -> NodeProto {
+    let count = 2 * depth + 1;
     let inner = |id: i64| id % 2 == 0 && id + 2 < count;
-    let all: Vec<i64> = (0..count).collect();
+    let each = |value: &dyn Fn(i64, i64) -> i64| -> Vec<i64> {
+        (0..trees).flat_map(|tree| (0..count).map(move |id| (tree, id))).map(|(tree, id)| value(tree, id)).collect()
+    };
+    let all = each(&|_, id| id);
     let names: Vec<&str> = all.iter().map(|id| if inner(*id) { "BRANCH_LEQ" } else { "LEAF" }).collect();
     let zeros = vec![0; all.len()];
-    let node = NodeProto {
+    NodeProto {
         attribute: vec![
-            ints("nodes_treeids", &zeros),
+            ints("nodes_treeids", &each(&|tree, _| tree)),
             ints("nodes_nodeids", &all),
             ints("nodes_featureids", &zeros),
             ints("nodes_truenodeids", &all.iter().map(|id| id + 1).collect::<Vec<_>>()),
@@ -318,9 +321,17 @@ fn deep_trees_are_refused() {
         ],
         op_type: "TreeEnsembleRegressor".to_owned(),
         ..NodeProto::default()
-    };
+    }
+}
+
+#[test]
+fn deep_trees_are_refused() {
+    let node = chains(1, MAX_DEPTH as i64 + 1);
     refused(node.clone(), "deeper than 1024");
     refused(with(node, int("n_targets", 1 << 40)), "n_targets");
+    // Each is allowed, all together are not.
+    assert!(load(&chains(10, 1_000), 2).is_ok());
+    refused(chains(263, 1_000), "a row walks up to 263000 levels over all trees; at most 262144 are allowed");
 }
 
 /// Version 5: `x0 in {1, 3} ? (x1 > 2 ? 10 : 20) : 20`, whose leaf of 20 is shared; and a tree of one leaf.

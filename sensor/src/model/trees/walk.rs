@@ -5,6 +5,7 @@
 //! what is left over walks row by row, eight trees in step. Nothing is allocated after the first call of a thread.
 
 use std::cell::RefCell;
+use std::cmp::Ordering;
 
 use super::{COLUMN_BITS, COLUMN_SHIFT, Combine, EQUAL, Ensemble, Leaves, MEMBER, MISSING, Node, Real, STEP_SHIFT};
 
@@ -135,9 +136,10 @@ impl<T: Real> Ensemble<T> {
         let mut taken = value <= node.threshold;
         if FLAGS & EQUAL != 0 {
             if node.word & MEMBER != 0 {
-                // Sets are few and small.
+                // A binary search: NaN, which compares with nothing, is never found.
+                let order = |member: &T| member.partial_cmp(&value).unwrap_or(Ordering::Less);
                 let set = self.sets.get(node.threshold.number() as usize);
-                taken = set.is_some_and(|set| set.contains(&value));
+                taken = set.is_some_and(|set| set.binary_search_by(order).is_ok());
             }
             taken &= node.word & EQUAL == 0 || value == node.threshold;
         }
