@@ -33,16 +33,19 @@ pub(super) fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-/// Population deviation from a count, a sum and a sum of squares.
-pub(super) fn deviation(count: f64, sum: f64, square: f64) -> f64 {
-    (square / count - (sum / count) * (sum / count)).max(0.0).sqrt()
+/// Population deviation from a count, a sum and a sum of squares, in integers: the sums are exact, and their difference
+/// may be a tiny part of them. A `square` of at most 96 bits and a `count` of at most 32, or of 64 bits each, always fit.
+pub(super) fn deviation(count: u64, sum: u64, square: u128) -> f64 {
+    let (n, sum) = (count as u128, sum as u128);
+    let spread = n.saturating_mul(square).saturating_sub(sum * sum);
+    (spread as f64).sqrt() / count as f64
 }
 
 /// Inter-arrival statistics of `arrivals` frames between two times.
 pub(super) struct Spacing {
-    gaps: f64,
-    span_ns: f64,
-    square_ns: f64,
+    gaps: u64,
+    span_ns: u64,
+    square_ns: u128,
     min_ns: u64,
     max_ns: u64,
 }
@@ -50,8 +53,8 @@ pub(super) struct Spacing {
 impl Spacing {
     fn of_direction(record: &FlowRecord, side: usize) -> Option<Spacing> {
         direction(record, side).filter(|half| half.arrivals > 1).map(|half| Spacing {
-            gaps: (half.arrivals - 1) as f64,
-            span_ns: (half.last_ns - record.first_ns_of(side).unwrap_or(half.last_ns)) as f64,
+            gaps: half.arrivals as u64 - 1,
+            span_ns: half.last_ns - record.first_ns_of(side).unwrap_or(half.last_ns),
             square_ns: wide(half.iat_square_low, half.iat_square_high),
             min_ns: half.iat_min_ns,
             max_ns: half.iat_max_ns,
@@ -59,10 +62,10 @@ impl Spacing {
     }
 
     fn of_flow(record: &FlowRecord) -> Option<Spacing> {
-        let arrivals = record.forward().arrivals as f64 + record.reverse().map_or(0.0, |half| half.arrivals as f64);
-        (arrivals > 1.0).then(|| Spacing {
-            gaps: arrivals - 1.0,
-            span_ns: (record.last_ns - record.first_ns) as f64,
+        let arrivals = record.forward().arrivals as u64 + record.reverse().map_or(0, |half| half.arrivals as u64);
+        (arrivals > 1).then(|| Spacing {
+            gaps: arrivals - 1,
+            span_ns: record.last_ns - record.first_ns,
             square_ns: wide(record.iat_square_low, record.iat_square_high),
             min_ns: record.iat_min_ns,
             max_ns: record.iat_max_ns,
@@ -74,8 +77,8 @@ impl Spacing {
     }
 }
 
-pub(super) fn wide(low: u64, high: u32) -> f64 {
-    ((high as u128) << 64 | low as u128) as f64
+fn wide(low: u64, high: u32) -> u128 {
+    (high as u128) << 64 | low as u128
 }
 
 pub(super) fn spacing(record: &FlowRecord, side: usize, value: impl Fn(&Spacing) -> f64) -> f64 {
@@ -161,15 +164,17 @@ macro_rules! directional {
                 concat!("mean L3 length of a packet ", $who),
                 $none,
                 |r| of(r, $side, |d| d.l3_bytes as f64 / d.packets as f64)
-            ),
+            )
+            .real(),
             record_feature!(
                 concat!($p, "_l3_std"),
                 "bytes",
                 "size",
                 concat!("population deviation of the L3 length of a packet ", $who),
                 $none,
-                |r| of(r, $side, |d| deviation(d.packets as f64, d.l3_bytes as f64, d.l3_square as f64))
-            ),
+                |r| of(r, $side, |d| deviation(d.packets, d.l3_bytes, d.l3_square as u128))
+            )
+            .real(),
             record_feature!(
                 concat!($p, "_payload_max"),
                 "bytes",
@@ -185,15 +190,17 @@ macro_rules! directional {
                 concat!("mean L4 payload of a packet ", $who, ", empty ones included"),
                 $none,
                 |r| of(r, $side, |d| d.payload_bytes as f64 / d.packets as f64)
-            ),
+            )
+            .real(),
             record_feature!(
                 concat!($p, "_payload_std"),
                 "bytes",
                 "size",
                 concat!("population deviation of the L4 payload of a packet ", $who),
                 $none,
-                |r| of(r, $side, |d| deviation(d.packets as f64, d.payload_bytes as f64, d.payload_square as f64))
-            ),
+                |r| of(r, $side, |d| deviation(d.packets, d.payload_bytes, d.payload_square as u128))
+            )
+            .real(),
             record_feature!(
                 concat!($p, "_window_first"),
                 "1",
@@ -377,7 +384,8 @@ macro_rules! spaced {
                 concat!("smallest time between two frames ", $who),
                 $none,
                 |r| spacing(r, $side, |s| seconds(s.min_ns))
-            ),
+            )
+            .real(),
             record_feature!(
                 concat!($p, "_iat_max"),
                 "seconds",
@@ -385,15 +393,17 @@ macro_rules! spaced {
                 concat!("largest time between two frames ", $who),
                 $none,
                 |r| spacing(r, $side, |s| seconds(s.max_ns))
-            ),
+            )
+            .real(),
             record_feature!(
                 concat!($p, "_iat_mean"),
                 "seconds",
                 "inter-arrival",
                 concat!("mean time between two frames ", $who),
                 $none,
-                |r| spacing(r, $side, |s| s.span_ns / s.gaps / 1e9)
-            ),
+                |r| spacing(r, $side, |s| s.span_ns as f64 / s.gaps as f64 / 1e9)
+            )
+            .real(),
             record_feature!(
                 concat!($p, "_iat_std"),
                 "seconds",
@@ -401,7 +411,8 @@ macro_rules! spaced {
                 concat!("population deviation of the time between two frames ", $who),
                 $none,
                 |r| spacing(r, $side, |s| deviation(s.gaps, s.span_ns, s.square_ns) / 1e9)
-            ),
+            )
+            .real(),
         ]
     };
 }
@@ -415,7 +426,7 @@ macro_rules! nth {
             record_feature!(concat!("first_", $n, "_payload"), "bytes", "first-n", concat!("L4 payload of frame ", $n, " of the flow, at most 65535"), "the flow has fewer frames",
                 |r| arrival(r, $n - 1, |a| a.payload as f64)),
             record_feature!(concat!("first_", $n, "_iat"), "seconds", "first-n", concat!("time from the flow's previous frame to frame ", $n, ", in whole microseconds; 0 for the first"), "the flow has fewer frames",
-                |r| arrival(r, $n - 1, |a| a.iat_us as f64 / 1e6)),
+                |r| arrival(r, $n - 1, |a| a.iat_us as f64 / 1e6)).real(),
             record_feature!(concat!("first_", $n, "_flags"), "1", "first-n", concat!("TCP flags byte of frame ", $n, " of the flow (0 if not TCP)"), "the flow has fewer frames",
                 |r| arrival(r, $n - 1, |a| a.flags as f64)),
         )*]
@@ -442,7 +453,8 @@ pub(super) const FLOW: [Feature; 13] = [
     ),
     record_feature!("duration", "seconds", "lifetime", "time from the first frame to the last so far", NEVER, |r| {
         seconds(r.last_ns - r.first_ns)
-    }),
+    })
+    .real(),
     record_feature!(
         "packets_per_second",
         "packets/second",
@@ -453,7 +465,8 @@ pub(super) const FLOW: [Feature; 13] = [
             let seconds = seconds(r.last_ns - r.first_ns);
             if seconds > 0.0 { r.packets() as f64 / seconds } else { f64::NAN }
         }
-    ),
+    )
+    .real(),
     record_feature!(
         "handshake_completed",
         "0/1",
@@ -494,7 +507,8 @@ pub(super) const FLOW: [Feature; 13] = [
                 _ => f64::NAN,
             }
         }
-    ),
+    )
+    .real(),
     record_feature!(
         "syn_ack_to_ack",
         "seconds",
@@ -508,7 +522,8 @@ pub(super) const FLOW: [Feature; 13] = [
                 seconds(r.established_ns.saturating_sub(r.syn_ack_ns))
             }
         }
-    ),
+    )
+    .real(),
 ];
 pub(super) const FORWARD: [Feature; 33] = directional!("fwd", 0, "from the initiator", NO_FORWARD);
 pub(super) const REVERSE: [Feature; 33] = directional!("bwd", 1, "from the responder", NO_REVERSE);

@@ -31,6 +31,7 @@ macro_rules! context {
             group: GROUP,
             definition: $definition,
             missing: $missing,
+            whole: true,
             value: |sample| {
                 let $c = sample.context;
                 $value
@@ -49,13 +50,13 @@ macro_rules! windows {
             context!(concat!("src_unanswered_", $w), "flows", concat!("flows of the initiator's address without an answer 1 s after their first packet, in the last ", $t), NO_SOURCE, |c| source(c, $n, |w| w.unanswered as f64)),
             context!(concat!("src_resets_", $w), "flows", concat!("flows of the initiator's address in which a RST was seen, in the last ", $t), NO_SOURCE, |c| source(c, $n, |w| w.resets as f64)),
             context!(concat!("src_bytes_", $w), "bytes", concat!("L3 bytes of the flows that the initiator's address started, both directions, in the last ", $t), NO_SOURCE, |c| source(c, $n, |w| w.bytes as f64)),
-            context!(concat!("src_failed_share_", $w), "1", concat!("share of the judged flows of the initiator's address that failed (no answer, or a reset of the handshake), in the last ", $t), NO_SOURCE_OR_JUDGED, |c| source(c, $n, |w| share(w.failed, w.judged))),
+            context!(concat!("src_failed_share_", $w), "1", concat!("share of the judged flows of the initiator's address that failed (no answer, or a reset of the handshake), in the last ", $t), NO_SOURCE_OR_JUDGED, |c| source(c, $n, |w| share(w.failed, w.judged))).real(),
             context!(concat!("dst_new_flows_", $w), "flows", concat!("flows that were started to the flow's destination service (address, port, protocol), in the last ", $t), NO_SERVICE, |c| service(c, $n, |w| w.new_flows as f64)),
             context!(concat!("dst_sources_", $w), "hosts", concat!("distinct source addresses of the flows to the destination service, estimated, in the last ", $t), NO_SERVICE, |c| service(c, $n, |w| w.sources as f64)),
             context!(concat!("dst_unanswered_", $w), "flows", concat!("flows to the destination service without an answer 1 s after their first packet, in the last ", $t), NO_SERVICE, |c| service(c, $n, |w| w.unanswered as f64)),
             context!(concat!("dst_resets_", $w), "flows", concat!("flows to the destination service in which a RST was seen, in the last ", $t), NO_SERVICE, |c| service(c, $n, |w| w.resets as f64)),
             context!(concat!("dst_bytes_", $w), "bytes", concat!("L3 bytes of the flows to the destination service, both directions, in the last ", $t), NO_SERVICE, |c| service(c, $n, |w| w.bytes as f64)),
-            context!(concat!("dst_failed_share_", $w), "1", concat!("share of the judged flows to the destination service that failed (no answer, or a reset of the handshake), in the last ", $t), NO_SERVICE_OR_JUDGED, |c| service(c, $n, |w| share(w.failed, w.judged))),
+            context!(concat!("dst_failed_share_", $w), "1", concat!("share of the judged flows to the destination service that failed (no answer, or a reset of the handshake), in the last ", $t), NO_SERVICE_OR_JUDGED, |c| service(c, $n, |w| share(w.failed, w.judged))).real(),
         ]
     };
 }

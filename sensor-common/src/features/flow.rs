@@ -113,7 +113,8 @@ pub(super) const FLOW: [Feature; 28] = [
         "shortest of the active periods, in whole microseconds",
         NEVER,
         |r| periods(r.active(), |p| p.min_us as f64)
-    ),
+    )
+    .real(),
     record_feature!(
         "active_max",
         "seconds",
@@ -121,7 +122,8 @@ pub(super) const FLOW: [Feature; 28] = [
         "longest of the active periods, in whole microseconds",
         NEVER,
         |r| periods(r.active(), |p| p.max_us as f64)
-    ),
+    )
+    .real(),
     record_feature!(
         "active_mean",
         "seconds",
@@ -129,7 +131,8 @@ pub(super) const FLOW: [Feature; 28] = [
         "mean of the active periods, in whole microseconds",
         NEVER,
         |r| periods(r.active(), |p| p.sum_us as f64 / p.count as f64)
-    ),
+    )
+    .real(),
     record_feature!(
         "active_std",
         "seconds",
@@ -137,7 +140,8 @@ pub(super) const FLOW: [Feature; 28] = [
         "population deviation of the active periods, in whole microseconds",
         TOO_LONG,
         |r| periods(r.active(), |p| spread(p))
-    ),
+    )
+    .real(),
     record_feature!(
         "idle_periods",
         "periods",
@@ -153,7 +157,8 @@ pub(super) const FLOW: [Feature; 28] = [
         "shortest of the idle periods, in whole microseconds",
         NO_IDLE,
         |r| periods(r.idle(), |p| p.min_us as f64)
-    ),
+    )
+    .real(),
     record_feature!(
         "idle_max",
         "seconds",
@@ -161,10 +166,12 @@ pub(super) const FLOW: [Feature; 28] = [
         "longest of the idle periods, in whole microseconds",
         NO_IDLE,
         |r| periods(r.idle(), |p| p.max_us as f64)
-    ),
+    )
+    .real(),
     record_feature!("idle_mean", "seconds", "shape", "mean of the idle periods, in whole microseconds", NO_IDLE, |r| {
         periods(r.idle(), |p| p.sum_us as f64 / p.count as f64)
-    }),
+    })
+    .real(),
     record_feature!(
         "idle_std",
         "seconds",
@@ -172,7 +179,8 @@ pub(super) const FLOW: [Feature; 28] = [
         "population deviation of the idle periods, in whole microseconds",
         NO_IDLE_OR_LONG,
         |r| periods(r.idle(), |p| spread(p))
-    ),
+    )
+    .real(),
     record_feature!("icmp_type", "1", "icmp", "type of the first message", NOT_ICMP, |r| icmp(r, r.icmp_type as f64)),
     record_feature!("icmp_code", "1", "icmp", "code of the first message", NOT_ICMP, |r| icmp(r, r.icmp_code as f64)),
     record_feature!(

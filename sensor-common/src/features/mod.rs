@@ -49,6 +49,8 @@ pub struct Feature {
     pub definition: &'static str,
     /// When the value does not exist (NaN).
     pub missing: &'static str,
+    /// Whether every value that exists is a whole number: exports have integers there.
+    pub whole: bool,
     /// The value.
     pub value: fn(&Sample<'_>) -> f64,
 }
@@ -60,6 +62,11 @@ impl core::fmt::Debug for Feature {
 }
 
 impl Feature {
+    /// The same feature, with values between the whole numbers.
+    const fn real(self) -> Feature {
+        Feature { whole: false, ..self }
+    }
+
     /// Whether the value is of the host context, not of the flow's own record.
     pub fn needs_context(&self) -> bool {
         self.group == context::GROUP
@@ -103,6 +110,7 @@ macro_rules! record_feature {
             group: $group,
             definition: $definition,
             missing: $missing,
+            whole: true,
             value: |sample| {
                 let $r = sample.record;
                 $value

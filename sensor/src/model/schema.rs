@@ -148,6 +148,7 @@ fn feature(texts: &Value) -> Feature {
         unit: text("unit"),
         definition: text("definition"),
         missing: text("missing"),
+        whole: true,
         group: "",
         value: |_| 0.0,
     }

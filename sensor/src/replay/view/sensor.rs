@@ -34,14 +34,9 @@ pub(super) fn columns() -> Vec<Column> {
         unit: feature.unit,
         definition: feature.definition,
         differs: "",
-        value: if is_whole(feature) { Value::Whole(feature) } else { Value::Real(feature) },
+        value: if feature.whole { Value::Whole(feature) } else { Value::Real(feature) },
     };
     IDENTITY.into_iter().chain(FEATURES.iter().map(feature)).collect()
-}
-
-/// Whether all values of a feature are whole numbers.
-fn is_whole(feature: &Feature) -> bool {
-    !feature.unit.contains("second") && !["_mean", "_std"].iter().any(|ending| feature.name.ends_with(ending))
 }
 
 fn protocol_name(row: &Row<'_>, text: &mut String) {
@@ -52,19 +47,5 @@ fn protocol_name(row: &Row<'_>, text: &mut String) {
         protocol::ICMPV6 => text.push_str("icmpv6"),
         protocol::SCTP => text.push_str("sctp"),
         number => put(text, number),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use sensor_common::features::by_name;
-
-    use super::*;
-
-    #[test]
-    fn deviations_and_times_are_no_whole_numbers() {
-        for (name, whole) in [("fwd_packets", true), ("fwd_l3_mean", false), ("duration", false), ("bwd_syn", true)] {
-            assert_eq!(is_whole(by_name(name).expect(name)), whole, "{name}");
-        }
     }
 }
