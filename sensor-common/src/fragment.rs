@@ -2,7 +2,7 @@
 //! fragments of the datagram carry (RFC 791, RFC 8200: addresses, identification, and for IPv4 the protocol).
 //!
 //! A direct-mapped table: the hash is seeded, a new datagram takes the slot, whoever was there, and an entry is good for
-//! [`TIMEOUT_NS`]. Nobody waits for fragments: one that comes before the first, or finds its slot taken, is counted as
+//! [`TIMEOUT_NS`], before and after: a clock may step back, and a slot from its future would never be too old. Nobody waits for fragments: one that comes before the first, or finds its slot taken, is counted as
 //! [`Cause::Fragment`]. Called between parser and flow table; the kernel keeps the slots in a map and takes
 //! [`Slot::sequence`] as a lock, the host has `Fragments`.
 
@@ -76,7 +76,7 @@ impl Slot {
     /// Gives a later fragment the ports and protocol of the first; whether that one is known.
     #[inline(always)]
     pub fn resolve(&self, datagram: &FlowKey, packet: &mut Packet, now_ns: u64) -> bool {
-        if !self.datagram.same(datagram) || now_ns.saturating_sub(self.first_ns) > TIMEOUT_NS {
+        if !self.datagram.same(datagram) || now_ns.abs_diff(self.first_ns) > TIMEOUT_NS {
             return false;
         }
         packet.key.exchange_addresses((packet.from_low as u32).wrapping_sub(1));

@@ -292,6 +292,10 @@ fn later_fragments_find_the_flow_of_the_first() {
     }
     assert!(parser.parse(&later[..], 1 + TIMEOUT_NS).is_ok());
     assert_eq!(parser.parse(&later[..], 2 + TIMEOUT_NS), Err(Cause::Fragment), "too late");
+    let start = 10 * TIMEOUT_NS;
+    parser.parse(&first[..], start).expect("first");
+    assert!(parser.parse(&later[..], start - TIMEOUT_NS).is_ok(), "out of order");
+    assert_eq!(parser.parse(&later[..], start - TIMEOUT_NS - 1), Err(Cause::Fragment), "the clock stepped back");
 
     // IPv6, with destination options that only the first fragment shows.
     let fragment = |next: u8, offset: u16| {
