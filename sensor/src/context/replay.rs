@@ -29,6 +29,9 @@ pub const REPLAY_SEED: Seed = {
     seed
 };
 
+/// Looks that may wait before those that nobody wants any more are taken out.
+const MIN_VISITS: usize = 1024;
+
 /// A look that is to be taken at a flow.
 #[derive(Clone, Copy, Debug)]
 struct Visit {
@@ -52,7 +55,8 @@ pub struct Replay {
     notes: HostNotes,
     ledger: Ledger,
     followed: Vec<Followed>,
-    /// In the order of their time: all wait equally long.
+    /// In the order of their time: all wait equally long. At most one for each flow that is held is still wanted; those of
+    /// flows that ended before are taken out when they are more than these, also if the capture's time stands still.
     visits: VecDeque<Visit>,
 }
 
@@ -91,6 +95,10 @@ impl Replay {
         if followed.waiting != Some(generation) {
             followed.waiting = Some(generation);
             let at_ns = now_ns.saturating_add((VISIT_TICKS as u64) << TICK_SHIFT);
+            if self.visits.len() >= MIN_VISITS.max(2 * self.followed.len()) {
+                let followed = &self.followed;
+                self.visits.retain(|visit| followed[visit.slot as usize].waiting == Some(visit.generation));
+            }
             self.visits.push_back(Visit { at_ns, slot, generation });
         }
     }

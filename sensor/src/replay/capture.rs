@@ -14,13 +14,15 @@ use anyhow::{Context, Result, bail, ensure};
 
 /// Largest record of a capture that is read, in bytes. Frames are below 256 KiB; a larger claim is a damaged file.
 pub const MAX_RECORD: u32 = 16 << 20;
+/// Most interfaces that a pcapng section may describe; each takes memory for as long as the section lasts.
+pub const MAX_INTERFACES: usize = 65_536;
 /// Bytes that are read ahead: few system calls, and still inside a core's cache.
 const READ_AHEAD: usize = 256 << 10;
 
 /// One captured frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Captured<'a> {
-    /// Time of the packet, ns since the epoch of the capture.
+    /// Time of the packet, ns since the epoch of the capture: 1 (0 is "none" in a record) to `i64::MAX`.
     pub time_ns: u64,
     /// Link type (tcpdump.org registry).
     pub link: u32,
@@ -121,6 +123,7 @@ impl<R: Read> Capture<R> {
         let found = found.with_context(|| format!("the capture cannot be read at packet {}", self.packets + 1))?;
         let Some(Found { time_ns, link, bytes, wire_len }) = found else { return Ok(None) };
         self.packets += 1;
+        let time_ns = time_ns.clamp(1, i64::MAX as u64);
         self.last_ns = time_ns;
         let bytes = self.input.bytes(bytes);
         Ok(Some(Captured { time_ns, link, bytes, wire_len: wire_len.max(bytes.len() as u32) }))
@@ -153,6 +156,10 @@ impl<R: Read> Capture<R> {
                 1 => {
                     let interface = self.interface(body)?;
                     if let Format::PcapNg { interfaces } = &mut self.format {
+                        ensure!(
+                            interfaces.len() < MAX_INTERFACES,
+                            "a pcapng section describes more than {MAX_INTERFACES} interfaces: the file is damaged"
+                        );
                         interfaces.push(interface);
                     }
                     None

@@ -123,6 +123,11 @@ impl ExtractOptions {
             let known = path.canonicalize().unwrap_or_else(|_| path.clone());
             ensure!(seen.insert(known), "{} is named twice: its flows would be written twice", path.display());
         }
+        if let Some(output) = self.output.as_deref().filter(|output| output.is_file())
+            && let Ok(known) = output.canonicalize()
+        {
+            ensure!(!seen.contains(&known), "{} is a capture that is read: name another output", output.display());
+        }
         Ok(())
     }
 

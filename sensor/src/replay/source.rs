@@ -9,7 +9,7 @@ use std::path::Path;
 use std::rc::Rc;
 
 use anyhow::{Context, Result, ensure};
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
@@ -61,7 +61,7 @@ fn decompressed(mut raw: Counted) -> io::Result<Box<dyn Read>> {
     let whole = Cursor::new(magic).chain(raw);
     Ok(match compression[..] {
         [0x1f, 0x8b, ..] => {
-            let input = MultiGzDecoder::new(BufReader::with_capacity(COMPRESSED_READ, whole));
+            let input = Gzip::new(BufReader::with_capacity(COMPRESSED_READ, whole));
             Box::new(Named { name: "gzip", input })
         }
         [0x28, 0xb5, 0x2f, 0xfd] => {
@@ -96,6 +96,48 @@ impl<R: Read> Read for Named<R> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let name = self.name;
         self.input.read(into).map_err(|error| io::Error::new(error.kind(), format!("decompress ({name}): {error}")))
+    }
+}
+
+/// The members of a gzip file, one after the other (RFC 1952), and zeros behind them, as tapes and block copies pad.
+struct Gzip<R> {
+    /// `None` at the end of the file.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Gzip<R> {
+    fn new(input: R) -> Gzip<R> {
+        Gzip { member: Some(GzDecoder::new(input)) }
+    }
+}
+
+/// Whether anything but zeros is left: then its first byte is the next.
+fn skip_zeros(input: &mut impl BufRead) -> io::Result<bool> {
+    loop {
+        let bytes = input.fill_buf()?;
+        let zeros = bytes.iter().take_while(|byte| **byte == 0).count();
+        let (all, end) = (zeros == bytes.len(), bytes.is_empty());
+        input.consume(zeros);
+        if end || !all {
+            return Ok(!end);
+        }
+    }
+}
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(into)?;
+            if read > 0 || into.is_empty() {
+                return Ok(read);
+            }
+            if skip_zeros(member.get_mut())? {
+                self.member = self.member.take().map(|member| GzDecoder::new(member.into_inner()));
+            } else {
+                self.member = None;
+            }
+        }
+        Ok(0)
     }
 }
 

@@ -99,7 +99,7 @@ struct Slot {
 pub struct Table {
     timeouts: Timeouts,
     max_flows: usize,
-    /// Packet counts at which a flow is handed over without ending, ascending.
+    /// Packet counts at which a flow is handed over without ending, ascending; once for all that one packet reaches.
     snapshots: Vec<u64>,
     index: Index,
     /// Records by slot, in chunks of [`CHUNK`].
@@ -287,8 +287,11 @@ impl Table {
         {
             self.record_mut(number).quoted(packet.icmp_type, packet.icmp_code);
         }
-        while self.snapshots.get(self.slots[number as usize].taken as usize).is_some_and(|count| packets >= *count) {
-            self.slots[number as usize].taken += 1;
+        // A super-packet may reach several at once: one row, not the same again.
+        let taken = self.slots[number as usize].taken as usize;
+        let reached = self.snapshots[taken..].iter().take_while(|count| packets >= **count).count();
+        if reached > 0 {
+            self.slots[number as usize].taken += reached as u32;
             self.place_context(number, self.now_ns);
             sink(self.record(number), Reason::Snapshot)?;
         }
@@ -437,10 +440,10 @@ impl Table {
         reason: Reason,
         sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
     ) -> Result<(), E> {
-        for number in 0..self.slots.len() as u32 {
-            if self.order.holds(number) {
-                self.end(number, reason, sink)?;
-            }
+        let mut held: Vec<u32> = List::ALL.into_iter().flat_map(|list| self.order.of(list)).collect();
+        held.sort_unstable();
+        for number in held {
+            self.end(number, reason, sink)?;
         }
         self.due_ns = u64::MAX;
         Ok(())

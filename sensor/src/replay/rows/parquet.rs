@@ -148,7 +148,7 @@ impl Rows for Parquet<'_> {
 
     fn float(&mut self, value: f64) {
         match self.next() {
-            Some(Cells { present, .. }) if value.is_nan() => present.push(0),
+            Some(Cells { present, .. }) if !value.is_finite() => present.push(0),
             Some(Cells { present, values: Values::Float(values) }) => {
                 present.push(1);
                 values.push(value);

@@ -51,9 +51,10 @@ impl Order {
         Some(self.ends[list as usize].first).filter(|number| *number != NONE)
     }
 
-    /// Whether a slot is in a list.
-    pub(super) fn holds(&self, number: u32) -> bool {
-        self.links[number as usize].list.is_some()
+    /// The slots of a list, those idle longest first.
+    pub(super) fn of(&self, list: List) -> impl Iterator<Item = u32> {
+        let next = |number: &u32| Some(self.links[*number as usize].after).filter(|number| *number != NONE);
+        std::iter::successors(self.first(list), next)
     }
 
     /// Puts a slot that is in no list at the end of one.
