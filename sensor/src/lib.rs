@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod bpf;
 pub mod cli;
+pub mod community_id;
 pub mod config;
 pub mod context;
 pub mod control;

@@ -252,7 +252,7 @@ impl<'k> Run<'k> {
 
 fn compare(kernel: Option<&FlowRecord>, native: &FlowRecord, reason: Reason, outcome: &mut Outcome) {
     match reason {
-        Reason::Snapshot => outcome.snapshots += 1,
+        Reason::Snapshot(_) => outcome.snapshots += 1,
         _ => outcome.flows += 1,
     }
     let flow = || format!("{} ({} at packet {})", name(native), reason.name(), native.packets());

@@ -6,8 +6,11 @@
 //! the column `missing when` says so. Deviations are population deviations. Times are in seconds, so that a 32-bit
 //! float keeps their leading digits; lengths are in bytes. Frames are counted where times are (a super-packet of
 //! segmentation offload is one frame), wire packets everywhere else.
+//!
+//! [`COLUMNS`] declares what a row says beside that: which flow, when, why. No model is given those.
 
 mod base;
+mod columns;
 mod context;
 mod detail;
 mod flow;
@@ -16,6 +19,7 @@ use crate::context::HostContext;
 use crate::flow::FlowRecord;
 
 pub use self::base::responder_port;
+pub use self::columns::{COLUMNS, Column, ColumnKind};
 
 /// Moves on when a feature is added, removed or redefined.
 pub const CONTRACT_VERSION: u32 = 2;
@@ -78,26 +82,28 @@ pub fn by_name(name: &str) -> Option<&'static Feature> {
     FEATURES.iter().find(|feature| feature.name == name)
 }
 
-/// Identifies the whole contract: [`hash_of`] all features.
+/// Identifies the whole contract: all features, then all of [`COLUMNS`] in the same manner. No model's hash: that is
+/// [`hash_of`] its features.
 pub fn contract_hash() -> String {
-    hash(FEATURES.iter())
+    let columns = COLUMNS.iter().map(|column| [column.name, column.unit, column.definition, column.missing]);
+    hash(FEATURES.iter().map(hashed).chain(columns))
 }
 
 /// Identifies names, units and definitions of these features, in this order: what a model was trained on. A feature
 /// that is added to the contract changes no model's hash.
 pub fn hash_of(features: &[&Feature]) -> String {
-    hash(features.iter().copied())
+    hash(features.iter().map(|feature| hashed(feature)))
+}
+
+fn hashed(feature: &Feature) -> [&'static str; 4] {
+    [feature.name, feature.unit, feature.definition, feature.missing]
 }
 
 /// FNV-1a, 64 bits, as 16 hexadecimal digits, over name, unit, definition and missing rule, each ended by a zero byte.
-fn hash<'a>(features: impl Iterator<Item = &'a Feature>) -> String {
+fn hash(declared: impl Iterator<Item = [&'static str; 4]>) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for feature in features {
-        for text in [feature.name, feature.unit, feature.definition, feature.missing] {
-            for byte in text.bytes().chain([0]) {
-                hash = (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3);
-            }
-        }
+    for byte in declared.flatten().flat_map(|text| text.bytes().chain([0])) {
+        hash = (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3);
     }
     format!("{hash:016x}")
 }
@@ -185,7 +191,7 @@ mod tests {
         let of = |names: &[&str]| hash_of(&names.iter().map(|name| by_name(name).expect(name)).collect::<Vec<_>>());
         assert_ne!(of(&["protocol", "duration"]), of(&["duration", "protocol"]));
         assert_eq!(of(&["protocol"]), of(&["protocol"]));
-        assert_eq!(contract_hash(), hash_of(&FEATURES.iter().collect::<Vec<_>>()));
+        assert_ne!(contract_hash(), hash_of(&FEATURES.iter().collect::<Vec<_>>()), "the columns are in the contract's");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use sensor_common::features::{CONTRACT_VERSION, FEATURES, Feature, by_name, hash_of};
+use sensor_common::features::{COLUMNS, CONTRACT_VERSION, Column, FEATURES, Feature, by_name, contract_hash, hash_of};
 use serde::Serialize;
 use serde_json::json;
 
@@ -29,18 +29,29 @@ pub(super) fn json(value: &impl Serialize) -> Result<String> {
     Ok(serde_json::to_string_pretty(value).context("cannot write JSON")? + "\n")
 }
 
-/// The feature contract: all features, or those named.
+/// The feature contract: all of it, or the features that are named, as models name them.
 pub(super) fn features(format: Format, names: &[String]) -> Result<String> {
     let known = |name: &String| by_name(name).with_context(|| format!("there is no feature {name:?}"));
     let named: Vec<&Feature> = names.iter().map(known).collect::<Result<_>>()?;
-    let features = if names.is_empty() { FEATURES.iter().collect() } else { named };
-    let hash = hash_of(&features);
+    let (features, others, hash) = if names.is_empty() {
+        (FEATURES.iter().collect(), COLUMNS, contract_hash())
+    } else {
+        let hash = hash_of(&named);
+        (named, &[][..], hash)
+    };
     let title = format!("Feature contract {CONTRACT_VERSION}, hash {hash}, {} features", features.len());
     let rows = || features.iter().map(|f| [f.name, f.unit, f.group, f.missing, f.definition]);
     let columns = ["name", "unit", "group", "missing when", "definition"];
+    let about =
+        "Columns that are not for models: in exports they say which flow a row is of, when, and why it was written.";
+    let unit = |column: &Column| if column.unit.is_empty() { column.kind.name() } else { column.unit };
+    let other_rows = || others.iter().map(|c| [c.name, unit(c), c.group, c.missing, c.definition]);
+    let rest = |list: String| if others.is_empty() { String::new() } else { format!("\n{about}\n\n{list}") };
     Ok(match format {
-        Format::Table => title + "\n\n" + &table(&columns, &[], rows()),
-        Format::Markdown => format!("{title}\n\n{}", markdown(&columns, rows())),
+        Format::Table => title + "\n\n" + &table(&columns, &[], rows()) + &rest(table(&columns, &[], other_rows())),
+        Format::Markdown => {
+            format!("{title}\n\n{}{}", markdown(&columns, rows()), rest(markdown(&columns, other_rows())))
+        }
         Format::Json => {
             let list: Vec<_> = features
                 .iter()
@@ -54,7 +65,24 @@ pub(super) fn features(format: Format, names: &[String]) -> Result<String> {
                     })
                 })
                 .collect();
-            json(&json!({ "version": CONTRACT_VERSION, "hash": hash, "features": list }))?
+            let others: Vec<_> = others
+                .iter()
+                .map(|column| {
+                    json!({
+                        "name": column.name,
+                        "type": column.kind.name(),
+                        "unit": column.unit,
+                        "group": column.group,
+                        "definition": column.definition,
+                        "missing": column.missing,
+                    })
+                })
+                .collect();
+            let mut document = json!({ "version": CONTRACT_VERSION, "hash": hash, "features": list });
+            if names.is_empty() {
+                document["columns_not_for_models"] = others.into();
+            }
+            json(&document)?
         }
     })
 }
@@ -310,7 +338,10 @@ mod tests {
         for format in [Format::Table, Format::Json, Format::Markdown] {
             let text = features(format, &[]).expect("text");
             assert!(FEATURES.iter().all(|feature| text.contains(feature.name)), "{text}");
-            assert!(text.contains(&hash_of(&FEATURES.iter().collect::<Vec<_>>())));
+            assert!(COLUMNS.iter().all(|column| text.contains(column.definition)), "{text}");
+            assert!(text.contains(&contract_hash()));
+            let text = features(format, &["protocol".to_owned()]).expect("text");
+            assert!(!text.contains("not_for_models") && !text.contains("not for models"), "{text}");
             let text = metrics(format).expect("text");
             assert!(declared::ALL.iter().all(|metric| text.contains(metric.name)), "{text}");
         }

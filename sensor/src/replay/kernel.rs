@@ -380,7 +380,7 @@ impl Turn<'_> {
     /// If the kernel does not run the frame.
     pub fn fetch(&mut self, host: &FlowRecord, reason: Reason) -> Result<Option<FlowRecord>> {
         let found = match reason {
-            Reason::Snapshot => {
+            Reason::Snapshot(_) => {
                 self.run()?;
                 self.replay.find(&host.key)?.map(|(_, record)| record)
             }

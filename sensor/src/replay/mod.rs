@@ -357,7 +357,7 @@ struct Counting<'a, 'b> {
 
 impl engine::Sink for Counting<'_, '_> {
     fn record(&mut self, record: &FlowRecord, reason: Reason) -> Result<()> {
-        if reason != Reason::Snapshot {
+        if reason.is_end() {
             self.flows += 1;
             self.recorded += arrivals(record);
         }

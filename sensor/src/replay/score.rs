@@ -184,7 +184,7 @@ impl Sink for Numbered<'_> {
             self.next += 1;
             self.next - 1
         });
-        if reason != Reason::Snapshot {
+        if reason.is_end() {
             self.numbers.remove(&flow);
         }
         (self.take)(number, &Sample { record, context: &self.context.get() }, reason)

@@ -52,8 +52,8 @@ impl Default for Timeouts {
 /// Why a record was handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// Not ended: it reached a snapshot.
-    Snapshot,
+    /// Not ended: it reached the n-th packet count for snapshots, from 1.
+    Snapshot(u32),
     /// No packet for the idle timeout.
     Idle,
     /// The active timeout was reached.
@@ -71,10 +71,15 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Whether the flow is over: this record is its last.
+    pub const fn is_end(self) -> bool {
+        !matches!(self, Reason::Snapshot(_))
+    }
+
     /// The name in exports.
     pub const fn name(self) -> &'static str {
         match self {
-            Reason::Snapshot => "snapshot",
+            Reason::Snapshot(_) => "snapshot",
             Reason::Idle => "idle",
             Reason::Active => "active",
             Reason::Closed => "closed",
@@ -293,7 +298,7 @@ impl Table {
         if reached > 0 {
             self.slots[number as usize].taken += reached as u32;
             self.place_context(number, self.now_ns);
-            sink(self.record(number), Reason::Snapshot)?;
+            sink(self.record(number), Reason::Snapshot(self.slots[number as usize].taken))?;
         }
         Ok(())
     }

@@ -187,6 +187,12 @@ fn packets_are_accounted_for() {
     assert!(found.report.contains("7 packets = 6 in 1 flows + 1 not_ip"), "{}", found.report);
     let ends: Vec<_> = (0..3).map(|row| (found.get(row, "packets"), found.get(row, "end"))).collect();
     assert_eq!(ends, [("2", "snapshot"), ("4", "snapshot"), ("6", "end")]);
+    let numbers: Vec<_> = (0..3).map(|row| (found.get(row, "snapshot"), found.get(row, "last_seen_ns"))).collect();
+    assert_eq!(numbers, [("1", "1000001000000"), ("2", "1000002500000"), ("0", "1000004000000")]);
+    // By PyPI's communityid.
+    assert_eq!(found.get(0, "community_id"), "1:gWuOVgqeM+8hWEx6+4ouyqzPM38=");
+    assert_eq!((found.get(0, "initiator_known_by"), found.get(0, "encapsulation")), ("syn", "none"));
+    assert_eq!((found.get(0, "vlan_outer"), found.get(0, "interface"), found.get(0, "tunnel_id")), ("", "", ""));
     assert_eq!((found.get(2, "src"), found.get(2, "sport")), ("198.18.0.1", "1000"));
     assert_eq!(
         (found.get(2, "dst"), found.get(2, "dport"), found.get(2, "protocol_name")),
@@ -213,7 +219,7 @@ fn flows_end_when_they_should() {
     let long: Vec<_> = (0..=61).map(|minute| data(minute * 30)).collect();
     assert_eq!(ends(&long), ["active 60", "end 2"]);
     let reset = |at_s: u64| (at_s * SECOND_NS, tcp(true, 0x04, 0));
-    assert_eq!(ends(&[data(0), reset(0), data(1), data(4)]), ["closed 3", "end 1"]);
+    assert_eq!(ends(&[data(0), reset(0), data(1), data(4)]), ["rst 3", "end 1"]);
     let syn = (SECOND_NS, tcp(false, 0x02, 0));
     assert_eq!(ends(&[data(0), reset(0), syn]), ["reopened 2", "end 1"]);
     assert_eq!(ends(&[data(100), data(50), data(101)]), ["end 3"], "a small step back is not a new recording");

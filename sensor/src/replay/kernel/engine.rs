@@ -108,8 +108,8 @@ impl<'k> Pair<'k> {
         let key = parsed.ok().map(|packet| packet.key);
         let mut turn = kernel.turn(captured.time_ns.saturating_add(*skew_ns), key);
         let (held, mut ended) = (host.flows(), 0);
-        let mut both = |native: &FlowRecord, reason| {
-            ended += (reason != Reason::Snapshot) as usize;
+        let mut both = |native: &FlowRecord, reason: Reason| {
+            ended += reason.is_end() as usize;
             sink(turn.fetch(native, reason)?.as_ref(), native, reason)
         };
         host.frame(captured, &mut both)?;

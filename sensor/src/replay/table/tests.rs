@@ -90,7 +90,7 @@ fn records_come_with_their_host_context() {
     table.packet(&packet(9), start + 200 * SECOND_NS, &mut sink).expect("taken");
     table.finish(&mut sink).expect("taken");
     let (host, reason, context) = seen[0];
-    assert_eq!((host, reason), (7, Reason::Snapshot));
+    assert_eq!((host, reason), (7, Reason::Snapshot(1)));
     let service = context.service.expect("known")[1];
     assert_eq!((service.new_flows, service.judged, service.unanswered), (50, 50, 50));
     assert!((35..70).contains(&service.sources), "{service:?}");

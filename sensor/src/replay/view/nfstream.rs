@@ -91,7 +91,7 @@ const IDENTITY: [Column; 14] = [
     integer("expiration_id", "1", "why the flow ended: 0 idle or end of the capture, 1 active timeout", |row| {
         Some(match row.reason {
             Reason::Active => 1,
-            Reason::Snapshot => -1,
+            Reason::Snapshot(_) => -1,
             _ => 0,
         })
     })

@@ -1,31 +1,38 @@
-//! The view `sensor`: who, when, why the row was written, its label, then the whole feature contract.
+//! The view `sensor`: the whole contract. First [`COLUMNS`] (who, when, why the row was written, its label), then the
+//! features.
 
-use sensor_common::features::{FEATURES, Feature};
-use sensor_common::packet::protocol;
+use sensor_common::features::{COLUMNS, FEATURES, Feature};
+use sensor_common::flow::{FlowRecord, state};
+use sensor_common::packet::{Encapsulation, protocol};
 
-use super::{Column, Row, Value, integer, put, text};
+use super::{Column, Row, Value, put};
+use crate::community_id::community_id;
+use crate::replay::table::Reason;
 
-/// Columns in front of the features.
-const IDENTITY: [Column; 10] = [
-    text("capture", "the capture, as it was named", |row, text| text.push_str(row.capture)),
-    text("src", "address of the initiator", |row, text| put(text, row.source.address)),
-    integer("sport", "1", "port of the initiator, 0 without ports", |row| Some(row.source.port.into())),
-    text("dst", "address of the responder", |row, text| put(text, row.destination.address)),
-    integer("dport", "1", "port of the responder, 0 without ports", |row| Some(row.destination.port.into())),
-    text("protocol_name", "IP protocol: tcp, udp, icmp, icmpv6, sctp, else its number", protocol_name),
-    integer(
-        "first_ns",
-        "nanoseconds",
-        "time of the first packet since the epoch of the capture (usually 1970, UTC)",
-        |row| Some(row.record.first_ns as i64),
-    ),
-    integer("packets", "packets", "wire packets of both directions", |row| Some(row.record.packets() as i64)),
-    text("end", "why the row was written: snapshot, or how the flow ended", |row, text| {
-        text.push_str(row.reason.name())
-    }),
-    text("label", "label by the rules of --labels, empty without one", |row, text| {
-        text.push_str(row.label());
-    }),
+/// What stands in each of [`COLUMNS`], by name, in their order.
+const VALUES: [(&str, Value); COLUMNS.len()] = [
+    ("capture", Value::Text(|row, text| text.push_str(row.capture))),
+    ("src", Value::Text(|row, text| put(text, row.source.address))),
+    ("sport", Value::Integer(|row| Some(row.source.port.into()))),
+    ("dst", Value::Text(|row, text| put(text, row.destination.address))),
+    ("dport", Value::Integer(|row| Some(row.destination.port.into()))),
+    ("protocol_name", Value::Text(protocol_name)),
+    ("first_ns", Value::Integer(|row| Some(row.record.first_ns as i64))),
+    ("packets", Value::Integer(|row| Some(row.record.packets() as i64))),
+    ("end", Value::Text(|row, text| text.push_str(end(row.reason, row.record)))),
+    ("label", Value::Text(|row, text| text.push_str(row.label()))),
+    ("vlan_outer", Value::Integer(|row| id(row.record.key.vlans[0].into()))),
+    ("vlan_inner", Value::Integer(|row| id(row.record.key.vlans[1].into()))),
+    ("encapsulation", Value::Text(encapsulation)),
+    ("tunnel_id", Value::Integer(|row| id(row.record.key.tunnel))),
+    ("interface", Value::Integer(|row| id(row.record.ifindex))),
+    ("community_id", Value::Text(|row, text| text.push_str(&community_id(row.record)))),
+    ("initiator_known_by", Value::Text(initiator_known_by)),
+    // The record's clock is the capture's here.
+    ("first_seen_ns", Value::Integer(|row| Some(row.record.first_ns as i64))),
+    ("last_seen_ns", Value::Integer(|row| Some(row.record.last_ns as i64))),
+    ("last_ns", Value::Integer(|row| Some(row.record.last_ns as i64))),
+    ("snapshot", Value::Integer(|row| Some(snapshot(row.reason)))),
 ];
 
 pub(super) fn columns() -> Vec<Column> {
@@ -36,7 +43,14 @@ pub(super) fn columns() -> Vec<Column> {
         differs: "",
         value: if feature.whole { Value::Whole(feature) } else { Value::Real(feature) },
     };
-    IDENTITY.into_iter().chain(FEATURES.iter().map(feature)).collect()
+    let declared = COLUMNS.iter().zip(VALUES).map(|(column, (_, value))| Column {
+        name: column.name,
+        unit: column.unit,
+        definition: column.definition,
+        differs: "",
+        value,
+    });
+    declared.chain(FEATURES.iter().map(feature)).collect()
 }
 
 fn protocol_name(row: &Row<'_>, text: &mut String) {
@@ -47,5 +61,67 @@ fn protocol_name(row: &Row<'_>, text: &mut String) {
         protocol::ICMPV6 => text.push_str("icmpv6"),
         protocol::SCTP => text.push_str("sctp"),
         number => put(text, number),
+    }
+}
+
+/// A number where 0 stands for none.
+fn id(number: u32) -> Option<i64> {
+    (number != 0).then_some(number.into())
+}
+
+/// The name of a reason; of a connection that TCP closed, by what.
+fn end(reason: Reason, record: &FlowRecord) -> &'static str {
+    match reason {
+        Reason::Closed if record.state & state::GRACEFUL != 0 => "fin",
+        Reason::Closed if record.state & state::RST != 0 => "rst",
+        _ => reason.name(),
+    }
+}
+
+fn snapshot(reason: Reason) -> i64 {
+    match reason {
+        Reason::Snapshot(number) => number.into(),
+        _ => 0,
+    }
+}
+
+fn encapsulation(row: &Row<'_>, text: &mut String) {
+    let number = row.record.key.encapsulation;
+    let found = Encapsulation::TUNNELS.into_iter().find(|tunnel| *tunnel as u8 == number);
+    text.push_str(found.unwrap_or(Encapsulation::None).name());
+}
+
+fn initiator_known_by(row: &Row<'_>, text: &mut String) {
+    let by_syn = row.record.state & state::INITIATOR_BY_SYN != 0;
+    text.push_str(if by_syn { "syn" } else { "first_packet" });
+}
+
+#[cfg(test)]
+mod tests {
+    use sensor_common::features::ColumnKind;
+
+    use super::*;
+    use crate::replay::view::Kind;
+
+    #[test]
+    fn values_are_those_of_the_declared_columns() {
+        for ((declared, (name, _)), column) in COLUMNS.iter().zip(VALUES).zip(columns()) {
+            let kind = match declared.kind {
+                ColumnKind::Text => Kind::Text,
+                ColumnKind::Integer => Kind::Integer,
+            };
+            assert_eq!((declared.name, kind), (name, column.kind()));
+        }
+        assert_eq!(columns().len(), COLUMNS.len() + FEATURES.len());
+    }
+
+    #[test]
+    fn a_closed_connection_ended_by_fin_or_by_reset() {
+        let of = |bits| end(Reason::Closed, &FlowRecord { state: bits, ..FlowRecord::zeroed() });
+        assert_eq!(of(state::CLOSED | state::GRACEFUL), "fin");
+        assert_eq!(of(state::CLOSED | state::RST), "rst");
+        assert_eq!(of(state::CLOSED | state::GRACEFUL | state::RST), "fin", "it was over before the reset");
+        let open = FlowRecord { state: state::CLOSED | state::RST, ..FlowRecord::zeroed() };
+        assert_eq!((end(Reason::Idle, &open), snapshot(Reason::Snapshot(3))), ("idle", 3));
     }
 }
