@@ -29,13 +29,16 @@ fn packets_in(path: &Path) -> u64 {
 
 #[test]
 fn every_packet_of_every_capture_is_accounted_for() {
-    let folder = std::env::var_os("SENSOR_CAPTURES")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/captures"), PathBuf::from);
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = std::env::var_os("SENSOR_CAPTURES").map_or_else(|| here.join("../../shared/captures"), PathBuf::from);
     let mut paths = Vec::new();
     files(&folder, &mut paths);
     if paths.is_empty() {
-        println!("no captures at {} (set SENSOR_CAPTURES to a folder of them): nothing was read", folder.display());
-        return;
+        println!(
+            "no captures at {} (set SENSOR_CAPTURES to a folder of them): reading those of tests/golden only",
+            folder.display()
+        );
+        files(&here.join("../tests/golden/captures"), &mut paths);
     }
     for parser in [packet::Options::NONE, packet::Options::ALL] {
         balance(&paths, parser);
