@@ -3,7 +3,10 @@
 //! Invariant: a [`Config`] that passed [`Config::validate`] needs no further checks of ranges anywhere.
 //! `config/sensor.toml` lists every setting with its default; a test holds the two together. Called by `cli`.
 
+mod flows;
+mod forms;
 mod kinds;
+mod model;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,13 +15,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use ipnet::IpNet;
-use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, MAX_ENTRIES, MIN_ENTRIES};
 use sensor_common::counter::MAX_INTERFACES;
-use sensor_common::packet;
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 use serde::{Deserialize, Serialize};
 
+pub use self::flows::{ContextConfig, FlowsConfig};
+use self::forms::{duration, empty_is_none};
 pub use self::kinds::{ActionName, BpfLog, LogFormat, Mode, Tunnel, XdpMode};
+pub use self::model::ModelConfig;
 
 /// The documented default configuration file.
 pub const DEFAULT_FILE: &str = include_str!("../../config/sensor.toml");
@@ -66,36 +70,6 @@ pub struct KernelConfig {
     pub bpf_log: BpfLog,
 }
 
-/// `[context]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ContextConfig {
-    /// Whether sources and services are followed.
-    pub enabled: bool,
-    /// Source addresses that are kept (a power of two).
-    pub sources: u32,
-    /// Services that are kept (a power of two).
-    pub services: u32,
-}
-
-/// `[flows]`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct FlowsConfig {
-    /// Tunnels whose inner flows are counted in place of the outer one.
-    pub tunnels: Vec<Tunnel>,
-    /// Whether the first payload bytes are looked at for the payload-hint features.
-    pub payload_hints: bool,
-}
-
-impl FlowsConfig {
-    /// The same for the parser.
-    pub fn parser_options(&self) -> packet::Options {
-        let tunnels = self.tunnels.iter().fold(0, |bits, tunnel| bits | packet::Encapsulation::from(*tunnel).bit());
-        packet::Options { tunnels, payload_hints: self.payload_hints }
-    }
-}
-
 /// `[agent]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -120,40 +94,6 @@ pub struct AgentConfig {
     pub rescore_interval: Duration,
     /// The control socket.
     pub socket: PathBuf,
-}
-
-/// `[model]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelConfig {
-    /// The ONNX file; `None` (in the file: ""): flows are recorded and counted, nothing is scored.
-    #[serde(with = "empty_is_none")]
-    pub path: Option<PathBuf>,
-    /// A second model that is scored beside the first, without effect; `None` (in the file: ""): none.
-    #[serde(with = "empty_is_none")]
-    pub shadow: Option<PathBuf>,
-    /// Whether a file that changes is loaded again.
-    pub watch: bool,
-    /// Largest number of flows in one inference call.
-    pub max_batch: u32,
-    /// Threads that share a large inference call.
-    pub threads: u32,
-    /// Flows scored in one poll; the rest waits for the next.
-    pub max_flows_per_poll: u32,
-    /// Largest model file, MiB.
-    pub max_file_mib: u32,
-    /// Memory that the check of a model may take, MiB.
-    pub load_memory_mib: u32,
-    /// Time that the check of a model may take.
-    #[serde(with = "duration")]
-    pub load_timeout: Duration,
-    /// Longest inference call of a full batch that a model is taken with.
-    #[serde(with = "duration")]
-    pub max_inference: Duration,
-    /// Scored flows in one window of the drift indices, 0 = none are computed.
-    pub drift_window: u32,
-    /// Whether drops become tags while drift is high.
-    pub drift_fallback: bool,
 }
 
 /// `[policy]`
@@ -221,12 +161,6 @@ impl Default for KernelConfig {
     }
 }
 
-impl Default for ContextConfig {
-    fn default() -> ContextConfig {
-        ContextConfig { enabled: true, sources: DEFAULT_SOURCES, services: DEFAULT_SERVICES }
-    }
-}
-
 impl Default for AgentConfig {
     fn default() -> AgentConfig {
         AgentConfig {
@@ -237,25 +171,6 @@ impl Default for AgentConfig {
             closed_linger: Duration::from_secs(2),
             rescore_interval: Duration::from_secs(10),
             socket: PathBuf::from("/run/sensor/sensor.sock"),
-        }
-    }
-}
-
-impl Default for ModelConfig {
-    fn default() -> ModelConfig {
-        ModelConfig {
-            path: Some(PathBuf::from("models/sensor.onnx")),
-            shadow: None,
-            watch: true,
-            max_batch: 512,
-            threads: 1,
-            max_flows_per_poll: 8192,
-            max_file_mib: 64,
-            load_memory_mib: 2048,
-            load_timeout: Duration::from_secs(30),
-            max_inference: Duration::from_millis(500),
-            drift_window: 2000,
-            drift_fallback: false,
         }
     }
 }
@@ -309,13 +224,6 @@ impl KernelConfig {
     }
 }
 
-impl ContextConfig {
-    /// Sources and services that are kept, `None` = off.
-    pub fn sizes(&self) -> Option<(u32, u32)> {
-        self.enabled.then_some((self.sources, self.services))
-    }
-}
-
 impl Config {
     /// Reads a file. Ranges are checked by [`Config::validate`], after the command line was applied.
     ///
@@ -365,13 +273,7 @@ impl Config {
         );
         within("kernel.evict_idle", kernel.evict_idle, SECOND, 60 * MINUTE)?;
 
-        for (name, entries) in [("context.sources", context.sources), ("context.services", context.services)] {
-            ensure!(
-                entries.is_power_of_two() && (MIN_ENTRIES..=MAX_ENTRIES).contains(&entries),
-                "{name} = {entries}: must be a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}"
-            );
-        }
-
+        context.validate()?;
         within("agent.poll_interval", agent.poll_interval, Duration::from_millis(10), SECOND)?;
         within("agent.lease", agent.lease, Duration::from_millis(50), MINUTE)?;
         ensure!(
@@ -391,19 +293,7 @@ impl Config {
             agent.socket.display()
         );
 
-        number("model.max_batch", model.max_batch, 1, 4096)?;
-        number("model.threads", model.threads, 1, crate::model::network::MAX_THREADS as u32)?;
-        number("model.max_flows_per_poll", model.max_flows_per_poll, model.max_batch, 1 << 20)?;
-        ensure!(
-            model.shadow.is_none() || model.path.is_some(),
-            "model.shadow is set and model.path is not: a shadow is compared with the model beside it"
-        );
-        number("model.max_file_mib", model.max_file_mib, 1, 1024)?;
-        number("model.load_memory_mib", model.load_memory_mib, 256, 1 << 16)?;
-        within("model.load_timeout", model.load_timeout, SECOND, 10 * MINUTE)?;
-        within("model.max_inference", model.max_inference, Duration::from_millis(1), MINUTE)?;
-        number("model.drift_window", model.drift_window, 0, 10_000_000)?;
-
+        model.validate()?;
         if let Some(threshold) = policy.threshold {
             ensure!((0.0..=1.0).contains(&threshold), "policy.threshold = {threshold}: must be from 0.0 to 1.0");
         }
@@ -465,50 +355,6 @@ fn check_interfaces(interfaces: &[String]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Durations as people write them: `100ms`, `5s`, `10m`.
-mod duration {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(*value))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        humantime::parse_duration(&text)
-            .map_err(|error| D::Error::custom(format!("\"{text}\" is not a duration such as \"100ms\": {error}")))
-    }
-}
-
-/// An optional value that the file spells "" when it is absent, so that a default can be switched off.
-mod empty_is_none {
-    use std::fmt::Display;
-    use std::str::FromStr;
-
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-
-    pub(super) fn serialize<T: Serialize, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(value) => value.serialize(serializer),
-            None => serializer.serialize_str(""),
-        }
-    }
-
-    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
-    where
-        T: FromStr<Err: Display>,
-        D: Deserializer<'de>,
-    {
-        let text = String::deserialize(deserializer)?;
-        if text.is_empty() {
-            return Ok(None);
-        }
-        text.parse().map(Some).map_err(|error| D::Error::custom(format!("\"{text}\": {error}")))
-    }
 }
 
 #[cfg(test)]

@@ -3,10 +3,9 @@
 //! Owns the kernel programs, the model and the memory of every slot, so nothing here is locked. A failure inside one
 //! poll (a model that cannot be run, a record that writers keep) is counted and the next poll goes on.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
@@ -33,19 +32,6 @@ use crate::view::Request;
 
 /// How often the programs' messages are read.
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Prints lines from a thread of its own, which ends with the process.
-fn print_lines() -> std::io::Result<SyncSender<String>> {
-    let (lines, printer) = std::sync::mpsc::sync_channel::<String>(4);
-    std::thread::Builder::new().name("sensor-summary".to_owned()).spawn(move || {
-        for line in printer {
-            if writeln!(std::io::stdout(), "{line}").is_err() {
-                break;
-            }
-        }
-    })?;
-    Ok(lines)
-}
 
 /// A flow whose record was copied in this poll.
 #[derive(Clone, Copy)]
@@ -157,7 +143,7 @@ impl Poller {
         let interval = self.config.agent.poll_interval;
         let mut next = Instant::now();
         let mut second = Instant::now();
-        let printer = print_lines().context("cannot start the thread that prints the summary")?;
+        let printer = report::print_lines().context("cannot start the thread that prints the summary")?;
         if let Some(mut flush) = self.kernel.take_logs() {
             // A thread of its own, which ends with the process: in a flood, formatting is slower than the programs write.
             let read = move || loop {

@@ -1,0 +1,61 @@
+//! `[context]` and `[flows]`: what is read of packets, and what is kept beside flows.
+
+use anyhow::{Result, ensure};
+use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, MAX_ENTRIES, MIN_ENTRIES};
+use sensor_common::packet;
+use serde::{Deserialize, Serialize};
+
+use super::Tunnel;
+
+/// `[context]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ContextConfig {
+    /// Whether sources and services are followed.
+    pub enabled: bool,
+    /// Source addresses that are kept (a power of two).
+    pub sources: u32,
+    /// Services that are kept (a power of two).
+    pub services: u32,
+}
+
+/// `[flows]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FlowsConfig {
+    /// Tunnels whose inner flows are counted in place of the outer one.
+    pub tunnels: Vec<Tunnel>,
+    /// Whether the first payload bytes are looked at for the payload-hint features.
+    pub payload_hints: bool,
+}
+
+impl FlowsConfig {
+    /// The same for the parser.
+    pub fn parser_options(&self) -> packet::Options {
+        let tunnels = self.tunnels.iter().fold(0, |bits, tunnel| bits | packet::Encapsulation::from(*tunnel).bit());
+        packet::Options { tunnels, payload_hints: self.payload_hints }
+    }
+}
+
+impl Default for ContextConfig {
+    fn default() -> ContextConfig {
+        ContextConfig { enabled: true, sources: DEFAULT_SOURCES, services: DEFAULT_SERVICES }
+    }
+}
+
+impl ContextConfig {
+    /// Sources and services that are kept, `None` = off.
+    pub fn sizes(&self) -> Option<(u32, u32)> {
+        self.enabled.then_some((self.sources, self.services))
+    }
+
+    pub(super) fn validate(&self) -> Result<()> {
+        for (name, entries) in [("context.sources", self.sources), ("context.services", self.services)] {
+            ensure!(
+                entries.is_power_of_two() && (MIN_ENTRIES..=MAX_ENTRIES).contains(&entries),
+                "{name} = {entries}: must be a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}"
+            );
+        }
+        Ok(())
+    }
+}
