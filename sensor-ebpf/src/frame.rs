@@ -224,6 +224,8 @@ impl Frame for SkbFrame {
     }
     #[inline(always)]
     fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
+        // The compiler tested another copy of the number, of which kernels before 6.10 do not see that it is the same.
+        let len = atomic::opaque(len as u64) as u32;
         if offset < self.missing || len == 0 || len > SAMPLE_BYTES as u32 {
             return false;
         }
