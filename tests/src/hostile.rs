@@ -116,18 +116,19 @@ fn range() -> Vec<u8> {
     graph(&nodes, &[floats("from", &[], &[0.0]), floats("to", &[], &[1e12]), floats("step", &[], &[1.0])])
 }
 
-/// The linear model plus nothing: zero times what `nodes` make of `m`, the largest value of the input, in `n`.
+/// The linear model plus next to nothing (zero would be optimised away): a tiny part of what `nodes` make of `m`, the largest value of the input, in `n`.
 fn with_nothing(nodes: Vec<Message>) -> Vec<u8> {
     let keep = Message::default().text(1, "keepdims").number(3, 0).number(20, 2);
     let mut all = vec![
         node("MatMul", &["x", "w"], "linear"),
         node("ReduceMax", &["x"], "m").message(5, &keep),
-        node("Mul", &["n", "zero"], "nothing"),
+        node("Mul", &["n", "tiny"], "nothing"),
         node("Add", &["linear", "nothing"], "logits"),
         last("logits"),
     ];
     all.splice(2..2, nodes);
-    let scalars = [("zero", 0.0), ("one", 1.0), ("many", 1e6)].map(|(name, value)| floats(name, &[], &[value]));
+    let scalars =
+        [("zero", 0.0), ("tiny", 1e-30), ("one", 1.0), ("many", 1e6)].map(|(name, value)| floats(name, &[], &[value]));
     let mut tensors = vec![floats("w", &[2, 2], &[40.0, 0.0, -0.2, 0.0])];
     tensors.extend(scalars);
     graph(&all, &tensors)
