@@ -87,9 +87,12 @@ fn captured(path: &Path) -> FlowRecord {
 }
 
 /// What a super-packet cannot tell of its segments: they arrive as one, behind one link header; and what depends on how
-/// the two directions interleave, which two places see differently.
+/// the two directions interleave, or on an order that the way between two places may change.
 fn is_of_arrivals(field: &str) -> bool {
-    field.starts_with("first") || field.ends_with("arrivals") || matches!(field, "frame_bytes" | "bursts" | "ifindex")
+    let order = ["arrivals", ".gap_end", ".out_of_order", ".retransmitted", ".duplicate_acks"];
+    field.starts_with("first")
+        || order.iter().any(|end| field.ends_with(end))
+        || matches!(field, "frame_bytes" | "bursts" | "ifindex")
 }
 
 /// One transfer; the edge's record and the receiver's, which agree.
