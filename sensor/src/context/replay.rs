@@ -136,6 +136,11 @@ impl Replay {
     }
 
     #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.visits.len()
+    }
+
+    #[cfg(test)]
     pub(super) fn ledger_mut(&mut self) -> &mut Ledger {
         &mut self.ledger
     }

@@ -214,3 +214,15 @@ fn features_have_their_values() {
     assert!(value(&context, "src_failed_share_1s").is_nan() && value(&context, "dst_sources_1s").is_nan());
     assert_eq!(value(&context, "src_new_flows_60s"), 0.0);
 }
+
+#[test]
+fn looks_do_not_pile_up_while_time_stands_still() {
+    let mut bench = Bench::new();
+    bench.packet(&frame((1, 1000), SERVER, protocol::TCP, SYN));
+    for generation in 2..10_000 {
+        bench.replay.packet(0, generation, bench.now_ns);
+        assert!(bench.replay.waiting() <= 1024);
+    }
+    bench.wait(2 * SECOND);
+    assert_eq!(bench.replay.waiting(), 0, "that of the last flow was taken");
+}

@@ -164,6 +164,7 @@ fn every_format_gives_the_same_rows() {
         pcapng(&frames, true),
         pcapng(&frames, false),
         gzip(&[&plain[..100], &plain[100..]]),
+        [gzip(&[&plain[..100]]), vec![0; 3], gzip(&[&plain[100..]]), vec![0; 200_000]].concat(),
         zstd(&[&plain[..100], &plain[100..]]),
     ] {
         let found = extract_bytes(&file, &[2, 4]);

@@ -1,6 +1,7 @@
 //! Bulks, bursts, subflows, active and idle periods, inter-arrival bins.
 
 use super::build::{MS, SECOND, START, record, tcp, udp};
+use crate::features::{Sample, by_name};
 use crate::flow::{FlowRecord, Periods};
 use crate::packet::Packet;
 use crate::tcp::ACK;
@@ -101,4 +102,22 @@ fn inter_arrival_bins_hold_every_frame_but_the_first() {
     let record = record(&[(0, udp(false, 1)), (8_000, udp(false, 1)), (MS, udp(true, 1)), (MS + 9_000, udp(false, 1))]);
     assert_eq!(record.forward().iat_bins, [1, 0, 0, 1, 0, 0, 0, 0]);
     assert_eq!(record.reverse().map(|half| half.iat_bins), Some([0; 8]));
+}
+
+/// As doubles, the squares of long gaps would swallow the spread between them.
+#[test]
+fn a_beacon_keeps_its_jitter() {
+    let value = |record: &FlowRecord, name: &str| (by_name(name).expect(name).value)(&Sample::of(record));
+    for (gap, jitter) in [(SECOND, 10), (30 * SECOND, 500), (SECOND, 0)] {
+        // Gaps of one jitter more and one less, in turn; payloads of 1,000 bytes, one more or less.
+        let at = |n: u64| (n * gap + n % 2 * jitter, udp(false, 999 + (n % 2 * 2) as u32));
+        let record = record(&(0..=240).map(at).collect::<Vec<_>>());
+        for name in ["fwd_iat_std", "flow_iat_std"] {
+            assert_eq!(value(&record, name), jitter as f64 / 1e9, "{name} of gaps of {gap} ns");
+        }
+        assert_eq!(value(&record, "flow_iat_mean"), gap as f64 / 1e9);
+        let (ones, all) = (120.0, 241.0);
+        let expected = 2.0 * f64::sqrt(ones * (all - ones)) / all;
+        assert!((value(&record, "fwd_payload_std") - expected).abs() < 1e-15);
+    }
 }

@@ -104,3 +104,26 @@ fn records_come_with_their_host_context() {
     let (_, reason, context) = seen.last().expect("ended");
     assert_eq!((*reason, context.service.expect("known")[1].new_flows), (Reason::End, 1));
 }
+
+#[test]
+fn a_super_packet_that_reaches_several_snapshots_is_one_row() {
+    let mut table = Table::new(Timeouts::default(), vec![2, 3, 7, 12]);
+    let mut seen = Vec::new();
+    let mut sink = |record: &FlowRecord, reason: Reason| {
+        seen.push((record.packets(), reason));
+        Ok::<_, ()>(())
+    };
+    let large = Packet { segments: 5, segment_size: 15, ..packet(1) };
+    for at_s in 1..=3 {
+        table.packet(&large, at_s * SECOND_NS, &mut sink).expect("taken");
+    }
+    assert_eq!(seen, [(5, Reason::Snapshot), (10, Reason::Snapshot), (15, Reason::Snapshot)]);
+}
+
+#[test]
+fn flows_end_in_the_order_of_their_slots() {
+    let mut table = table(10);
+    assert_eq!(ends(&mut table, &[(100, 1), (101, 2), (102, 3), (103, 1)]), []);
+    let expected = [(1, 2, Reason::Clock), (2, 1, Reason::Clock), (3, 1, Reason::Clock)];
+    assert_eq!(ends(&mut table, &[(1, 4)]), expected);
+}

@@ -129,9 +129,36 @@ fn what_cannot_work_is_said_before_anything_is_read() {
     assert!(error(&|options| options.max_flows = 0).contains("at least one flow"));
     assert!(error(&|options| options.output = Some("flows.xlsx".into())).contains("ending .xlsx"));
     assert!(error(&|options| options.output = Some(folder.path().into())).contains("is a directory"));
+    let text = error(&|options| (options.output, options.force) = (Some(twice.clone()), true));
+    assert!(text.contains("is a capture that is read"), "{text}");
     let text = error(&|options| {
         options.output = Some(folder.path().join("a.csv"));
         options.captures = vec![folder.path().into()];
     });
     assert!(text.contains("it is a directory: name the captures inside it"), "{text}");
+}
+
+#[test]
+fn a_section_describes_so_many_interfaces() {
+    let described = |count: usize| {
+        let file = pcapng(&conversation(), false);
+        // The section header has 28 bytes; an interface without options 20.
+        let interface = [&[1, 0, 0, 0, 20, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0][..], &[20, 0, 0, 0]].concat();
+        extract_bytes(&[&file[..28], &file[28..], &interface.repeat(count)].concat(), &[]).result
+    };
+    described(capture::MAX_INTERFACES - 1).expect("readable");
+    let text = format!("{:#}", described(capture::MAX_INTERFACES).expect_err("one too many"));
+    assert!(text.contains("more than 65536 interfaces"), "{text}");
+}
+
+#[test]
+fn times_stay_where_records_can_hold_them() {
+    let time_of = |file: &[u8]| {
+        let mut capture = Capture::open(file).expect("a capture");
+        capture.read().expect("readable").expect("a packet").time_ns
+    };
+    let mut file = pcap(&conversation(), false, true, 1);
+    file[24..32].fill(0);
+    assert_eq!(time_of(&file), 1, "0 is no time");
+    assert_eq!(time_of(&pcapng(&[(u64::MAX - 1_000 * SECOND_NS, arp())], false)), i64::MAX as u64);
 }

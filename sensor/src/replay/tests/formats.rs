@@ -4,6 +4,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 
 use super::*;
+use crate::replay::rows::{self, Rows};
 
 /// Rows of the conversation in a format.
 fn rows_in(format: Format) -> Vec<u8> {
@@ -107,4 +108,28 @@ fn the_ending_names_the_format() {
         assert_eq!(Format::of(Some(Path::new(name))).expect(name), format, "{name}");
     }
     Format::of(Some(Path::new("a.txt"))).expect_err("no format");
+}
+
+#[test]
+fn what_is_no_number_is_missing_in_parquet() {
+    let columns: Vec<_> = View::Sensor.columns().into_iter().filter(|column| column.name == "duration").collect();
+    let mut file = Vec::new();
+    let rows::Writer::Parquet(mut parquet) =
+        rows::start(Format::Parquet, &columns, Box::new(&mut file), &[]).expect("a writer")
+    else {
+        panic!("another format");
+    };
+    for value in [f64::INFINITY, 1.5, f64::NEG_INFINITY, f64::NAN] {
+        parquet.float(value);
+        parquet.end().expect("memory");
+    }
+    parquet.finish().expect("memory");
+    drop(parquet);
+    let reader = SerializedFileReader::new(bytes::Bytes::from(file)).expect("a Parquet file");
+    let found: Vec<_> = reader
+        .get_row_iter(None)
+        .expect("rows")
+        .map(|row| row.expect("row").get_column_iter().next().expect("a column").1.clone())
+        .collect();
+    assert_eq!(found, [Field::Null, Field::Double(1.5), Field::Null, Field::Null]);
 }

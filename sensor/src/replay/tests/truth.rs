@@ -1,6 +1,9 @@
 //! Every capture there is: each packet is in a record or counted by cause, whatever the file.
 
+use std::collections::HashSet;
 use std::path::Path;
+
+use sensor_common::features::FEATURES;
 
 use super::*;
 use crate::replay::capture::Capture;
@@ -81,4 +84,38 @@ fn balance(paths: &[PathBuf], parser: packet::Options) {
         summary(&all)
     );
     assert!(all.packets > 0, "no capture can be read");
+}
+
+/// Exports have integers where the contract says so: nothing may be cut off there.
+#[test]
+fn whole_features_are_whole() {
+    let mut paths = Vec::new();
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/captures"), &mut paths);
+    let mut fractions = HashSet::new();
+    for path in &paths {
+        let context = Rc::new(Cell::new(HostContext::NONE));
+        let table = Table::new(Timeouts::default(), vec![2, 8]).with_context(REPLAY_SEED, Rc::clone(&context));
+        let mut engine = Native::new(table).with_options(packet::Options::ALL);
+        let mut sink = |record: &FlowRecord, _: Reason| -> Result<()> {
+            let sample = Sample { record, context: &context.get() };
+            for feature in FEATURES {
+                let value = (feature.value)(&sample);
+                if value.is_finite() && value != value.trunc() {
+                    assert!(!feature.whole, "{}: {value} in {}", feature.name, path.display());
+                    fractions.insert(feature.name);
+                }
+            }
+            Ok(())
+        };
+        let mut capture = open(path).expect("a capture");
+        while let Some(captured) = capture.read().expect("readable") {
+            engine.frame(&captured, &mut sink).expect("counted");
+        }
+        engine.finish(&mut sink).expect("counted");
+    }
+    for name in
+        ["fwd_hint_text", "fwd_hint_high", "fwd_hint_entropy", "dst_failed_share_60s", "fwd_l3_mean", "duration"]
+    {
+        assert!(fractions.contains(name), "{name} is nowhere a fraction: {fractions:?}");
+    }
 }
