@@ -48,6 +48,6 @@ fn score(mut model: Model, options: &ReplayOptions, output: Option<&Path>) -> Re
         }
         None => Box::new(BufWriter::new(std::io::stdout().lock())),
     };
-    replay(&options, &mut model, &mut output, &mut std::io::stderr().lock())?;
+    replay(options, &mut model, &mut output, &mut std::io::stderr().lock())?;
     Ok(output.flush()?)
 }
