@@ -224,11 +224,11 @@ impl Frame for SkbFrame {
     }
     #[inline(always)]
     fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
-        // The compiler tested another copy of the number, of which kernels before 6.10 do not see that it is the same.
-        let len = atomic::opaque(len as u64) as u32;
         if offset < self.missing || len == 0 || len > SAMPLE_BYTES as u32 {
             return false;
         }
+        // What these tests say of the number is lost on kernels before 6.10; a mask they understand.
+        let len = (atomic::opaque(len as u64 - 1) & (SAMPLE_BYTES as u64 - 1)) as u32 + 1;
         // Payload need not be linear, and the helper does not mind.
         // SAFETY: `to` has room for `len` bytes.
         unsafe { bpf_skb_load_bytes(self.skb.cast(), offset - self.missing, to.as_mut_ptr().cast(), len) == 0 }
