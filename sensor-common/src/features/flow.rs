@@ -139,7 +139,7 @@ pub(super) const FLOW: [Feature; 28] = [
         "shape",
         "population deviation of the active periods, in whole microseconds",
         TOO_LONG,
-        |r| periods(r.active(), |p| spread(p))
+        |r| periods(r.active(), spread)
     )
     .real(),
     record_feature!(
@@ -178,7 +178,7 @@ pub(super) const FLOW: [Feature; 28] = [
         "shape",
         "population deviation of the idle periods, in whole microseconds",
         NO_IDLE_OR_LONG,
-        |r| periods(r.idle(), |p| spread(p))
+        |r| periods(r.idle(), spread)
     )
     .real(),
     record_feature!("icmp_type", "1", "icmp", "type of the first message", NOT_ICMP, |r| icmp(r, r.icmp_type as f64)),

@@ -153,7 +153,7 @@ const COUNT: usize = {
 
 /// Every feature of the contract, in contract order.
 pub static FEATURES: &[Feature] = {
-    const ALL: [Feature; COUNT] = {
+    static ALL: [Feature; COUNT] = {
         let mut all = [base::FLOW[0]; COUNT];
         let (mut part, mut filled) = (0, 0);
         while part < PARTS.len() {

@@ -35,8 +35,8 @@ fn count(mask: u64) -> u64 {
 /// Bit 7 of each byte that is printable ASCII, tab, line feed or carriage return.
 #[inline(always)]
 fn text(word: u64) -> u64 {
-    let printable = (word & !HIGH).wrapping_add(0x60 * LOW) & !word & HIGH & !zeros(word ^ 0x7f * LOW);
-    printable | zeros(word ^ 0x09 * LOW) | zeros(word ^ 0x0a * LOW) | zeros(word ^ 0x0d * LOW)
+    let printable = (word & !HIGH).wrapping_add(0x60 * LOW) & !word & HIGH & !zeros(word ^ (0x7f * LOW));
+    printable | zeros(word ^ (0x09 * LOW)) | zeros(word ^ (0x0a * LOW)) | zeros(word ^ (0x0d * LOW))
 }
 
 /// Fills the hints of `opening`.
@@ -54,7 +54,7 @@ pub(super) fn hint(opening: &mut Opening, packet: &Packet) {
     let mut position = 0;
     while position < 16 {
         let byte = words[position / 8] >> (56 - 8 * (position % 8)) & 0xff;
-        let found = count(zeros(words[0] ^ byte * LOW)) + count(zeros(words[1] ^ byte * LOW));
+        let found = count(zeros(words[0] ^ (byte * LOW))) + count(zeros(words[1] ^ (byte * LOW)));
         // Padding is zero bytes too. All ones or nothing: is the byte zero, is the position inside?
         let is_zero = byte.wrapping_sub(1) as i64 >> 63;
         let inside = (position as u64).wrapping_sub(len) as i64 >> 63;
@@ -62,7 +62,7 @@ pub(super) fn hint(opening: &mut Opening, packet: &Packet) {
         sum += LOG2[(times & 31) as usize] as u64 & inside as u64;
         position += 1;
     }
-    let mean = if len == 0 { 0 } else { sum / len };
+    let mean = sum.checked_div(len).unwrap_or(0);
     opening.hint_entropy =
         ((LOG2[(len & 31) as usize] as u64).saturating_sub(mean) / (256 / ENTROPY_UNIT as u64)) as u8;
     opening.version = version(packet);

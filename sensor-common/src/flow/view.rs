@@ -59,7 +59,7 @@ impl FlowRecord {
         let duration_us = self.last_ns.saturating_sub(self.first_ns) / 1000;
         let over = self.over();
         let present_us = duration_us.saturating_sub(over.active_start_us);
-        let square = present_us.checked_mul(present_us).unwrap_or(u64::MAX);
+        let square = present_us.saturating_mul(present_us);
         Periods {
             count: self.idles as u64 + 1,
             sum_us: duration_us.saturating_sub(over.idle_sum_us),

@@ -102,8 +102,7 @@ fn unexpected(record: &mut FlowRecord, packet: &Packet, side: usize, extent: u32
     let beyond = end.wrapping_sub(half.next) as i32;
     if beyond > 0 {
         // Partly new.
-        if packet.segment_size > 0 {
-            let old = ahead.wrapping_neg() as u32 / packet.segment_size;
+        if let Some(old) = (ahead.wrapping_neg() as u32).checked_div(packet.segment_size) {
             half.retransmitted = half.retransmitted.saturating_add(old);
         }
         if bits & state::FIN << side == 0 {
