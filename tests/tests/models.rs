@@ -319,7 +319,7 @@ fn drift_is_seen_and_turns_drops_into_tags() {
     burst(&later, &LARGE);
     wait_for("nothing is dropped any more, new floods are tagged", Duration::from_secs(10), || {
         let counts = verdicts(&agent, &attacker);
-        counts.get("drop").is_none() && counts.get("tag").copied().unwrap_or_default() >= 14
+        !counts.contains_key("drop") && counts.get("tag").copied().unwrap_or_default() >= 14
     });
     let status = agent.status().must("ask for the status");
     assert_eq!((&status["drift"]["level"], &status["drift"]["fallback"]), (&"high".into(), &true.into()));
