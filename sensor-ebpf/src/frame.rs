@@ -214,8 +214,8 @@ impl Frame for SkbFrame {
     }
     #[inline(always)]
     fn segments(self) -> (u32, u32) {
-        let (segments, size) = self.field(|skb| (skb.gso_segs, skb.gso_size));
-        if segments == 0 { (1, 0) } else { (segments, size) }
+        // Of a frame from an untrusted source (a guest, a packet socket: SKB_GSO_DODGY) the kernel knows the size only.
+        self.field(|skb| (skb.gso_segs, skb.gso_size))
     }
     #[inline(always)]
     fn offloaded_vlan(self) -> Option<u16> {

@@ -24,7 +24,8 @@ pub trait Frame: Copy {
     /// Length of the frame on the wire in bytes, which may be more than what is readable.
     fn wire_len(self) -> u32;
     /// Wire segments this frame stands for, and the payload bytes in each but the last: (1, 0) for an ordinary frame,
-    /// `gso_segs` and `gso_size` for a super-packet of segmentation offload.
+    /// `gso_segs` and `gso_size` for a super-packet of segmentation offload. 0 segments: not counted yet, `Packet::segments`
+    /// follows from the payload.
     #[inline(always)]
     fn segments(self) -> (u32, u32) {
         (1, 0)

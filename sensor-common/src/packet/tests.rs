@@ -360,3 +360,31 @@ fn the_first_payload_bytes_are_sampled() {
     assert_eq!((packet.sample_len, packet.sample), (3, [0x6162_6300, 0, 0, 0]));
     assert_eq!(plain(&frame(b"abc")).sample_len, 0, "only if asked for");
 }
+
+/// A frame of segmentation offload, as the kernel describes it.
+#[derive(Clone, Copy)]
+struct Super<'a>(&'a [u8], (u32, u32));
+
+impl<'a> Frame for Super<'a> {
+    type Window = &'a [u8];
+    fn window(self, offset: u32, len: u32) -> Option<&'a [u8]> {
+        self.0.window(offset, len)
+    }
+    fn wire_len(self) -> u32 {
+        self.0.len() as u32
+    }
+    fn segments(self) -> (u32, u32) {
+        self.1
+    }
+}
+
+#[test]
+fn segments_that_the_kernel_has_not_counted_follow_from_the_payload() {
+    let frame = ethernet(0x0800, &ipv4([A, B], protocol::TCP, &tcp(0x10, &[], &[7; 250])));
+    for (told, counted) in
+        [((0, 100), (3, 100)), ((0, 125), (2, 125)), ((3, 100), (3, 100)), ((0, 250), (1, 0)), ((0, 0), (1, 0))]
+    {
+        let packet = parse(Super(&frame, told)).expect("a packet");
+        assert_eq!((packet.segments, packet.segment_size), counted, "{told:?}");
+    }
+}

@@ -99,7 +99,10 @@ pub(super) fn finish<F: Frame>(frame: F, packet: &mut Packet) {
 /// Segment figures come from the kernel; ones that do not fit the payload would make the sums lie.
 #[inline(always)]
 pub(super) fn set_segments<F: Frame>(frame: F, packet: &mut Packet) {
-    let (segments, size) = frame.segments();
+    let (mut segments, size) = frame.segments();
+    if segments == 0 && size > 0 {
+        segments = packet.payload_len.div_ceil(size);
+    }
     let fits = segments > 1 && size > 0 && (segments as u64 - 1) * (size as u64) < packet.payload_len as u64;
     packet.segments = if fits { segments } else { 1 };
     packet.segment_size = if fits { size } else { 0 };
