@@ -37,7 +37,7 @@ fn spread(periods: &Periods) -> f64 {
     (numerator as f64).sqrt() / count as f64
 }
 
-pub(super) const FLOW: [Feature; 28] = [
+pub(super) const FLOW: [Feature; 27] = [
     record_feature!(
         "frame_bytes",
         "bytes",
@@ -214,14 +214,6 @@ pub(super) const FLOW: [Feature; 28] = [
         "frames of the flow that were not counted because its record was locked",
         NEVER,
         |r| r.lost as f64
-    ),
-    record_feature!(
-        "cut_packets",
-        "frames",
-        "health",
-        "frames that hold less of their datagram than its header states, at most 65535",
-        NEVER,
-        |r| r.cut as f64
     ),
     record_feature!(
         "table_pressure",

@@ -58,8 +58,8 @@ pub struct FlowRecord {
     pub state: u32,
     /// Bursts: longest runs of frames of one direction, the present one included.
     pub bursts: u32,
-    /// Frames that hold less of their datagram than its header states, at most `u16::MAX`.
-    pub cut: u16,
+    /// 0: of no use yet.
+    pub reserved: u16,
     /// Packets in the present run of one direction's payload, at most [`super::BULK_PACKETS`].
     pub run_packets: u8,
     /// Entries of `first` that are filled.
@@ -147,7 +147,7 @@ impl FlowRecord {
         self.frame_bytes = 0;
         self.run_last_ns = 0;
         self.bursts = 1;
-        self.cut = 0;
+        self.reserved = 0;
         self.run_packets = 0;
         self.first_len = 0;
         self.ifindex = ifindex;
@@ -244,7 +244,7 @@ impl FlowRecord {
         }
         self.directions[side].update(packet, now_ns);
         // Rare on the wire, so one test for all.
-        if packet.marks & (mark::FRAGMENT | mark::CUT) != 0 || packet.extensions != 0 {
+        if packet.marks & mark::FRAGMENT != 0 || packet.extensions != 0 {
             self.odd(packet, side);
         }
     }
@@ -284,9 +284,6 @@ impl FlowRecord {
         opening.extensions |= packet.extensions;
         if packet.marks & mark::FRAGMENT != 0 {
             opening.fragments = opening.fragments.saturating_add(packet.segments);
-        }
-        if packet.marks & mark::CUT != 0 {
-            self.cut = self.cut.saturating_add(1);
         }
     }
 

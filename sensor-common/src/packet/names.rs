@@ -35,8 +35,6 @@ pub mod mark {
     pub const IP_OPTIONS: u16 = 8;
     /// An ICMP or ICMPv6 error, which quotes a packet.
     pub const ICMP_ERROR: u16 = 16;
-    /// The frame holds less of the datagram than its header states.
-    pub const CUT: u16 = 32;
     /// The flow is one inside of a tunnel.
     pub const TUNNELLED: u16 = 64;
     /// Carried over MPLS.
