@@ -117,7 +117,7 @@ fn a_super_packet_that_reaches_several_snapshots_is_one_row() {
     for at_s in 1..=3 {
         table.packet(&large, at_s * SECOND_NS, &mut sink).expect("taken");
     }
-    assert_eq!(seen, [(5, Reason::Snapshot), (10, Reason::Snapshot), (15, Reason::Snapshot)]);
+    assert_eq!(seen, [(5, Reason::Snapshot(2)), (10, Reason::Snapshot(3)), (15, Reason::Snapshot(4))]);
 }
 
 #[test]
