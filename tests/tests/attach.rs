@@ -86,9 +86,17 @@ fn counts_what_the_hosts_count(xdp_mode: &str, stop_signal: Signal) {
     }
     let size = 700_000;
     download(&client.netns, &format!("http://{EDGE_V4}"), size, &[], &stop).must("download");
-    // The last acknowledgement is on its way when curl ends.
-    std::thread::sleep(Duration::from_millis(100));
-    let flows = agent.flows().must("ask for the flows");
+    // The last acknowledgements are on their way when curl ends: both counts are read until they agree, or for long enough.
+    let mut tries = 0;
+    let (flows, hosts) = loop {
+        std::thread::sleep(Duration::from_millis(100));
+        let flows = agent.flows().must("ask for the flows");
+        let hosts = [at_edge.totals().must("read the counters")[0], at_client.totals().must("read the counters")[0]];
+        tries += 1;
+        if tries == 20 || sides(flow(&flows, &source, "tcp", Some(80))) == hosts {
+            break (flows, hosts);
+        }
+    };
 
     let udp = sides(flow(&flows, &source, "udp", Some(PORT)));
     assert_eq!(udp[0], Total { packets: SENT, bytes: SENT * (HEADERS + 100) });
@@ -100,7 +108,6 @@ fn counts_what_the_hosts_count(xdp_mode: &str, stop_signal: Signal) {
     assert_eq!(v6.len(), 1, "{flows:#?}");
     assert_eq!(sides(v6[0]), [Total { packets: 7, bytes: 7 * 148 }; 2]);
     let tcp = flow(&flows, &source, "tcp", Some(80));
-    let hosts = [at_edge.totals().must("read the counters")[0], at_client.totals().must("read the counters")[0]];
     assert_eq!(sides(tcp), hosts, "initiator and responder of {tcp}");
     assert!(hosts[1].bytes > size, "the client received a file of {size} bytes in {hosts:?}");
 
