@@ -105,8 +105,9 @@ def ebpf_one_address():
 def ebpf_gso_off():
     """350 bytes as four segments on the wire."""
     talk = Tcp()
+    opening = handshake(talk)
     sent = [(10 * MS, talk.send(0, flags, length)) for flags, length in (("A", 100),) * 3 + (("PA", 50),)]
-    return handshake(talk) + sent + [(20 * MS, talk.send(1, "A"))]
+    return opening + sent + [(20 * MS, talk.send(1, "A"))]
 
 
 def ebpf_gso_on():
