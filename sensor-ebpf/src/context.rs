@@ -12,12 +12,9 @@ use sensor_common::flow::starts_high;
 use sensor_common::packet::protocol;
 use sensor_common::tcp;
 
-use crate::atomic;
 use crate::maps::{SERVICE_SETS, SERVICES, SOURCE_SETS, SOURCES, seed};
 use crate::table::Visit;
-
-/// How often a lock is tried.
-const TRIES: u32 = 64;
+use crate::{atomic, lock};
 
 /// Whether context is kept: known to the verifier, which takes out what is not.
 #[inline(always)]
@@ -100,25 +97,13 @@ unsafe extern "C" fn sensor_note(set: *mut Set, note: *const Note) -> u64 {
     let Note { key, hash, tick, cells } = unsafe { &*note };
     // SAFETY: a map value.
     let word = unsafe { &raw mut (*set).sequence };
-    let Some(sequence) = lock(word) else { return LOST };
+    // SAFETY: 4 aligned bytes of a map value.
+    let Some(sequence) = (unsafe { lock::take(word) }) else { return LOST };
     // The compiler can prove that cells are in range and would not test it; the verifier needs to see the test.
     let cells = cells.map(|cell| atomic::opaque(cell as u64) as u32);
     // SAFETY: under the set's lock this CPU is the only writer.
     let noted = unsafe { &mut *set }.note(key, *hash, *tick, cells);
     // SAFETY: 4 aligned bytes of a map value, whose lock this CPU holds.
-    unsafe { atomic::release(word, sequence.wrapping_add(2)) };
+    unsafe { lock::give_back(word, sequence) };
     if noted == Noted::Replaced { REPLACED } else { COUNTED }
-}
-
-#[inline(always)]
-fn lock(word: *mut u32) -> Option<u32> {
-    for _ in 0..TRIES {
-        // SAFETY: 4 aligned bytes of a map value; volatile, because other CPUs write it.
-        let sequence = unsafe { word.read_volatile() };
-        // SAFETY: as above.
-        if sequence & 1 == 0 && unsafe { atomic::swap_if(word, sequence, sequence.wrapping_add(1)) } {
-            return Some(sequence);
-        }
-    }
-    None
 }

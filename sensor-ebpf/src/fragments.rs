@@ -4,11 +4,8 @@
 use sensor_common::fragment;
 use sensor_common::packet::{Packet, mark};
 
-use crate::atomic;
+use crate::lock;
 use crate::maps::{FRAGMENTS, seed};
-
-/// How often a slot's lock is tried.
-const TRIES: u32 = 16;
 
 /// Passes a fragment by the table: a first one is remembered, a later one gets its flow; false if that is not known.
 #[inline(always)]
@@ -44,23 +41,17 @@ unsafe extern "C" fn sensor_fragment(packet: *mut Packet, now_ns: u64, store: u3
     let Some(slot) = FRAGMENTS.get_ptr_mut(fragment::slot_of(&datagram, seed)) else { return first as u64 };
     // SAFETY: a map value.
     let word = unsafe { &raw mut (*slot).sequence };
-    for _ in 0..TRIES {
-        // SAFETY: 4 aligned bytes of a map value; volatile, because other CPUs write it.
-        let sequence = unsafe { word.read_volatile() };
-        // SAFETY: as above.
-        if sequence & 1 == 0 && unsafe { atomic::swap_if(word, sequence, sequence.wrapping_add(1)) } {
-            // SAFETY: a map value, whose lock this CPU holds.
-            let slot = unsafe { &mut *slot };
-            let known = if first {
-                slot.store(&datagram, packet, now_ns);
-                true
-            } else {
-                slot.resolve(&datagram, packet, now_ns)
-            };
-            // SAFETY: as above.
-            unsafe { atomic::release(word, sequence.wrapping_add(2)) };
-            return known as u64;
-        }
-    }
-    first as u64
+    // SAFETY: 4 aligned bytes of a map value.
+    let Some(sequence) = (unsafe { lock::take(word) }) else { return first as u64 };
+    // SAFETY: a map value, whose lock this CPU holds.
+    let slot = unsafe { &mut *slot };
+    let known = if first {
+        slot.store(&datagram, packet, now_ns);
+        true
+    } else {
+        slot.resolve(&datagram, packet, now_ns)
+    };
+    // SAFETY: as above.
+    unsafe { lock::give_back(word, sequence) };
+    known as u64
 }

@@ -20,6 +20,8 @@ mod fragments;
 #[cfg(target_arch = "bpf")]
 mod frame;
 #[cfg(target_arch = "bpf")]
+mod lock;
+#[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod parse;
@@ -27,6 +29,8 @@ mod parse;
 mod programs;
 #[cfg(target_arch = "bpf")]
 mod quotes;
+#[cfg(target_arch = "bpf")]
+mod record;
 #[cfg(target_arch = "bpf")]
 mod table;
 #[cfg(target_arch = "bpf")]

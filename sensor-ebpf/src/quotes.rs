@@ -30,13 +30,9 @@ unsafe extern "C" fn sensor_quote(visit: *const Visit) -> u64 {
     let visit = unsafe { &*visit };
     let packet = &visit.packet;
     let Ok(Some(found)) = table::find(packet, hash::hash(&packet.key, seed)) else { return 1 };
-    let Some(sequence) = table::lock(found.record) else { return 1 };
+    let Ok(Some(sequence)) = table::lock_found(found) else { return 1 };
     // SAFETY: under the record's lock this CPU is the only writer.
-    let record = unsafe { &mut *found.record };
-    // Between the look-up and the lock, the record may have been given to another flow.
-    if record.generation == found.generation && record.key.same(&packet.key) {
-        record.quoted(packet.icmp_type, packet.icmp_code);
-    }
+    unsafe { &mut *found.record }.quoted(packet.icmp_type, packet.icmp_code);
     table::unlock(found.record, sequence);
     0
 }

@@ -7,12 +7,11 @@
 //! known of its arguments but their types. Without them it would walk the table's code again for each of the hundreds
 //! of ways through the parser. Such functions must test their pointers and return a number.
 
-use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use sensor_common::counter::{Cause, InterfaceCounters};
 use sensor_common::flow::FlowRecord;
 use sensor_common::flow::state;
 use sensor_common::hash;
-use sensor_common::packet::{Packet, protocol};
+use sensor_common::packet::Packet;
 use sensor_common::table::{
     Bucket, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, WAYS, bucket_of, eviction_rank, occupied_ways, stage_of, tag_of,
     tick_of,
@@ -22,10 +21,9 @@ use sensor_common::verdict::{Action, Verdict};
 use crate::atomic;
 use crate::context;
 use crate::datapath::control;
-use crate::maps::{BUCKETS, EVICTED, INDEX, RECORDS, seed};
-
-/// How often a lock is tried before the packet goes on uncounted.
-const TRIES: u32 = 64;
+use crate::lock;
+use crate::maps::{BUCKETS, INDEX, RECORDS, seed};
+use crate::record::{count, evict, restart, start};
 
 /// A packet on its visit to the table.
 #[repr(C)]
@@ -45,7 +43,7 @@ pub(crate) struct Found {
     pub(crate) record: *mut FlowRecord,
     way: usize,
     tag: u32,
-    pub(crate) generation: u32,
+    generation: u32,
 }
 
 /// Bits of what [`sensor_account`] returns: the low byte is a cause, not an action …
@@ -199,27 +197,49 @@ fn touch(bucket: &mut Bucket, way: usize, tick: u16) {
     }
 }
 
+/// Takes the lock of the record that was found: its sequence, or `None` if the record was given to another flow meanwhile.
+#[inline(always)]
+pub(crate) fn lock_found(found: Found) -> Result<Option<u32>, Cause> {
+    // SAFETY: a map value.
+    let sequence = unsafe { lock::take(&raw mut (*found.record).sequence) }.ok_or(Cause::RecordBusy)?;
+    // Tags change under this lock only. The generation alone would not do: whoever read the tag before the slot was
+    // released, and the generation after, would count into a record that is in nobody's hands.
+    // SAFETY: map values, and the way is in bounds. Volatile: the agent writes tags too.
+    let (generation, tag) = unsafe {
+        let tags = (&raw const (*found.bucket).tags).cast::<u32>();
+        ((*found.record).generation, tags.add(found.way & (WAYS - 1)).read_volatile())
+    };
+    if generation != found.generation || tag != found.tag {
+        unlock(found.record, sequence);
+        return Ok(None);
+    }
+    Ok(Some(sequence))
+}
+
+/// Gives a record's lock back.
+#[inline(always)]
+pub(crate) fn unlock(record: *mut FlowRecord, sequence: u32) {
+    // SAFETY: a map value, whose lock this CPU holds.
+    unsafe { lock::give_back(&raw mut (*record).sequence, sequence) };
+}
+
 /// Counts the packet in the record that was found; false if the record was given to another flow meanwhile.
 #[inline(always)]
 fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Result<bool, Cause> {
-    let Some(sequence) = lock(found.record) else {
-        // SAFETY: 4 aligned bytes of a map value.
-        unsafe { atomic::add_word(&raw mut (*found.record).lost, 1) };
-        return Err(Cause::RecordBusy);
+    let sequence = match lock_found(found) {
+        Ok(Some(sequence)) => sequence,
+        Ok(None) => return Ok(false),
+        Err(cause) => {
+            // SAFETY: 4 aligned bytes of a map value.
+            unsafe { atomic::add_word(&raw mut (*found.record).lost, 1) };
+            return Err(cause);
+        }
     };
     // SAFETY: under the record's lock this CPU is the only writer.
     let record = unsafe { &mut *found.record };
     // SAFETY: a map value; see `drop_packet`.
     let bucket = unsafe { &mut *found.bucket };
     let way = found.way & (WAYS - 1);
-    // Tags change under this lock only. The generation alone would not do: whoever read the tag before the slot was
-    // released, and the generation after, would count into a record that is in nobody's hands.
-    // SAFETY: in bounds of a map value. Volatile: the agent writes it too.
-    let tag = unsafe { (&raw const bucket.tags).cast::<u32>().add(way).read_volatile() };
-    if record.generation != found.generation || tag != found.tag {
-        unlock(found.record, sequence);
-        return Ok(false);
-    }
     if record.is_reopened_by(&visit.packet) {
         restart(record, bucket, visit, counters);
         bucket.stages[way] = 1;
@@ -236,142 +256,6 @@ fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Resu
     unlock(found.record, sequence);
     touch(bucket, way, tick_of(visit.now_ns));
     Ok(true)
-}
-
-/// A new connection on the tuple of a closed one: the old record goes to the agent, the slot stays.
-#[inline(always)]
-fn restart(record: &mut FlowRecord, bucket: &Bucket, visit: &Visit, counters: &mut InterfaceCounters) {
-    evict(record, counters);
-    // Its own way held the connection that is over.
-    start(record, visit, occupied_ways(&bucket.tags).saturating_sub(1));
-    count(record, visit);
-    counters.flows_created += 1;
-}
-
-/// [`FlowRecord::update`] in its parts: each verified once, and one after the other, so that they share a stack.
-#[inline(always)]
-fn count(record: &mut FlowRecord, visit: &Visit) {
-    // SAFETY: both pointers come from references.
-    unsafe { sensor_count(record, visit) };
-    if visit.packet.key.protocol == protocol::TCP {
-        // SAFETY: as above.
-        unsafe { sensor_follow(record, visit) };
-    }
-    if visit.packet.payload_len > 0 {
-        // SAFETY: as above.
-        if unsafe { sensor_look(record, visit) } != 0 {
-            // SAFETY: as above.
-            unsafe { sensor_hint(record, visit) };
-        }
-    }
-}
-
-/// See [`count`].
-///
-/// # Safety
-/// Both pointers are valid, or null.
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn sensor_count(record: *mut FlowRecord, visit: *const Visit) -> u64 {
-    if record.is_null() || visit.is_null() {
-        return 1;
-    }
-    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
-    let (record, visit) = unsafe { (&mut *record, &*visit) };
-    record.count(&visit.packet, visit.now_ns);
-    0
-}
-
-/// See [`count`].
-///
-/// # Safety
-/// Both pointers are valid, or null.
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn sensor_follow(record: *mut FlowRecord, visit: *const Visit) -> u64 {
-    if record.is_null() || visit.is_null() {
-        return 1;
-    }
-    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
-    let (record, visit) = unsafe { (&mut *record, &*visit) };
-    record.follow(&visit.packet);
-    0
-}
-
-/// See [`count`].
-///
-/// # Safety
-/// Both pointers are valid, or null.
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn sensor_look(record: *mut FlowRecord, visit: *const Visit) -> u64 {
-    if record.is_null() || visit.is_null() {
-        return 0;
-    }
-    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
-    let (record, visit) = unsafe { (&mut *record, &*visit) };
-    record.look(&visit.packet) as u64
-}
-
-/// See [`count`].
-///
-/// # Safety
-/// Both pointers are valid, or null.
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn sensor_hint(record: *mut FlowRecord, visit: *const Visit) -> u64 {
-    if record.is_null() || visit.is_null() {
-        return 1;
-    }
-    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
-    let (record, visit) = unsafe { (&mut *record, &*visit) };
-    record.hint(&visit.packet);
-    0
-}
-
-/// [`FlowRecord::start`] with the next generation, verified once.
-#[inline(always)]
-fn start(record: &mut FlowRecord, visit: &Visit, occupied_ways: u32) {
-    // SAFETY: both pointers come from references.
-    unsafe { sensor_start(record, visit, occupied_ways) };
-}
-
-/// See [`start`].
-///
-/// # Safety
-/// Both pointers are valid, or null.
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn sensor_start(record: *mut FlowRecord, visit: *const Visit, occupied_ways: u32) -> u64 {
-    if record.is_null() || visit.is_null() {
-        return 1;
-    }
-    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
-    let (record, visit) = unsafe { (&mut *record, &*visit) };
-    let generation = record.generation.wrapping_add(1);
-    record.start(&visit.packet, visit.now_ns, visit.ifindex, generation);
-    record.born_among(occupied_ways);
-    0
-}
-
-/// Hands a record to the agent before it is overwritten, or counts what the agent will not see.
-#[inline(always)]
-fn evict(record: &FlowRecord, counters: &mut InterfaceCounters) {
-    // SAFETY: the record is `size_of::<FlowRecord>()` bytes of a map value, which the helper copies.
-    let sent = unsafe {
-        aya_ebpf::helpers::generated::bpf_ringbuf_output(
-            (&raw const EVICTED).cast_mut().cast(),
-            core::ptr::from_ref(record).cast_mut().cast(),
-            size_of::<FlowRecord>() as u64,
-            BPF_RB_NO_WAKEUP as u64,
-        )
-    };
-    if sent == 0 {
-        counters.evicted += 1;
-    } else {
-        counters.evicted_lost_flows += 1;
-        counters.evicted_lost_packets += record.frames();
-    }
 }
 
 /// Starts a record for a flow that has none.
@@ -409,7 +293,7 @@ fn insert(visit: &Visit, hash: u32, counters: &mut InterfaceCounters) -> Result<
 
 #[inline(always)]
 fn lock_bucket(word: *mut u32) -> bool {
-    for _ in 0..TRIES {
+    for _ in 0..lock::TRIES {
         // SAFETY: 4 aligned bytes of a map value.
         if unsafe { atomic::swap_if(word, 0, 1) } {
             return true;
@@ -443,7 +327,8 @@ fn insert_locked(
     }
     let way = victim as usize & (WAYS - 1);
     let record = RECORDS.get_ptr_mut(number * WAYS as u32 + way as u32).ok_or(Cause::Internal)?;
-    let sequence = lock(record).ok_or(Cause::RecordBusy)?;
+    // SAFETY: a map value.
+    let sequence = unsafe { lock::take(&raw mut (*record).sequence) }.ok_or(Cause::RecordBusy)?;
     let ways = occupied_ways(&bucket.tags);
     let occupied = bucket.tags[way] != 0;
     bucket.tags[way] = 0;
@@ -487,26 +372,4 @@ unsafe extern "C" fn sensor_victim(bucket: *const Bucket, tick: u32, idle_ticks:
         }
     }
     if best == 0 { 0 } else { HIT | way as u64 }
-}
-
-/// Takes the record's lock; the (even) sequence that `unlock` moves on.
-#[inline(always)]
-pub(crate) fn lock(record: *mut FlowRecord) -> Option<u32> {
-    // SAFETY: a map value.
-    let word = unsafe { &raw mut (*record).sequence };
-    for _ in 0..TRIES {
-        // SAFETY: 4 aligned bytes of a map value; volatile, because other CPUs write it.
-        let sequence = unsafe { word.read_volatile() };
-        // SAFETY: as above.
-        if sequence & 1 == 0 && unsafe { atomic::swap_if(word, sequence, sequence.wrapping_add(1)) } {
-            return Some(sequence);
-        }
-    }
-    None
-}
-
-#[inline(always)]
-pub(crate) fn unlock(record: *mut FlowRecord, sequence: u32) {
-    // SAFETY: 4 aligned bytes of a map value, whose lock this CPU holds.
-    unsafe { atomic::release(&raw mut (*record).sequence, sequence.wrapping_add(2)) };
 }
