@@ -44,6 +44,8 @@ pub struct FlowView {
     pub responder_bytes: u64,
     /// Frames that a drop verdict stopped; in none of the above.
     pub dropped_packets: u64,
+    /// Frames that found the record locked by another CPU for too long; in none of the above.
+    pub busy_packets: u64,
     /// Seconds since the first frame.
     pub age_seconds: f64,
     /// Seconds since the last frame.
@@ -393,6 +395,7 @@ pub(crate) mod tests {
             responder_packets: 0,
             responder_bytes: 0,
             dropped_packets: 0,
+            busy_packets: 0,
             age_seconds: 1.5,
             idle_seconds: 0.5,
             score,

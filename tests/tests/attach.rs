@@ -59,6 +59,18 @@ fn sides(flow: &Value) -> [Total; 2] {
     [side("initiator"), side("responder")]
 }
 
+/// Whether a flow holds what the hosts counted. Data and their acknowledgements meet on two CPUs here, and where one loses
+/// its CPU inside the record, the other's packet is in none of the flow's numbers but that of such packets.
+fn agree(flow: &Value, hosts: [Total; 2]) -> bool {
+    match flow["busy_packets"].as_u64() {
+        Some(0) => sides(flow) == hosts,
+        busy => {
+            let packets = |sides: [Total; 2]| sides.iter().map(|side| side.packets).sum::<u64>();
+            busy == packets(hosts).checked_sub(packets(sides(flow)))
+        }
+    }
+}
+
 fn counts_what_the_hosts_count(xdp_mode: &str, stop_signal: Signal) {
     let lab = lab();
     let client = &lab.clients[0];
@@ -86,14 +98,15 @@ fn counts_what_the_hosts_count(xdp_mode: &str, stop_signal: Signal) {
     }
     let size = 700_000;
     download(&client.netns, &format!("http://{EDGE_V4}"), size, &[], &stop).must("download");
-    // The last acknowledgements are on their way when curl ends: both counts are read until they agree, or for long enough.
+    // The last acknowledgements are on their way when curl ends: both counts are read until they agree, or for long enough
+    // (a closed flow stays for two seconds).
     let mut tries = 0;
     let (flows, hosts) = loop {
         std::thread::sleep(Duration::from_millis(100));
         let flows = agent.flows().must("ask for the flows");
         let hosts = [at_edge.totals().must("read the counters")[0], at_client.totals().must("read the counters")[0]];
         tries += 1;
-        if tries == 20 || sides(flow(&flows, &source, "tcp", Some(80))) == hosts {
+        if tries == 10 || agree(flow(&flows, &source, "tcp", Some(80)), hosts) {
             break (flows, hosts);
         }
     };
@@ -108,7 +121,7 @@ fn counts_what_the_hosts_count(xdp_mode: &str, stop_signal: Signal) {
     assert_eq!(v6.len(), 1, "{flows:#?}");
     assert_eq!(sides(v6[0]), [Total { packets: 7, bytes: 7 * 148 }; 2]);
     let tcp = flow(&flows, &source, "tcp", Some(80));
-    assert_eq!(sides(tcp), hosts, "initiator and responder of {tcp}");
+    assert!(agree(tcp, hosts), "initiator and responder of {tcp}, and what the hosts counted: {hosts:?}");
     assert!(hosts[1].bytes > size, "the client received a file of {size} bytes in {hosts:?}");
 
     // Counters of the interface come once a second.

@@ -68,6 +68,7 @@ fn flow(poller: &Poller, slot: usize, record: &FlowRecord, now: u64) -> FlowView
         responder_packets: reverse.map_or(0, |half| half.packets),
         responder_bytes: reverse.map_or(0, |half| half.l3_bytes),
         dropped_packets: record.dropped,
+        busy_packets: record.lost.into(),
         age_seconds: seconds(now, record.first_ns),
         idle_seconds: seconds(now, record.last_ns),
         score: score.map(|score| score.score as f64),
