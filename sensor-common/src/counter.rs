@@ -204,6 +204,41 @@ pub struct InterfaceCounters {
     pub context_lost: u64,
 }
 
+impl InterfaceCounters {
+    /// Adds what another CPU counted for the same interface. Destructured, so that a new counter is not forgotten here.
+    pub fn add(&mut self, other: &InterfaceCounters) {
+        let InterfaceCounters {
+            ifindex: _,
+            reserved: _,
+            seen,
+            unrecorded,
+            flows_created,
+            evicted,
+            evicted_lost_packets,
+            evicted_lost_flows,
+            tagged,
+            lease_expired,
+            context_replaced,
+            context_lost,
+        } = other;
+        for (total, value) in self.seen.iter_mut().flatten().zip(seen.iter().flatten()) {
+            total.packets += value.packets;
+            total.bytes += value.bytes;
+        }
+        for (total, value) in self.unrecorded.iter_mut().zip(unrecorded) {
+            *total += value;
+        }
+        self.flows_created += flows_created;
+        self.evicted += evicted;
+        self.evicted_lost_packets += evicted_lost_packets;
+        self.evicted_lost_flows += evicted_lost_flows;
+        self.tagged += tagged;
+        self.lease_expired += lease_expired;
+        self.context_replaced += context_replaced;
+        self.context_lost += context_lost;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,11 +5,10 @@ use std::io::Read as _;
 
 use anyhow::{Context as _, bail};
 use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
-use aya::programs::{Program, SchedClassifier, TestRun as _, Xdp};
-pub use aya::programs::{TestRunOptions, TestRunResult};
+use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
-use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, ENTRIES, MAX_ENTRIES, MIN_ENTRIES, Set, tick_of};
+use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES};
 use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
 use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
 use sensor_common::flow::FlowRecord;
@@ -18,8 +17,10 @@ use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::packet;
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 
+pub use super::context::ContextTables;
+use super::context::context_sets;
+pub use super::run::{Hook, ProgramInfo, Runner, TestRunOptions, TestRunResult};
 use super::sys::{ControlPage, Counters, Sets, Table};
-use crate::context::Notes;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SENSOR_EBPF_OBJECT_PATH"));
 
@@ -62,67 +63,6 @@ impl Default for LoadOptions {
     }
 }
 
-/// Which of the object's programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// `sensor_xdp`, received frames.
-    Ingress,
-    /// `sensor_egress`, sent frames.
-    Egress,
-    /// `sensor_ingress`, received frames where the driver has no XDP.
-    StackIngress,
-    /// `sensor_tag`, received frames after XDP.
-    Tag,
-    /// `floor_drop`, for benches: nothing but the call.
-    FloorDrop,
-    /// `floor_clock`, for benches: parse and clock.
-    FloorClock,
-}
-
-/// The two tables of the host context in shared memory.
-#[derive(Debug)]
-pub struct ContextTables {
-    /// Source addresses.
-    pub sources: Sets,
-    /// Destination services.
-    pub services: Sets,
-}
-
-impl ContextTables {
-    /// Sources and services with a new flow in the last 60 s.
-    pub fn used(&self, now_ns: u64) -> [u64; 2] {
-        let now = tick_of(now_ns);
-        [&self.sources, &self.services].map(|table| {
-            let used = |number| table.copy(number).map_or(0, |set| set.used(now) as u64);
-            (0..table.sets()).map(used).sum()
-        })
-    }
-}
-
-impl Notes for ContextTables {
-    fn source(&self, hash: u32) -> Option<Set> {
-        self.sources.copy(hash as usize & (self.sources.sets() - 1))
-    }
-    fn service(&self, hash: u32) -> Option<Set> {
-        self.services.copy(hash as usize & (self.services.sets() - 1))
-    }
-}
-
-/// What the kernel says of a loaded program.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct ProgramInfo {
-    /// Name of the program.
-    pub name: String,
-    /// Instructions the verifier walked (kernel 5.16), a measure of what is left of its budget of a million.
-    pub verified_instructions: Option<u32>,
-    /// Bytes of machine code.
-    pub jited_bytes: u32,
-    /// Nanoseconds spent in it and runs of it, if run statistics are on (`sysctl kernel.bpf_stats_enabled`).
-    pub run_time_ns: u64,
-    /// Runs.
-    pub run_count: u64,
-}
-
 /// The programs in the kernel and the memory shared with them.
 pub struct Kernel {
     pub(super) ebpf: Ebpf,
@@ -134,7 +74,7 @@ pub struct Kernel {
     pub context: Option<ContextTables>,
     counters: PerCpuArray<MapData, Counters>,
     evicted: RingBuf<MapData>,
-    xdp: &'static str,
+    pub(super) xdp: &'static str,
     stack_ingress: bool,
     tagging: bool,
     memory_bytes: u64,
@@ -166,7 +106,7 @@ impl Kernel {
                 MAX_BUCKETS as usize * WAYS
             );
         }
-        let (source_sets, service_sets) = context_sets(options)?;
+        let (source_sets, service_sets) = context_sets(options.context)?;
         let seed = match options.seed {
             Some(seed) => seed,
             None => random_seed()?,
@@ -317,7 +257,9 @@ impl Kernel {
         for attempt in 0..INTERFACE_PROBES {
             let values = self.counters.get(&interface_slot(ifindex, attempt), 0).context("reading map COUNTERS")?;
             if values.first().is_some_and(|counters| counters.0.ifindex == ifindex) {
-                return Ok(sum(values.iter().map(|counters| &counters.0), ifindex));
+                let mut total = InterfaceCounters { ifindex, ..InterfaceCounters::zeroed() };
+                values.iter().for_each(|counters| total.add(&counters.0));
+                return Ok(total);
             }
         }
         bail!("interface number {ifindex} is not watched")
@@ -327,39 +269,6 @@ impl Kernel {
     pub fn next_evicted(&mut self) -> Option<FlowRecord> {
         let item = self.evicted.next()?;
         bytemuck::try_pod_read_unaligned(item.get(..size_of::<FlowRecord>())?).ok()
-    }
-
-    /// Runs a program on one frame (`BPF_PROG_TEST_RUN`), `repeat` times: return value and mean duration in ns.
-    ///
-    /// The frame comes from the loopback interface (number 1). [`Kernel::runner`] can say more of it.
-    ///
-    /// # Errors
-    /// If the kernel refuses, e.g. a frame shorter than an Ethernet header.
-    pub fn test_run(&mut self, hook: Hook, frame: &[u8], repeat: u32) -> anyhow::Result<(u32, u32)> {
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.repeat = repeat;
-        let result = self.runner().run(hook, options)?;
-        Ok((result.return_value, result.duration.as_nanos() as u32))
-    }
-
-    /// Test runs that several threads can do at once.
-    pub fn runner(&self) -> Runner<'_> {
-        Runner { ebpf: &self.ebpf, xdp: self.xdp }
-    }
-
-    /// What the kernel says of the loaded programs.
-    pub fn programs(&self) -> Vec<ProgramInfo> {
-        let loaded = self.ebpf.programs().filter_map(|(name, program)| Some((name, program.info().ok()?)));
-        loaded
-            .map(|(name, info)| ProgramInfo {
-                name: name.to_owned(),
-                verified_instructions: info.verified_instruction_count(),
-                jited_bytes: info.size_jitted(),
-                run_time_ns: info.run_time().as_nanos() as u64,
-                run_count: info.run_count(),
-            })
-            .collect()
     }
 
     pub(super) fn xdp_program(&mut self) -> anyhow::Result<&mut Xdp> {
@@ -384,43 +293,6 @@ impl Kernel {
 
 /// Reads the programs' messages. (aya-log's logger names the `log` crate in its type; a closure does not.)
 pub type Logs = Box<dyn FnMut() + Send>;
-
-/// Runs the loaded programs on frames, without an interface. Shared by threads, for tests of what CPUs do to each other.
-#[derive(Clone, Copy)]
-pub struct Runner<'a> {
-    ebpf: &'a Ebpf,
-    xdp: &'static str,
-}
-
-impl std::fmt::Debug for Runner<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Runner").field("xdp", &self.xdp).finish_non_exhaustive()
-    }
-}
-
-impl Runner<'_> {
-    /// Runs a program. Contexts are `struct xdp_md` for XDP programs and `struct __sk_buff` for the others.
-    ///
-    /// # Errors
-    /// If the program was not loaded, or the kernel refuses frame or context.
-    pub fn run(&self, hook: Hook, options: TestRunOptions<'_>) -> anyhow::Result<TestRunResult> {
-        let len = options.data_in.map_or(0, <[u8]>::len);
-        let name = match hook {
-            Hook::Ingress => self.xdp,
-            Hook::Egress => "sensor_egress",
-            Hook::StackIngress => "sensor_ingress",
-            Hook::Tag => "sensor_tag",
-            Hook::FloorDrop => "floor_drop",
-            Hook::FloorClock => "floor_clock",
-        };
-        match self.ebpf.program(name) {
-            Some(Program::Xdp(program)) => program.test_run(options),
-            Some(Program::SchedClassifier(program)) => program.test_run(options),
-            _ => bail!("the eBPF object has no program {name}: rebuild it (`cargo xtask ebpf`)"),
-        }
-        .with_context(|| format!("test run of {name} on a frame of {len} bytes"))
-    }
-}
 
 fn logs(ebpf: &mut Ebpf) -> anyhow::Result<Logs> {
     let mut logger = aya_log::EbpfLogger::init(ebpf).context("messages of the programs (--bpf-log)")?;
@@ -475,60 +347,10 @@ fn entries(data: &MapData, copies: u64) -> u64 {
     data.info().map_or(0, |info| info.max_entries() as u64 * (info.value_size() as u64).next_multiple_of(8) * copies)
 }
 
-/// Sets of sources and of services, 0 if context is off.
-fn context_sets(options: &LoadOptions) -> anyhow::Result<(u32, u32)> {
-    let Some((sources, services)) = options.context else { return Ok((0, 0)) };
-    for (entries, what) in [(sources, "sources"), (services, "services")] {
-        if !entries.is_power_of_two() || !(MIN_ENTRIES..=MAX_ENTRIES).contains(&entries) {
-            bail!(
-                "a context of {entries} {what} is not possible: use a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}"
-            );
-        }
-    }
-    Ok((sources / ENTRIES as u32, services / ENTRIES as u32))
-}
-
 fn random_seed() -> anyhow::Result<Seed> {
     let mut bytes = [0u8; SEED_WORDS * 8];
     std::fs::File::open("/dev/urandom")
         .and_then(|mut source| source.read_exact(&mut bytes))
         .context("no random hash keys from /dev/urandom")?;
     Ok(bytemuck::cast(bytes))
-}
-
-/// Sum over CPUs. Destructured, so that a new counter is not forgotten here.
-fn sum<'a>(values: impl Iterator<Item = &'a InterfaceCounters>, ifindex: u32) -> InterfaceCounters {
-    let mut total = InterfaceCounters { ifindex, ..InterfaceCounters::zeroed() };
-    for value in values {
-        let InterfaceCounters {
-            ifindex: _,
-            reserved: _,
-            seen,
-            unrecorded,
-            flows_created,
-            evicted,
-            evicted_lost_packets,
-            evicted_lost_flows,
-            tagged,
-            lease_expired,
-            context_replaced,
-            context_lost,
-        } = value;
-        for (total, value) in total.seen.iter_mut().flatten().zip(seen.iter().flatten()) {
-            total.packets += value.packets;
-            total.bytes += value.bytes;
-        }
-        for (total, value) in total.unrecorded.iter_mut().zip(unrecorded) {
-            *total += value;
-        }
-        total.flows_created += flows_created;
-        total.evicted += evicted;
-        total.evicted_lost_packets += evicted_lost_packets;
-        total.evicted_lost_flows += evicted_lost_flows;
-        total.tagged += tagged;
-        total.lease_expired += lease_expired;
-        total.context_replaced += context_replaced;
-        total.context_lost += context_lost;
-    }
-    total
 }

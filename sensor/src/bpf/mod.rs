@@ -1,10 +1,13 @@
 //! The agent's only door to the kernel: load, attach, shared memory. Nothing outside this module imports aya.
 //!
-//! [`sys`] holds all `unsafe` of the agent; [`load`] makes programs and maps of the embedded object; [`attach`] puts
-//! programs on interfaces and takes them off again; [`probe`] says what this kernel can do.
+//! [`sys`] holds all `unsafe` of the agent; [`load`] makes programs and maps of the embedded object, [`context`] is two of
+//! the maps, [`run`] names the programs and runs them without an interface; [`attach`] puts them on interfaces and takes
+//! them off again; [`probe`] says what this kernel can do.
 
 pub mod attach;
+pub mod context;
 pub mod load;
 pub mod probe;
 pub mod qdisc;
+pub mod run;
 pub mod sys;

@@ -16,7 +16,7 @@ use sensor_common::counter::InterfaceCounters;
 use sensor_common::flow::FlowRecord;
 use sensor_common::table::{Bucket, WAYS};
 
-/// How often a record is copied before the agent leaves it for the next poll.
+/// How often a record or a set is copied before the agent leaves it for the next poll.
 const COPY_TRIES: usize = 16;
 
 /// Counters of an interface, as aya wants its plain-data types.
@@ -67,6 +67,27 @@ impl Mapping {
         let half = unsafe { word.cast::<AtomicU32>().add(half & 1) };
         // SAFETY: in bounds and aligned, as the word is, and shared memory is only ever accessed atomically.
         unsafe { &*half }
+    }
+
+    /// A whole copy of the `N` words from `base`, whose first half word is their sequence lock; `None` if writers were inside
+    /// at every try.
+    fn copy<const N: usize>(&self, base: usize) -> Option<[u64; N]> {
+        let sequence = self.half(base, 0);
+        for _ in 0..COPY_TRIES {
+            let before = sequence.load(Ordering::Acquire);
+            if before & 1 == 0 {
+                let mut words = [0u64; N];
+                for (position, word) in words.iter_mut().enumerate() {
+                    *word = self.word(base + position).load(Ordering::Relaxed);
+                }
+                fence(Ordering::Acquire);
+                if sequence.load(Ordering::Relaxed) == before {
+                    return Some(words);
+                }
+            }
+            std::hint::spin_loop();
+        }
+        None
     }
 }
 
@@ -128,23 +149,7 @@ impl Table {
 
     /// A whole copy of a record, or `None` if writers were inside at every try (look again at the next poll).
     pub fn copy(&self, slot: Slot) -> Option<FlowRecord> {
-        let base = slot * RECORD_WORDS;
-        let sequence = self.records.half(base, 0);
-        for _ in 0..COPY_TRIES {
-            let before = sequence.load(Ordering::Acquire);
-            if before & 1 == 0 {
-                let mut words = [0u64; RECORD_WORDS];
-                for (position, word) in words.iter_mut().enumerate() {
-                    *word = self.records.word(base + position).load(Ordering::Relaxed);
-                }
-                fence(Ordering::Acquire);
-                if sequence.load(Ordering::Relaxed) == before {
-                    return Some(bytemuck::cast(words));
-                }
-            }
-            std::hint::spin_loop();
-        }
-        None
+        self.records.copy::<RECORD_WORDS>(slot * RECORD_WORDS).map(bytemuck::cast)
     }
 
     /// Stores a verdict word. It has effect only if it carries the record's present generation.
@@ -221,23 +226,7 @@ impl Sets {
 
     /// A whole copy of a set, or `None` if writers were inside at every try.
     pub fn copy(&self, number: usize) -> Option<Set> {
-        let base = number * SET_WORDS;
-        let sequence = self.words.half(base, 0);
-        for _ in 0..COPY_TRIES {
-            let before = sequence.load(Ordering::Acquire);
-            if before & 1 == 0 {
-                let mut words = [0u64; SET_WORDS];
-                for (position, word) in words.iter_mut().enumerate() {
-                    *word = self.words.word(base + position).load(Ordering::Relaxed);
-                }
-                fence(Ordering::Acquire);
-                if sequence.load(Ordering::Relaxed) == before {
-                    return Some(bytemuck::cast(words));
-                }
-            }
-            std::hint::spin_loop();
-        }
-        None
+        self.words.copy::<SET_WORDS>(number * SET_WORDS).map(bytemuck::cast)
     }
 
     /// Forgets everything. Only for tables whose programs do not run meanwhile.
