@@ -331,7 +331,7 @@ fn markdown<const N: usize, T: AsRef<str>>(columns: &[&str; N], rows: impl IntoI
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::tests::flow;
+    use crate::view::flow::tests::flow;
 
     #[test]
     fn lists_are_complete_in_every_form() {

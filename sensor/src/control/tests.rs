@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::config::Mode;
-use crate::view::tests::flow;
+use crate::view::flow::tests::flow;
 use crate::view::{self, FlowsView, LeaseState, LeaseView, PacketsView, PollView, TableView, VerdictsView};
 
 fn sample_status() -> StatusView {
