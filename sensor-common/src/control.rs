@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::verdict::Action;
+
 /// What the agent tells the programs at run time. Each field is written with one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(64))]
@@ -18,8 +20,31 @@ pub struct Control {
     pub tag_dscp: u32,
     /// A way whose flow has history is given up for a new flow once idle for this many ticks (see [`crate::table`]).
     pub evict_idle_ticks: u32,
-    /// Reserved, zero.
-    pub reserved: [u64; 4],
+    /// Of each [`crate::verdict::Origin`], the number of the strongest action that is done: 0 (observe), 1 (tag), 3 (enforce).
+    /// The last one is that of unknown origins, and stays 0. Written with one 32-bit store.
+    pub ceilings: [u8; 4],
+    /// Moves on with each change of the never-drop list, after it: 1 to [`crate::verdict::EPOCHS`].
+    pub allow_epoch: u32,
+    /// Entries of the map of flow verdicts; 0: it is not looked at.
+    pub flow_verdicts: u32,
+    /// Entries of the map of source verdicts, likewise.
+    pub source_verdicts: u32,
+    /// Entries of the map of limits of half-open attempts, likewise.
+    pub service_limits: u32,
+    /// 1: sources that complete a handshake are remembered.
+    pub note_known: u32,
+    /// Interfaces where nothing is dropped or limited, a bit for each slot of the counters' table.
+    pub exempt_slots: u64,
+}
+
+const _: () = assert!(size_of::<Control>() == 64);
+
+impl Control {
+    /// The strongest action that is done for verdicts of an origin.
+    #[inline(always)]
+    pub const fn ceiling(&self, origin: u8) -> Action {
+        Action::from_number(if origin < 3 { self.ceilings[origin as usize & 3] } else { 0 })
+    }
 }
 
 /// `tag_dscp`: leave the DSCP alone.

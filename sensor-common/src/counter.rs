@@ -1,7 +1,7 @@
 //! Counters of the programs: what was seen, per interface, direction and action, and why a packet is in no record.
 //!
 //! One [`InterfaceCounters`] per interface slot and CPU. The identity that the agent checks and tests hold:
-//! `Σ packets = packets in records + Σ unrecorded[cause]`, in frames as the hook saw them.
+//! `Σ packets = packets in records + dropped + Σ unrecorded[cause]`, in frames as the hook saw them.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -180,8 +180,8 @@ pub const INTERFACE_PROBES: u32 = 4;
 pub struct InterfaceCounters {
     /// The interface these counters belong to, 0 = slot not in use.
     pub ifindex: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// The slot itself: its bit in [`crate::control::Control::exempt_slots`].
+    pub slot: u32,
     /// All packets seen, by hook and action that was taken.
     pub seen: [[Volume; ACTION_SLOTS]; 2],
     /// Of these, packets in no record, by cause.
@@ -202,6 +202,16 @@ pub struct InterfaceCounters {
     pub context_replaced: u64,
     /// New flows that the host context did not count, because another CPU held the set's lock for too long.
     pub context_lost: u64,
+    /// Packets whose verdict asks for more than the ceiling of its origin allows, by what mode enforce would have done.
+    pub withheld: [Volume; ACTION_SLOTS],
+    /// Packets that passed against a verdict because they are on the never-drop list.
+    pub protected: u64,
+    /// Dropped packets that were to begin a record: of blocked flows and sources, and half-open attempts over their limit.
+    pub dropped_new: u64,
+    /// Of these, half-open attempts over the limit of their service.
+    pub dropped_half_open: u64,
+    /// Packets that passed a rate limit unasked because another CPU held it for too long.
+    pub limit_busy: u64,
 }
 
 impl InterfaceCounters {
@@ -209,7 +219,7 @@ impl InterfaceCounters {
     pub fn add(&mut self, other: &InterfaceCounters) {
         let InterfaceCounters {
             ifindex: _,
-            reserved: _,
+            slot: _,
             seen,
             unrecorded,
             flows_created,
@@ -220,8 +230,14 @@ impl InterfaceCounters {
             lease_expired,
             context_replaced,
             context_lost,
+            withheld,
+            protected,
+            dropped_new,
+            dropped_half_open,
+            limit_busy,
         } = other;
-        for (total, value) in self.seen.iter_mut().flatten().zip(seen.iter().flatten()) {
+        let volumes = self.seen.iter_mut().flatten().chain(&mut self.withheld);
+        for (total, value) in volumes.zip(seen.iter().flatten().chain(withheld)) {
             total.packets += value.packets;
             total.bytes += value.bytes;
         }
@@ -236,6 +252,10 @@ impl InterfaceCounters {
         self.lease_expired += lease_expired;
         self.context_replaced += context_replaced;
         self.context_lost += context_lost;
+        self.protected += protected;
+        self.dropped_new += dropped_new;
+        self.dropped_half_open += dropped_half_open;
+        self.limit_busy += limit_busy;
     }
 }
 

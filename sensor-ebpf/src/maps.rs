@@ -1,17 +1,18 @@
 //! Maps and load-time constants. Sizes here are the smallest; the agent sets the real ones at load.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use sensor_common::context::Set;
 use sensor_common::control::Control;
 use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
-use sensor_common::flow::FlowRecord;
+use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::packet::Options;
 use sensor_common::table::{Bucket, MIN_BUCKETS, WAYS};
+use sensor_common::verdict::{Entry, KNOWN_SOURCES, MAX_ALLOWED, MAX_SERVICES, PORT_WORDS, PrefixData, ServiceKey};
 
 /// Bucket lines, mmapped by the agent.
 #[map]
@@ -44,6 +45,31 @@ pub(crate) static SOURCES: Array<Set> = Array::with_max_entries(1, BPF_F_MMAPABL
 /// See [`SOURCES`].
 #[map]
 pub(crate) static SERVICES: Array<Set> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Verdicts on flows. Memory for an entry is taken when it is written, here and in the maps below but for [`KNOWN`].
+#[map]
+pub(crate) static FLOW_VERDICTS: HashMap<FlowKey, Entry> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+
+/// Verdicts on sources and prefixes.
+#[map]
+pub(crate) static SOURCE_VERDICTS: LpmTrie<PrefixData, Entry> = LpmTrie::with_max_entries(1, 0);
+
+/// Limits of half-open attempts to services.
+#[map]
+pub(crate) static SERVICE_LIMITS: HashMap<ServiceKey, Entry> =
+    HashMap::with_max_entries(MAX_SERVICES, BPF_F_NO_PREALLOC);
+
+/// Prefixes that are never dropped, with flags.
+#[map]
+pub(crate) static ALLOWED: LpmTrie<PrefixData, u32> = LpmTrie::with_max_entries(MAX_ALLOWED, 0);
+
+/// Ports that are never dropped, a bit each (`sensor_common::verdict::port_bit`).
+#[map]
+pub(crate) static ALLOWED_PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
+
+/// Sources that completed a handshake, and when (ns).
+#[map]
+pub(crate) static KNOWN: LruHashMap<[u32; 4], u64> = LruHashMap::with_max_entries(KNOWN_SOURCES, 0);
 
 /// Sets of [`SOURCES`], a power of two; 0 = no context is kept.
 #[unsafe(no_mangle)]

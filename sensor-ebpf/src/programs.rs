@@ -90,7 +90,7 @@ fn observe_skb(
     } + missing;
     match observe(Skb { ctx, missing }, len, hook, ifindex, forwarded, counters) {
         Action::Drop => TC_SHOT,
-        Action::Pass | Action::Tag => TC_NEXT,
+        Action::Pass | Action::Tag | Action::Limit => TC_NEXT,
     }
 }
 

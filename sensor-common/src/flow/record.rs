@@ -58,8 +58,8 @@ pub struct FlowRecord {
     pub state: u32,
     /// Bursts: longest runs of frames of one direction, the present one included.
     pub bursts: u32,
-    /// 0: of no use yet.
-    pub reserved: u16,
+    /// For which epoch of the never-drop list the flow was found to be without protection ([`crate::verdict::cleared`]).
+    pub cleared: u16,
     /// Packets in the present run of one direction's payload, at most [`super::BULK_PACKETS`].
     pub run_packets: u8,
     /// Entries of `first` that are filled.
@@ -147,7 +147,7 @@ impl FlowRecord {
         self.frame_bytes = 0;
         self.run_last_ns = 0;
         self.bursts = 1;
-        self.reserved = 0;
+        self.cleared = 0;
         self.run_packets = 0;
         self.first_len = 0;
         self.ifindex = ifindex;

@@ -19,6 +19,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use bytemuck::Zeroable as _;
 use sensor_common::control::{Control, NO_DSCP};
+use sensor_common::verdict::Action;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -171,6 +172,7 @@ fn bring_up(config: &Config, capabilities: &Capabilities) -> Result<(Kernel, Vec
         log_level: config.kernel.bpf_log as u8,
         replay_clock: false,
         floors: false,
+        max_verdicts: LoadOptions::default().max_verdicts,
         seed: None,
     })
     .map_err(|error| {
@@ -192,6 +194,8 @@ fn bring_up(config: &Config, capabilities: &Capabilities) -> Result<(Kernel, Vec
         evict_idle_ticks: ticks(config.kernel.evict_idle) as u32,
         ..Control::zeroed()
     });
+    // The policy stores only what the mode allows.
+    kernel.verdicts.set_ceilings(|_| Action::Drop);
     let mut attached = Vec::new();
     for interface in &config.interfaces {
         match kernel.attach(interface, config.kernel.xdp_mode, capabilities.tcx) {

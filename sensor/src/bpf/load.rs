@@ -16,11 +16,13 @@ use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::packet;
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
+use sensor_common::verdict::MAX_VERDICTS;
 
 pub use super::context::ContextTables;
 use super::context::context_sets;
 pub use super::run::{Hook, ProgramInfo, Runner, TestRunOptions, TestRunResult};
 use super::sys::{ControlPage, Counters, Sets, Table};
+use super::verdicts::Verdicts;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SENSOR_EBPF_OBJECT_PATH"));
 
@@ -33,6 +35,8 @@ pub struct LoadOptions {
     pub frags: bool,
     /// Host context: sources and services that are kept (powers of two from 64 to 65,536), `None` = off.
     pub context: Option<(u32, u32)>,
+    /// Most verdicts on flows, and as many on sources and prefixes: 1 to 1,048,576. Memory is taken for those there are.
+    pub max_verdicts: u32,
     /// Whether `sensor_tag` is loaded.
     pub tagging: bool,
     /// What the programs' parser reads beyond the ordinary.
@@ -53,6 +57,7 @@ impl Default for LoadOptions {
             flows: 65_536,
             context: Some((DEFAULT_SOURCES, DEFAULT_SERVICES)),
             frags: true,
+            max_verdicts: 16_384,
             tagging: false,
             parser: packet::Options::NONE,
             log_level: 0,
@@ -70,6 +75,8 @@ pub struct Kernel {
     pub table: Table,
     /// The control page.
     pub control: ControlPage,
+    /// Verdicts by flow, source and service, and the never-drop list.
+    pub verdicts: Verdicts,
     /// The host context that the programs keep, if it is on.
     pub context: Option<ContextTables>,
     counters: PerCpuArray<MapData, Counters>,
@@ -106,6 +113,9 @@ impl Kernel {
                 MAX_BUCKETS as usize * WAYS
             );
         }
+        if !(1..=MAX_VERDICTS).contains(&options.max_verdicts) {
+            bail!("{} verdicts are not possible: use a number from 1 to {MAX_VERDICTS}", options.max_verdicts);
+        }
         let (source_sets, service_sets) = context_sets(options.context)?;
         let seed = match options.seed {
             Some(seed) => seed,
@@ -129,6 +139,8 @@ impl Kernel {
             .map_max_entries("SERVICES", service_sets.max(1))
             .map_max_entries("INDEX", buckets)
             .map_max_entries("RECORDS", buckets * WAYS as u32)
+            .map_max_entries("FLOW_VERDICTS", options.max_verdicts)
+            .map_max_entries("SOURCE_VERDICTS", options.max_verdicts)
             .load(OBJECT)
             .context("the kernel refused the maps (is this root, or CAP_BPF and CAP_NET_ADMIN? see `sensor doctor`)")?;
         let mut kernel_programs = vec![xdp, "sensor_egress"];
@@ -161,6 +173,7 @@ impl Kernel {
         };
         let table = Table::new(array_fd(&index)?, array_fd(&records)?, buckets as usize)?;
         let control = ControlPage::new(array_fd(&control_map)?)?;
+        let verdicts = Verdicts::new(&mut ebpf, ControlPage::new(array_fd(&control_map)?)?)?;
         let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?).context("map COUNTERS")?;
         let evicted = RingBuf::try_from(take(&mut ebpf, "EVICTED")?).context("map EVICTED")?;
         let logs = if options.log_level > 0 { Some(logs(&mut ebpf)?) } else { None };
@@ -169,6 +182,7 @@ impl Kernel {
             ebpf,
             table,
             control,
+            verdicts,
             context,
             counters,
             evicted,
@@ -237,7 +251,7 @@ impl Kernel {
             }
             if owner == 0 {
                 for value in &mut values {
-                    *value = Counters(InterfaceCounters { ifindex, ..InterfaceCounters::zeroed() });
+                    *value = Counters(InterfaceCounters { ifindex, slot, ..InterfaceCounters::zeroed() });
                 }
                 let values = PerCpuValues::try_from(values).context("counters of all CPUs")?;
                 return self.counters.set(slot, values, 0).context("writing map COUNTERS");
@@ -249,6 +263,19 @@ impl Kernel {
         )
     }
 
+    /// Watched interfaces on which nothing is dropped or limited, and no others.
+    ///
+    /// # Errors
+    /// If one is not watched, or the kernel refuses.
+    pub fn exempt(&mut self, interfaces: &[u32]) -> anyhow::Result<()> {
+        let mut slots = 0u64;
+        for ifindex in interfaces {
+            slots |= 1 << self.counters(*ifindex)?.slot;
+        }
+        self.control.set_exempt_slots(slots);
+        Ok(())
+    }
+
     /// Counters of an interface, summed over the CPUs.
     ///
     /// # Errors
@@ -257,7 +284,8 @@ impl Kernel {
         for attempt in 0..INTERFACE_PROBES {
             let values = self.counters.get(&interface_slot(ifindex, attempt), 0).context("reading map COUNTERS")?;
             if values.first().is_some_and(|counters| counters.0.ifindex == ifindex) {
-                let mut total = InterfaceCounters { ifindex, ..InterfaceCounters::zeroed() };
+                let slot = interface_slot(ifindex, attempt);
+                let mut total = InterfaceCounters { ifindex, slot, ..InterfaceCounters::zeroed() };
                 values.iter().for_each(|counters| total.add(&counters.0));
                 return Ok(total);
             }
@@ -338,9 +366,15 @@ fn memory(ebpf: &Ebpf) -> u64 {
             aya::maps::Map::PerCpuArray(data) => Some(entries(data, cpus)),
             // Its entries are bytes.
             aya::maps::Map::RingBuf(data) => data.info().ok().map(|info| info.max_entries() as u64),
+            // Preallocated, with the key and some 48 bytes of the kernel's own in each entry.
+            aya::maps::Map::LruHashMap(data) => Some(entries(data, 1) + entries_of(data) * 64),
             _ => None,
         })
         .sum()
+}
+
+fn entries_of(data: &MapData) -> u64 {
+    data.info().map_or(0, |info| info.max_entries() as u64)
 }
 
 fn entries(data: &MapData, copies: u64) -> u64 {

@@ -2,7 +2,7 @@
 //!
 //! [`sys`] holds all `unsafe` of the agent; [`load`] makes programs and maps of the embedded object, [`context`] is two of
 //! the maps, [`run`] names the programs and runs them without an interface; [`attach`] puts them on interfaces and takes
-//! them off again; [`probe`] says what this kernel can do.
+//! them off again; [`verdicts`] keeps the maps of verdicts and the never-drop list; [`probe`] says what this kernel can do.
 
 pub mod attach;
 pub mod context;
@@ -11,3 +11,4 @@ pub mod probe;
 pub mod qdisc;
 pub mod run;
 pub mod sys;
+pub mod verdicts;

@@ -15,6 +15,7 @@ use sensor_common::control::Control;
 use sensor_common::counter::InterfaceCounters;
 use sensor_common::flow::FlowRecord;
 use sensor_common::table::{Bucket, WAYS};
+use sensor_common::verdict::Action;
 
 /// How often a record or a set is copied before the agent leaves it for the next poll.
 const COPY_TRIES: usize = 16;
@@ -26,6 +27,14 @@ pub struct Counters(pub InterfaceCounters);
 
 // SAFETY: InterfaceCounters is bytemuck::Pod: any bytes are a value, and it has no padding.
 unsafe impl aya::Pod for Counters {}
+
+/// Plain data, as aya wants keys and values of maps.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct Plain<T>(pub T);
+
+// SAFETY: T is bytemuck::Pod: any bytes are a value, and it has no padding.
+unsafe impl<T: bytemuck::Pod> aya::Pod for Plain<T> {}
 
 /// A mmapped map.
 #[derive(Debug)]
@@ -256,12 +265,51 @@ impl ControlPage {
         Ok(ControlPage { page: Mapping::new(map, size_of::<Control>()).context("control page")? })
     }
 
-    /// Writes every field but the lease.
+    /// Writes every field but the lease and those that [`super::verdicts::Verdicts`] keeps.
     pub fn set(&self, control: &Control) {
         let words: [u64; size_of::<Control>() / 8] = bytemuck::cast(*control);
-        for (position, word) in words.iter().enumerate().skip(1) {
+        for (position, word) in words.iter().enumerate().take(std::mem::offset_of!(Control, ceilings) / 8).skip(1) {
             self.page.word(position).store(*word, Ordering::Release);
         }
+    }
+
+    /// The 32-bit field at this offset.
+    fn field(&self, offset: usize) -> &AtomicU32 {
+        self.page.half(offset / 8, offset % 8 / 4)
+    }
+
+    /// The strongest action that is done for verdicts of each origin, in one store.
+    pub fn set_ceilings(&self, ceilings: [Action; 3]) {
+        let [model, operator, fleet] = ceilings.map(|action| action as u8);
+        let word = u32::from_ne_bytes([model, operator, fleet, 0]);
+        self.field(std::mem::offset_of!(Control, ceilings)).store(word, Ordering::Release);
+    }
+
+    /// See [`Control::allow_epoch`].
+    pub fn allow_epoch(&self) -> u32 {
+        self.field(std::mem::offset_of!(Control, allow_epoch)).load(Ordering::Acquire)
+    }
+
+    /// See [`Control::allow_epoch`].
+    pub(super) fn set_allow_epoch(&self, epoch: u32) {
+        self.field(std::mem::offset_of!(Control, allow_epoch)).store(epoch, Ordering::Release);
+    }
+
+    /// Numbers of entries: flows, sources, services.
+    pub(super) fn set_verdict_counts(&self, [flows, sources, services]: [u32; 3]) {
+        self.field(std::mem::offset_of!(Control, flow_verdicts)).store(flows, Ordering::Release);
+        self.field(std::mem::offset_of!(Control, source_verdicts)).store(sources, Ordering::Release);
+        self.field(std::mem::offset_of!(Control, service_limits)).store(services, Ordering::Release);
+    }
+
+    /// See [`Control::note_known`].
+    pub(super) fn set_note_known(&self, note: bool) {
+        self.field(std::mem::offset_of!(Control, note_known)).store(note as u32, Ordering::Release);
+    }
+
+    /// See [`Control::exempt_slots`].
+    pub(super) fn set_exempt_slots(&self, slots: u64) {
+        self.page.word(std::mem::offset_of!(Control, exempt_slots) / 8).store(slots, Ordering::Release);
     }
 
     /// Verdicts hold until `until_ns` (monotonic clock).

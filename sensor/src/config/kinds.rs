@@ -91,6 +91,8 @@ pub enum ActionName {
     Pass,
     /// See [`Action::Tag`].
     Tag,
+    /// See [`Action::Limit`].
+    Limit,
     /// See [`Action::Drop`].
     Drop,
 }
@@ -129,7 +131,7 @@ names! {
     BpfLog { Off = "off", Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
     XdpMode { Auto = "auto", Native = "native", Tc = "tc", Generic = "generic" }
     Tunnel { Gre = "gre", Ipip = "ipip", Vxlan = "vxlan", Geneve = "geneve", Gtp = "gtp" }
-    ActionName { Pass = "pass", Tag = "tag", Drop = "drop" }
+    ActionName { Pass = "pass", Tag = "tag", Limit = "limit", Drop = "drop" }
 }
 
 impl From<Action> for ActionName {
@@ -137,6 +139,7 @@ impl From<Action> for ActionName {
         match action {
             Action::Pass => ActionName::Pass,
             Action::Tag => ActionName::Tag,
+            Action::Limit => ActionName::Limit,
             Action::Drop => ActionName::Drop,
         }
     }
@@ -147,6 +150,7 @@ impl From<ActionName> for Action {
         match name {
             ActionName::Pass => Action::Pass,
             ActionName::Tag => Action::Tag,
+            ActionName::Limit => Action::Limit,
             ActionName::Drop => Action::Drop,
         }
     }

@@ -33,7 +33,7 @@ fn sample() -> Metrics {
     metrics.model(ModelRole::Active, Some(("abc", "baseline")));
     metrics.model(ModelRole::Shadow, Some(("def", "next")));
     metrics.model_load(ModelRole::Active, LoadSource::File, false);
-    let (mut decisions, labels) = ([[0; 3]; 3], [1, 4]);
+    let (mut decisions, labels) = ([[0; 4]; 4], [1, 4]);
     decisions[Action::Pass as usize][Action::Drop as usize] = 5;
     let duration = Duration::from_micros(900);
     metrics.shadow(&Agreement { duration, decisions, labels, differences: vec![0.0, 0.02, 0.4] });

@@ -12,6 +12,7 @@ use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::packet::{self, Packet, Parser};
 use sensor_common::table::{TICK_SHIFT, WAYS};
+use sensor_common::verdict::Action;
 use sensor_tests::differences::differences;
 
 /// Loopback: where the kernel says that the frames of test runs come from.
@@ -71,6 +72,7 @@ pub(crate) fn load(options: &LoadOptions) -> Kernel {
     kernel.watch(IFINDEX).expect("watch loopback");
     kernel.control.set(&control());
     kernel.control.set_replay_clock(START_NS);
+    kernel.verdicts.set_ceilings(|_| Action::Drop);
     kernel
 }
 
@@ -296,10 +298,11 @@ impl Rig {
             assert_eq!(kernel, host, "{what}: packets refused as {}", cause.name());
         }
         for hook in counter::Hook::ALL {
-            let [passed, tagged, dropped, _] = counters.seen[hook as usize];
+            let [passed, tagged, limited, dropped] = counters.seen[hook as usize];
             let host = (self.oracle.frames[hook as usize], self.oracle.bytes[hook as usize]);
             assert_eq!((passed.packets, passed.bytes), host, "{what}: frames and bytes of {hook:?}");
-            assert_eq!((tagged.packets, dropped.packets), (0, 0), "{what}: nothing has a verdict");
+            let acted = [tagged, limited, dropped].map(|volume| volume.packets);
+            assert_eq!(acted, [0; 3], "{what}: nothing has a verdict");
         }
         assert_eq!(counters.flows_created, self.oracle.created, "{what}: flows");
         let lost = (counters.evicted_lost_flows, counters.evicted_lost_packets, counters.lease_expired);

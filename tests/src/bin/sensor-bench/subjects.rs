@@ -51,6 +51,7 @@ fn load(frags: bool) -> Result<Kernel> {
     let idle = u32::from(u16::MAX);
     kernel.control.set(&Control { evict_idle_ticks: idle, tag_dscp: NO_DSCP, ..bytemuck::Zeroable::zeroed() });
     kernel.control.set_lease(u64::MAX);
+    kernel.verdicts.set_ceilings(|_| Action::Drop);
     Ok(kernel)
 }
 

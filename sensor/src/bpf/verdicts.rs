@@ -1,0 +1,376 @@
+//! The maps of verdicts by flow, source, prefix and service, the never-drop list, and the part of the control page that
+//! says what of all this the programs look at.
+//!
+//! Invariant: the control page never says that a map is empty while it is not, and the epoch of the never-drop list moves
+//! on after each change of it. Owned by the poll thread ([`super::load::Kernel::verdicts`]); expired entries have no effect, but stay
+//! until they are removed, and one hides a shorter prefix around it.
+
+mod allow;
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use anyhow::Context as _;
+use aya::Ebpf;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
+use ipnet::IpNet;
+use sensor_common::flow::FlowKey;
+use sensor_common::verdict::{Action, Entry, Origin, PrefixData, ServiceKey};
+
+use super::sys::{ControlPage, Plain};
+
+/// 16 bytes of an address, IPv4 mapped ([`sensor_common::verdict::mapped`]).
+type Address = [u8; 16];
+
+/// Verdict maps and never-drop list of the loaded programs.
+pub struct Verdicts {
+    flows: HashMap<MapData, Plain<FlowKey>, Plain<Entry>>,
+    sources: LpmTrie<MapData, Plain<PrefixData>, Plain<Entry>>,
+    services: HashMap<MapData, Plain<ServiceKey>, Plain<Entry>>,
+    allowed: LpmTrie<MapData, Plain<PrefixData>, u32>,
+    ports: Array<MapData, u64>,
+    known: HashMap<MapData, Address, u64>,
+    control: ControlPage,
+    /// Prefixes in `sources`.
+    prefixes: HashSet<IpNet>,
+    /// Entries of `flows`, `sources` and `services`.
+    entries: [u32; 3],
+    epoch: u32,
+}
+
+impl std::fmt::Debug for Verdicts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Verdicts").field("entries", &self.entries).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+/// Places in [`Verdicts::entries`].
+const FLOWS: usize = 0;
+const SOURCES: usize = 1;
+const SERVICES: usize = 2;
+
+/// A destination service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Service {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// IP protocol number; limits of half-open attempts concern TCP (6) only.
+    pub protocol: u8,
+}
+
+impl Verdicts {
+    /// Takes the maps of a loaded object. What is in them (maps of an earlier agent) stays and is counted. `control`: a
+    /// mapping of the control page of its own.
+    ///
+    /// # Errors
+    /// If the object lacks a map, or the kernel refuses to read one.
+    pub(super) fn new(ebpf: &mut Ebpf, control: ControlPage) -> anyhow::Result<Verdicts> {
+        let mut take = |name: &str| -> anyhow::Result<Map> {
+            ebpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}: rebuild it"))
+        };
+        let mut verdicts = Verdicts {
+            flows: HashMap::try_from(take("FLOW_VERDICTS")?).context("map FLOW_VERDICTS")?,
+            sources: LpmTrie::try_from(take("SOURCE_VERDICTS")?).context("map SOURCE_VERDICTS")?,
+            services: HashMap::try_from(take("SERVICE_LIMITS")?).context("map SERVICE_LIMITS")?,
+            allowed: LpmTrie::try_from(take("ALLOWED")?).context("map ALLOWED")?,
+            ports: Array::try_from(take("ALLOWED_PORTS")?).context("map ALLOWED_PORTS")?,
+            known: HashMap::try_from(take("KNOWN")?).context("map KNOWN")?,
+            epoch: control.allow_epoch(),
+            control,
+            prefixes: HashSet::new(),
+            entries: [0; 3],
+        };
+        verdicts.prefixes = verdicts.sources()?.into_iter().map(|(prefix, _)| prefix).collect();
+        verdicts.entries = [
+            verdicts.flows.keys().count() as u32,
+            verdicts.prefixes.len() as u32,
+            verdicts.services.keys().count() as u32,
+        ];
+        verdicts.publish();
+        verdicts.move_on();
+        Ok(verdicts)
+    }
+
+    /// Entries of verdicts on flows, on sources and prefixes, and of services with a limit, expired ones included.
+    pub fn len(&self) -> [u32; 3] {
+        self.entries
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries == [0; 3]
+    }
+
+    /// The strongest action that is done for verdicts of each origin. One store: it holds for the next packet.
+    pub fn set_ceilings(&self, ceiling: impl Fn(Origin) -> Action) {
+        self.control.set_ceilings(Origin::ALL.map(ceiling));
+    }
+
+    /// Adds or renews the verdict on a flow; a renewed one keeps its counts and the state of its rate. The flow's record, if
+    /// there is one, is the caller's to stamp ([`super::sys::Table::store_verdict`]); one that is started from now on has the
+    /// verdict at once. Action pass makes the flow one that is never dropped.
+    ///
+    /// # Errors
+    /// If the map is full (`policy.max_verdicts`), or the kernel refuses.
+    pub fn set_flow(&mut self, key: &FlowKey, entry: &Entry) -> anyhow::Result<()> {
+        let key = Plain(*key);
+        let before = found(self.flows.get(&key, 0)).context("reading map FLOW_VERDICTS")?;
+        let value = renewed(entry, before);
+        self.flows.insert(key, value, 0).context("writing map FLOW_VERDICTS (full? see policy.max_verdicts)")?;
+        self.count(FLOWS, before.is_none(), 1);
+        self.exempted(before, Some(value));
+        Ok(())
+    }
+
+    /// Takes a flow's verdict back; what it was. A word in the flow's record is the caller's to clear.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn remove_flow(&mut self, key: &FlowKey) -> anyhow::Result<Option<Entry>> {
+        let key = Plain(*key);
+        let before = found(self.flows.get(&key, 0)).context("reading map FLOW_VERDICTS")?;
+        if before.is_some() {
+            self.flows.remove(&key).context("writing map FLOW_VERDICTS")?;
+            self.count(FLOWS, true, -1);
+            self.exempted(before, None);
+        }
+        Ok(before.map(|entry| entry.0))
+    }
+
+    /// The verdict on a flow.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn flow(&self, key: &FlowKey) -> anyhow::Result<Option<Entry>> {
+        let entry = found(self.flows.get(&Plain(*key), 0)).context("reading map FLOW_VERDICTS")?;
+        Ok(entry.map(|entry| entry.0))
+    }
+
+    /// All verdicts on flows.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn flows(&self) -> anyhow::Result<Vec<(FlowKey, Entry)>> {
+        let all = self.flows.iter().map(|pair| pair.map(|(key, entry)| (key.0, entry.0)));
+        all.collect::<Result<_, _>>().context("reading map FLOW_VERDICTS")
+    }
+
+    /// Adds or renews the verdict on the sources in a prefix (of one address: /32 or /128). It concerns flows that they
+    /// start, from their next packet that has no record; records that there are, are the caller's to stamp. Of several
+    /// prefixes that hold a source, the longest counts.
+    ///
+    /// # Errors
+    /// If the map is full (`policy.max_verdicts`), or the kernel refuses.
+    pub fn set_source(&mut self, prefix: IpNet, entry: &Entry) -> anyhow::Result<()> {
+        let key = prefix_key(prefix);
+        let before = self.exact_source(prefix)?.map(Plain);
+        let value = renewed(entry, before);
+        self.sources.insert(&key, value, 0).context("writing map SOURCE_VERDICTS (full? see policy.max_verdicts)")?;
+        self.prefixes.insert(prefix.trunc());
+        self.count(SOURCES, before.is_none(), 1);
+        Ok(())
+    }
+
+    /// Takes the verdict on exactly this prefix back; what it was.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn remove_source(&mut self, prefix: IpNet) -> anyhow::Result<Option<Entry>> {
+        let before = self.exact_source(prefix)?;
+        if before.is_some() {
+            self.sources.remove(&prefix_key(prefix)).context("writing map SOURCE_VERDICTS")?;
+            self.prefixes.remove(&prefix.trunc());
+            self.count(SOURCES, true, -1);
+        }
+        Ok(before)
+    }
+
+    /// The verdict that holds for a source: that of the longest prefix.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn source(&self, address: IpAddr) -> anyhow::Result<Option<Entry>> {
+        let entry = found(self.sources.get(&prefix_key(address.into()), 0)).context("reading map SOURCE_VERDICTS")?;
+        Ok(entry.map(|entry| entry.0))
+    }
+
+    /// All verdicts on sources and prefixes.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn sources(&self) -> anyhow::Result<Vec<(IpNet, Entry)>> {
+        let all = self.sources.iter().map(|pair| pair.map(|(key, entry)| (prefix_of(&key), entry.0)));
+        all.collect::<Result<_, _>>().context("reading map SOURCE_VERDICTS")
+    }
+
+    /// Bounds the half-open attempts to a service by the entry's packet rate: TCP SYNs that would begin a flow, but for
+    /// those of known sources ([`Verdicts::set_note_known`]).
+    ///
+    /// # Errors
+    /// If the map is full ([`sensor_common::verdict::MAX_SERVICES`]), or the kernel refuses.
+    pub fn set_service(&mut self, service: Service, entry: &Entry) -> anyhow::Result<()> {
+        let key = Plain(service_key(service));
+        let before = found(self.services.get(&key, 0)).context("reading map SERVICE_LIMITS")?;
+        self.services.insert(key, renewed(entry, before), 0).context("writing map SERVICE_LIMITS (full?)")?;
+        self.count(SERVICES, before.is_none(), 1);
+        Ok(())
+    }
+
+    /// Takes a service's limit back; what it was.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn remove_service(&mut self, service: Service) -> anyhow::Result<Option<Entry>> {
+        let key = Plain(service_key(service));
+        let before = found(self.services.get(&key, 0)).context("reading map SERVICE_LIMITS")?;
+        if before.is_some() {
+            self.services.remove(&key).context("writing map SERVICE_LIMITS")?;
+            self.count(SERVICES, true, -1);
+        }
+        Ok(before.map(|entry| entry.0))
+    }
+
+    /// All services with a limit.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn services(&self) -> anyhow::Result<Vec<(Service, Entry)>> {
+        let service = |key: ServiceKey| Service {
+            address: address_of(bytemuck::cast(key.address)),
+            port: key.port,
+            protocol: key.protocol,
+        };
+        let all = self.services.iter().map(|pair| pair.map(|(key, entry)| (service(key.0), entry.0)));
+        all.collect::<Result<_, _>>().context("reading map SERVICE_LIMITS")
+    }
+
+    /// Whether the programs remember sources that complete a handshake, so that limits of half-open attempts exempt them
+    /// for [`sensor_common::verdict::KNOWN_NS`]. Worth switching on before there is a limit.
+    pub fn set_note_known(&self, note: bool) {
+        self.control.set_note_known(note);
+    }
+
+    /// Remembers a source as of a handshake at `at_ns` (monotonic).
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn know(&mut self, source: IpAddr, at_ns: u64) -> anyhow::Result<()> {
+        self.known.insert(address_key(source), at_ns, 0).context("writing map KNOWN")
+    }
+
+    /// Sources that completed a handshake, with the time of the last one that was noted (monotonic ns).
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn known(&self) -> anyhow::Result<Vec<(IpAddr, u64)>> {
+        let all = self.known.iter().map(|pair| pair.map(|(key, at_ns)| (address_of(key), at_ns)));
+        all.collect::<Result<_, _>>().context("reading map KNOWN")
+    }
+
+    /// The entry of exactly this prefix. (The kernel's look-up would give that of a shorter one, too.)
+    fn exact_source(&self, prefix: IpNet) -> anyhow::Result<Option<Entry>> {
+        if !self.prefixes.contains(&prefix.trunc()) {
+            return Ok(None);
+        }
+        let entry = found(self.sources.get(&prefix_key(prefix), 0)).context("reading map SOURCE_VERDICTS")?;
+        Ok(entry.map(|entry| entry.0))
+    }
+
+    fn count(&mut self, map: usize, changed: bool, by: i32) {
+        if changed {
+            self.entries[map] = self.entries[map].saturating_add_signed(by);
+            self.publish();
+        }
+    }
+
+    fn publish(&self) {
+        self.control.set_verdict_counts(self.entries);
+    }
+
+    /// A flow that is allowed now, or is not any more, changes the never-drop list.
+    fn exempted(&mut self, before: Option<Plain<Entry>>, after: Option<Plain<Entry>>) {
+        let passes = |entry: Option<Plain<Entry>>| entry.is_some_and(|entry| entry.0.action == Action::Pass as u8);
+        if passes(before) || passes(after) {
+            self.move_on();
+        }
+    }
+}
+
+fn renewed(entry: &Entry, before: Option<Plain<Entry>>) -> Plain<Entry> {
+    let mut entry = *entry;
+    if let Some(Plain(before)) = before {
+        entry.carry_on(&before);
+    }
+    Plain(entry)
+}
+
+/// A key that is not there is no error.
+fn found<T>(outcome: Result<T, MapError>) -> Result<Option<T>, MapError> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn address_key(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        IpAddr::V6(address) => address.octets(),
+    }
+}
+
+fn address_of(key: Address) -> IpAddr {
+    IpAddr::from(key).to_canonical()
+}
+
+fn prefix_key(prefix: IpNet) -> Key<Plain<PrefixData>> {
+    let mut data = [0; 5];
+    match prefix.network() {
+        IpAddr::V4(address) => data[..2].copy_from_slice(&[4, u32::from(address).to_be()]),
+        IpAddr::V6(address) => {
+            let words: [u32; 4] = bytemuck::cast(address.octets());
+            data[0] = 6;
+            data[1..].copy_from_slice(&words);
+        }
+    }
+    Key::new(32 + u32::from(prefix.prefix_len()), Plain(data))
+}
+
+fn prefix_of(key: &Key<Plain<PrefixData>>) -> IpNet {
+    let [family, a, b, c, d] = key.data().0;
+    let address = match family {
+        4 => IpAddr::from(u32::from_be(a).to_be_bytes()),
+        _ => IpAddr::from(bytemuck::cast::<[u32; 4], [u8; 16]>([a, b, c, d])),
+    };
+    // The maps hold only what came from a prefix.
+    IpNet::new(address, key.prefix_len().saturating_sub(32) as u8).unwrap_or_else(|_| address.into())
+}
+
+fn service_key(service: Service) -> ServiceKey {
+    let Service { address, port, protocol } = service;
+    ServiceKey { address: bytemuck::cast(address_key(address)), port, protocol, reserved: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use sensor_common::verdict::PrefixKey;
+
+    use super::*;
+
+    #[test]
+    fn prefixes_survive_the_way_into_a_key_and_back() {
+        for text in ["198.18.0.0/15", "198.18.0.1/32", "0.0.0.0/0", "2001:db8::/32", "2001:db8::1/128", "::/0"] {
+            let prefix: IpNet = text.parse().expect("a prefix");
+            assert_eq!(prefix_of(&prefix_key(prefix)), prefix, "{text}");
+        }
+        let looked_up = PrefixKey::of([u32::from_be_bytes([198, 18, 0, 1]), 0, 0, 0], 4);
+        let host = prefix_key("198.18.0.1/32".parse().expect("a prefix"));
+        assert_eq!((host.prefix_len(), host.data().0), (looked_up.bits, looked_up.data));
+        let host_bits: IpNet = "198.18.7.9/16".parse().expect("a prefix");
+        assert_eq!(prefix_of(&prefix_key(host_bits)).to_string(), "198.18.0.0/16");
+    }
+}
