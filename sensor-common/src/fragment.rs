@@ -39,6 +39,9 @@ pub struct Slot {
     reserved: u32,
 }
 
+#[cfg(any(feature = "std", test))]
+crate::schema::layout!(Slot { sequence, src_port, dst_port, first_ns, datagram, protocol, reserved });
+
 /// What all fragments of `packet`'s datagram share, as a key: `low` is the source, and the identification stands for the
 /// ports.
 #[inline(always)]

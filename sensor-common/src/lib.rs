@@ -45,6 +45,8 @@ pub mod flow;
 pub mod fragment;
 pub mod hash;
 pub mod packet;
+#[cfg(any(feature = "std", test))]
+pub mod schema;
 pub mod table;
 pub mod tcp;
 pub mod verdict;

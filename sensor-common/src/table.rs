@@ -11,6 +11,8 @@ pub const WAYS: usize = 8;
 pub const MIN_BUCKETS: u32 = 1 << 10;
 /// See [`MIN_BUCKETS`].
 pub const MAX_BUCKETS: u32 = 1 << 17;
+/// Bytes of the ring through which records that are given up reach the agent.
+pub const EVICTED_BYTES: u32 = 1 << 20;
 /// Last-seen ticks are 2^26 ns (67 ms) and wrap after 73 minutes.
 pub const TICK_SHIFT: u32 = 26;
 

@@ -11,7 +11,7 @@ use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::packet::Options;
-use sensor_common::table::{Bucket, MIN_BUCKETS, WAYS};
+use sensor_common::table::{Bucket, EVICTED_BYTES, MIN_BUCKETS, WAYS};
 use sensor_common::verdict::{Entry, KNOWN_SOURCES, MAX_ALLOWED, MAX_SERVICES, PORT_WORDS, PrefixData, ServiceKey};
 
 /// Bucket lines, mmapped by the agent.
@@ -36,7 +36,7 @@ pub(crate) static FRAGMENTS: Array<fragment::Slot> = Array::with_max_entries(fra
 
 /// Records that were given up for a new flow, whole.
 #[map]
-pub(crate) static EVICTED: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+pub(crate) static EVICTED: RingBuf = RingBuf::with_byte_size(EVICTED_BYTES, 0);
 
 /// Sources and services of the host context, mmapped by the agent.
 #[map]

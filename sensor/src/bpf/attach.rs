@@ -1,15 +1,21 @@
 //! Programs on interfaces: attach with the best way this kernel has, and take everything off again.
+//!
+//! Where an agent before this one left programs attached ([`super::pins`]), they are replaced in one step ([`replace`]): each
+//! packet sees the old one or the new one.
+
+mod replace;
 
 use anyhow::{Context as _, bail};
-use aya::programs::tc::{
-    NlOptions, SchedClassifier, SchedClassifierLinkId, TcAttachOptions, qdisc_add_clsact, qdisc_detach_program,
-};
-use aya::programs::xdp::XdpLinkId;
+use aya::programs::links::{FdLink, Link as _, PinnedLink};
+use aya::programs::tc::{NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, TcAttachType, TcError, XdpMode};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::load::{Hook, Kernel};
+use super::pins::Pins;
+use super::qdisc;
 use crate::config::XdpMode as Choice;
 
 /// How received packets are seen.
@@ -66,10 +72,54 @@ pub struct Attached {
     pub egress: TcAttachment,
     /// Why native XDP was not used, where TC's ingress was the fallback.
     pub fallback: Option<String>,
-    xdp_link: Option<XdpLinkId>,
-    tc_links: Vec<(Hook, SchedClassifierLinkId)>,
-    /// The qdisc is ours to remove.
-    clsact_added: bool,
+    held: Vec<(Hook, Held)>,
+}
+
+/// What keeps a program on an interface.
+#[derive(Debug)]
+enum Held {
+    /// A link, which ends with its descriptor.
+    Link(FdLink),
+    /// A link, which ends with descriptor and pin.
+    Pinned(PinnedLink),
+    /// XDP's, not pinned: aya has it as one that need not be a link.
+    Xdp(XdpLink),
+    /// A filter under clsact: it ends when it is taken off.
+    Filter(SchedClassifierLink),
+}
+
+impl Held {
+    /// A link; pinned, if links are.
+    fn link(link: FdLink, pins: Option<&Pins>, hook: Hook, ifindex: u32) -> anyhow::Result<Held> {
+        match pins {
+            Some(pins) => Ok(Held::Pinned(pins.pin_link(link, hook, ifindex)?)),
+            None => Ok(Held::Link(link)),
+        }
+    }
+
+    fn detach(self) -> anyhow::Result<()> {
+        match self {
+            Held::Link(link) => link.detach()?,
+            Held::Pinned(link) => link.unpin().context("removing the pin of its link")?.detach()?,
+            Held::Xdp(link) => link.detach()?,
+            Held::Filter(link) => link.detach()?,
+        }
+        Ok(())
+    }
+}
+
+impl Attached {
+    /// Lets go of the interface without taking anything off.
+    pub(super) fn leave(self) {
+        for (_, held) in self.held {
+            match held {
+                Held::Link(_) | Held::Pinned(_) => {}
+                // Dropping these takes the program off.
+                Held::Xdp(link) => std::mem::forget(link),
+                Held::Filter(link) => std::mem::forget(link),
+            }
+        }
+    }
 }
 
 impl Kernel {
@@ -81,16 +131,14 @@ impl Kernel {
         let ifindex = ifindex(interface)?;
         check_kind(interface)?;
         self.watch(ifindex)?;
-        let (xdp, xdp_link, fallback) = self.attach_xdp(interface, ifindex, choice)?;
+        let (xdp, held, fallback) = self.attach_xdp(interface, ifindex, choice)?;
         let mut attached = Attached {
             interface: interface.to_owned(),
             ifindex,
             xdp,
             egress: if tcx { TcAttachment::Tcx } else { TcAttachment::Clsact },
             fallback,
-            xdp_link,
-            tc_links: Vec::new(),
-            clsact_added: false,
+            held: held.into_iter().map(|held| (Hook::Ingress, held)).collect(),
         };
         match self.attach_tc(&mut attached) {
             Ok(()) => Ok(attached),
@@ -107,11 +155,14 @@ impl Kernel {
         interface: &str,
         ifindex: u32,
         choice: Choice,
-    ) -> anyhow::Result<(XdpAttachment, Option<XdpLinkId>, Option<String>)> {
+    ) -> anyhow::Result<(XdpAttachment, Option<Held>, Option<String>)> {
+        if let Some((xdp, held)) = self.replace_xdp(interface, ifindex, choice)? {
+            return Ok((xdp, held, None));
+        }
         let mut fallback = None;
         match choice {
-            Choice::Auto | Choice::Native => match self.xdp_program()?.attach_to_if_index(ifindex, XdpMode::Driver) {
-                Ok(link) => return Ok((XdpAttachment::Native, Some(link), None)),
+            Choice::Auto | Choice::Native => match self.attach_new_xdp(ifindex, XdpMode::Driver)? {
+                Ok(held) => return Ok((XdpAttachment::Native, Some(held), None)),
                 Err(error) if is_busy(&error) => bail!(busy(interface)),
                 Err(error) if choice == Choice::Native => {
                     return Err(error).with_context(|| {
@@ -120,8 +171,8 @@ impl Kernel {
                 }
                 Err(error) => fallback = Some(chain(&error)),
             },
-            Choice::Generic => match self.xdp_program()?.attach_to_if_index(ifindex, XdpMode::Skb) {
-                Ok(link) => return Ok((XdpAttachment::Generic, Some(link), None)),
+            Choice::Generic => match self.attach_new_xdp(ifindex, XdpMode::Skb)? {
+                Ok(held) => return Ok((XdpAttachment::Generic, Some(held), None)),
                 Err(error) if is_busy(&error) => bail!(busy(interface)),
                 Err(error) => {
                     return Err(error).with_context(|| format!("{interface}: XDP could not be attached"));
@@ -139,6 +190,19 @@ impl Kernel {
         Ok((XdpAttachment::Tc, None, fallback))
     }
 
+    /// The inner error is the kernel's answer to the attempt.
+    fn attach_new_xdp(&mut self, ifindex: u32, mode: XdpMode) -> anyhow::Result<Result<Held, ProgramError>> {
+        let program = self.xdp_program()?;
+        let link = match program.attach_to_if_index(ifindex, mode).and_then(|id| program.take_link(id)) {
+            Ok(link) => link,
+            Err(error) => return Ok(Err(error)),
+        };
+        if self.pins.is_none() {
+            return Ok(Ok(Held::Xdp(link)));
+        }
+        Held::link(link.try_into()?, self.pins.as_ref(), Hook::Ingress, ifindex).map(Ok)
+    }
+
     fn attach_tc(&mut self, attached: &mut Attached) -> anyhow::Result<()> {
         let mut hooks = vec![(Hook::Egress, TcAttachType::Egress)];
         if attached.xdp == XdpAttachment::Tc {
@@ -148,55 +212,78 @@ impl Kernel {
             hooks.push((Hook::Tag, TcAttachType::Ingress));
         }
         if attached.egress == TcAttachment::Clsact {
-            match qdisc_add_clsact(&attached.interface) {
-                Ok(()) => attached.clsact_added = true,
-                // aya 0.14 has AlreadyAttached but passes the kernel's own answer on.
-                Err(TcError::AlreadyAttached) => remove_leftovers(&attached.interface),
-                Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {
-                    remove_leftovers(&attached.interface);
-                }
-                Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("{}: qdisc clsact could not be added", attached.interface));
-                }
-            }
+            self.add_clsact(attached)?;
         }
+        self.drop_other_links(attached.ifindex, &hooks)?;
         for (hook, direction) in hooks {
-            let options = match attached.egress {
-                TcAttachment::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
-                TcAttachment::Clsact => TcAttachOptions::Netlink(NlOptions::default()),
+            let held = match self.replace_tc(attached, hook, direction)? {
+                Some(held) => held,
+                None => self.attach_new_tc(attached, hook, direction).with_context(|| {
+                    format!("{}: TC program for {hook:?} could not be attached", attached.interface)
+                })?,
             };
-            let link = self
-                .tc_program(hook)?
-                .attach_with_options(&attached.interface, direction, options)
-                .with_context(|| format!("{}: TC program for {hook:?} could not be attached", attached.interface))?;
-            attached.tc_links.push((hook, link));
+            attached.held.push((hook, held));
         }
         Ok(())
     }
 
-    /// Takes the programs off an interface, and the qdisc if it was added here.
+    fn add_clsact(&mut self, attached: &Attached) -> anyhow::Result<()> {
+        let Attached { interface, ifindex, .. } = attached;
+        match qdisc_add_clsact(interface) {
+            Ok(()) => {
+                self.qdiscs.push(*ifindex);
+                return self.note_qdiscs();
+            }
+            // aya 0.14 has AlreadyAttached but passes the kernel's own answer on.
+            Err(TcError::AlreadyAttached) => {}
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("{interface}: qdisc clsact could not be added"));
+            }
+        }
+        if self.adopted() { Ok(()) } else { remove_leftovers(interface, *ifindex) }
+    }
+
+    fn attach_new_tc(&mut self, attached: &Attached, hook: Hook, direction: TcAttachType) -> anyhow::Result<Held> {
+        let options = match attached.egress {
+            TcAttachment::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
+            TcAttachment::Clsact => TcAttachOptions::Netlink(NlOptions::default()),
+        };
+        let program = self.tc_program(hook)?;
+        let id = program.attach_with_options(&attached.interface, direction, options)?;
+        let link = program.take_link(id)?;
+        match attached.egress {
+            TcAttachment::Clsact => Ok(Held::Filter(link)),
+            TcAttachment::Tcx => Held::link(link.try_into()?, self.pins.as_ref(), hook, attached.ifindex),
+        }
+    }
+
+    /// Takes the programs off an interface, and the qdisc if it was added here and nobody else uses it.
     ///
     /// # Errors
     /// The first failure, after everything was tried.
     pub fn detach(&mut self, attached: Attached) -> anyhow::Result<()> {
-        let Attached { interface, tc_links, xdp_link, clsact_added, ifindex, xdp: _, egress: _, fallback: _ } =
-            attached;
+        let Attached { interface, ifindex, held, xdp: _, egress: _, fallback: _ } = attached;
         let mut failures = Vec::new();
-        if let Some(link) = xdp_link
-            && let Err(error) = self.xdp_program()?.detach(link)
-        {
-            failures.push(format!("XDP: {}", chain(&error)));
-        }
-        for (hook, link) in tc_links {
-            if let Err(error) = self.tc_program(hook)?.detach(link) {
-                failures.push(format!("TC {hook:?}: {}", chain(&error)));
+        for (hook, held) in held {
+            if let Err(error) = held.detach() {
+                failures.push(format!("{hook:?}: {error:#}"));
             }
         }
-        if clsact_added && let Err(error) = super::qdisc::remove_clsact(ifindex) {
+        if let Err(error) = self.remove_clsact(&interface, ifindex) {
             failures.push(format!("qdisc clsact: {error:#}"));
         }
         if failures.is_empty() { Ok(()) } else { bail!("{interface}: detaching failed: {}", failures.join("; ")) }
+    }
+
+    /// Removes the qdisc if an agent added it and nobody uses it.
+    fn remove_clsact(&mut self, interface: &str, ifindex: u32) -> anyhow::Result<()> {
+        let Some(position) = self.qdiscs.iter().position(|number| *number == ifindex) else { return Ok(()) };
+        self.qdiscs.swap_remove(position);
+        if !qdisc::remove_clsact(ifindex)? {
+            tracing::info!("{interface}: its qdisc clsact stays, because it holds filters of others");
+        }
+        Ok(())
     }
 }
 
@@ -221,20 +308,21 @@ fn check_kind(interface: &str) -> anyhow::Result<()> {
 /// The name of the program at TC's ingress.
 const INGRESS: &str = "sensor_ingress";
 
+/// Filters of ours, by side and name.
+const FILTERS: [(qdisc::Side, &str); 3] =
+    [(qdisc::Side::Egress, "sensor_egress"), (qdisc::Side::Ingress, INGRESS), (qdisc::Side::Ingress, "sensor_tag")];
+
 /// Takes off filters that bear our names: an agent was killed, and on kernels before 6.6 its filters stayed (without
 /// effect, because its lease has run out). With XDP that is sure, because its place was free; a living agent that sees
 /// received packets at TC's ingress loses its filters to us, and says that it sees none.
-fn remove_leftovers(interface: &str) {
-    let ours = [
-        ("sensor_egress", TcAttachType::Egress),
-        (INGRESS, TcAttachType::Ingress),
-        ("sensor_tag", TcAttachType::Ingress),
-    ];
-    for (name, direction) in ours {
-        if qdisc_detach_program(interface, direction, name).is_ok() {
-            tracing::warn!("{interface}: took off {name}, left behind by an agent that was killed");
+fn remove_leftovers(interface: &str, ifindex: u32) -> anyhow::Result<()> {
+    for filter in qdisc::filters(ifindex)? {
+        if FILTERS.contains(&(filter.side, filter.name.as_str())) {
+            qdisc::remove(ifindex, &filter)?;
+            tracing::warn!("{interface}: took off {}, left behind by an agent that was killed", filter.name);
         }
     }
+    Ok(())
 }
 
 /// Number of an interface of this thread's network namespace, which `/sys` may not show (`nsenter --net`).
@@ -269,14 +357,19 @@ fn busy(interface: &str) -> String {
 
 /// The kernel says EBUSY or EEXIST for an interface that has a program.
 fn is_busy(error: &ProgramError) -> bool {
+    matches!(errno(error), Some(libc::EBUSY | libc::EEXIST))
+}
+
+/// The kernel's own answer inside of an error.
+fn errno(error: &ProgramError) -> Option<i32> {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return matches!(io.raw_os_error(), Some(libc::EBUSY | libc::EEXIST));
+            return io.raw_os_error();
         }
         source = error.source();
     }
-    false
+    None
 }
 
 fn chain(error: &(dyn std::error::Error + 'static)) -> String {

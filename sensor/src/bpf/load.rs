@@ -8,18 +8,20 @@ use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
-use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES};
+use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, ENTRIES};
 use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
 use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
 use sensor_common::flow::FlowRecord;
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::packet;
+use sensor_common::schema::{self, Meta};
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 use sensor_common::verdict::MAX_VERDICTS;
 
 pub use super::context::ContextTables;
 use super::context::context_sets;
+use super::pins::{Pins, Size};
 pub use super::run::{Hook, ProgramInfo, Runner, TestRunOptions, TestRunResult};
 use super::sys::{ControlPage, Counters, Sets, Table};
 use super::verdicts::Verdicts;
@@ -86,6 +88,10 @@ pub struct Kernel {
     tagging: bool,
     memory_bytes: u64,
     seed: Seed,
+    pub(super) pins: Option<Pins>,
+    adopted: bool,
+    /// Interfaces on which the clsact qdisc is ours to remove.
+    pub(super) qdiscs: Vec<u32>,
     logs: Option<Logs>,
     /// Programs that are loaded later name maps by their descriptors: these stay open.
     #[expect(dead_code, reason = "held, not used")]
@@ -104,6 +110,19 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses a map or a program; the error ends with the verifier's last lines.
     pub fn load(options: &LoadOptions) -> anyhow::Result<Kernel> {
+        Kernel::load_at(options, None)
+    }
+
+    /// As [`Kernel::load`], with maps pinned in `pins`: those that are there if another agent left them, else new ones. The
+    /// agent that left them may run still; then [`Kernel::resume`] is for when it does not any more.
+    ///
+    /// # Errors
+    /// As [`Kernel::load`], or the maps that are there do not fit ([`Pins::check`]).
+    pub fn load_pinned(options: &LoadOptions, pins: Pins) -> anyhow::Result<Kernel> {
+        Kernel::load_at(options, Some(pins))
+    }
+
+    fn load_at(options: &LoadOptions, mut pins: Option<Pins>) -> anyhow::Result<Kernel> {
         let buckets = u32::try_from(options.flows / WAYS).context("the flow table is too large")?;
         if !options.flows.is_power_of_two() || !(MIN_BUCKETS..=MAX_BUCKETS).contains(&buckets) {
             bail!(
@@ -117,15 +136,28 @@ impl Kernel {
             bail!("{} verdicts are not possible: use a number from 1 to {MAX_VERDICTS}", options.max_verdicts);
         }
         let (source_sets, service_sets) = context_sets(options.context)?;
-        let seed = match options.seed {
-            Some(seed) => seed,
-            None => random_seed()?,
+        let sizes = options.sizes();
+        let left = pins.as_ref().map_or(Ok(None), Pins::meta)?;
+        if let (Some(pins), Some(meta)) = (&pins, &left) {
+            pins.check(meta, &sizes)?;
+        }
+        let seed = match (&left, options.seed) {
+            (Some(meta), _) => meta.seed,
+            (None, Some(seed)) => seed,
+            (None, None) => random_seed()?,
         };
         let clock = if options.replay_clock { CLOCK_REPLAY } else { CLOCK_KERNEL };
         // x86-64 does not reorder stores; elsewhere a lock is given back with a full barrier.
         let strong_order = cfg!(target_arch = "x86_64") as u8;
         let xdp = if options.frags { "sensor_xdp_frags" } else { "sensor_xdp" };
-        let mut ebpf = EbpfLoader::new()
+        let mut loader = EbpfLoader::new();
+        for map in pins.iter().flat_map(|_| schema::MAPS) {
+            loader.map_pin_path(map.name, pins.as_ref().map_or_else(Default::default, |pins| pins.map_path(map.name)));
+        }
+        for Size { map, entries, setting: _ } in &sizes {
+            loader.map_max_entries(map, *entries);
+        }
+        let mut ebpf = loader
             .override_global("BUCKETS", &buckets, true)
             .override_global("SEED", &seed[..], true)
             .override_global("CLOCK", &clock, true)
@@ -135,14 +167,9 @@ impl Kernel {
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
             .override_global("SOURCE_SETS", &source_sets, true)
             .override_global("SERVICE_SETS", &service_sets, true)
-            .map_max_entries("SOURCES", source_sets.max(1))
-            .map_max_entries("SERVICES", service_sets.max(1))
-            .map_max_entries("INDEX", buckets)
-            .map_max_entries("RECORDS", buckets * WAYS as u32)
-            .map_max_entries("FLOW_VERDICTS", options.max_verdicts)
-            .map_max_entries("SOURCE_VERDICTS", options.max_verdicts)
             .load(OBJECT)
             .context("the kernel refused the maps (is this root, or CAP_BPF and CAP_NET_ADMIN? see `sensor doctor`)")?;
+        check_maps(&ebpf)?;
         let mut kernel_programs = vec![xdp, "sensor_egress"];
         if options.tagging {
             kernel_programs.push("sensor_tag");
@@ -178,7 +205,19 @@ impl Kernel {
         let evicted = RingBuf::try_from(take(&mut ebpf, "EVICTED")?).context("map EVICTED")?;
         let logs = if options.log_level > 0 { Some(logs(&mut ebpf)?) } else { None };
         maps.extend([index, records, control_map]);
+        let adopted = left.is_some();
+        if let Some(pins) = &mut pins {
+            // What another agent left stays until all of it is taken over.
+            pins.leave(adopted);
+        }
+        if let (Some(pins), None) = (&pins, left) {
+            let netns = super::pins::netns()?;
+            pins.set_meta(&Meta { version: schema::VERSION, netns, seed, pid: std::process::id(), ..Meta::zeroed() })?;
+        }
         Ok(Kernel {
+            pins,
+            adopted,
+            qdiscs: left.map_or_else(Vec::new, |meta| meta.qdiscs.into_iter().filter(|number| *number != 0).collect()),
             ebpf,
             table,
             control,
@@ -235,6 +274,92 @@ impl Kernel {
     /// Whether `sensor_tag` was loaded.
     pub fn tagging(&self) -> bool {
         self.tagging
+    }
+
+    /// Whether the maps are those of an agent before this one.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// Where maps and links are pinned, if they are.
+    pub fn pins(&self) -> Option<&std::path::Path> {
+        self.pins.as_ref().map(Pins::path)
+    }
+
+    /// Becomes the owner of the pins, if no other agent is.
+    ///
+    /// # Errors
+    /// As [`Pins::own`].
+    pub fn own_pins(&mut self) -> anyhow::Result<bool> {
+        self.pins.as_mut().map_or(Ok(true), Pins::own)
+    }
+
+    /// The agent that left the maps is gone: goes on where it ended. Nothing else may have been done with this kernel
+    /// before. Records that it had locked in its last moment are freed, and counted in what is returned.
+    ///
+    /// # Errors
+    /// If the maps cannot be opened again.
+    pub fn resume(&mut self) -> anyhow::Result<usize> {
+        let Some(pins) = &self.pins else { return Ok(0) };
+        if !self.adopted {
+            return Ok(0);
+        }
+        // It read on in the ring after this one had looked where it was.
+        let ring = MapData::from_pin(pins.map_path("EVICTED")).context("map EVICTED")?;
+        self.evicted = RingBuf::try_from(aya::maps::Map::RingBuf(ring)).context("map EVICTED")?;
+        self.verdicts.look_again()?;
+        self.note_qdiscs()?;
+        Ok(self.table.free_locks_of_the_dead())
+    }
+
+    /// Says in the pins who has them, and which qdiscs are ours to remove.
+    pub(super) fn note_qdiscs(&self) -> anyhow::Result<()> {
+        let Some(pins) = &self.pins else { return Ok(()) };
+        let Some(mut meta) = pins.meta()? else { return Ok(()) };
+        meta.pid = std::process::id();
+        meta.qdiscs = [0; MAX_INTERFACES];
+        for (place, ifindex) in meta.qdiscs.iter_mut().zip(&self.qdiscs) {
+            *place = *ifindex;
+        }
+        pins.set_meta(&meta)
+    }
+
+    /// Ends without taking anything off: maps, programs and links stay for the next agent.
+    ///
+    /// # Errors
+    /// If nothing is pinned.
+    pub fn leave(mut self, attached: Vec<super::attach::Attached>) -> anyhow::Result<()> {
+        let pins = self.pins.as_mut().context("nothing is pinned, so nothing can be left to the next agent")?;
+        pins.leave(true);
+        attached.into_iter().for_each(super::attach::Attached::leave);
+        Ok(())
+    }
+
+    /// Interfaces that have a slot in the counters' table.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn watched(&self) -> anyhow::Result<Vec<u32>> {
+        let mut watched = Vec::new();
+        for slot in 0..MAX_INTERFACES as u32 {
+            let values = self.counters.get(&slot, 0).context("reading map COUNTERS")?;
+            watched.extend(values.first().map(|counters| counters.0.ifindex).filter(|ifindex| *ifindex != 0));
+        }
+        Ok(watched)
+    }
+
+    /// Takes the slot back that [`Kernel::watch`] gave.
+    pub(super) fn unwatch(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        for attempt in 0..INTERFACE_PROBES {
+            let slot = interface_slot(ifindex, attempt);
+            let mut values = self.counters.get(&slot, 0).context("reading map COUNTERS")?.to_vec();
+            if values.first().is_some_and(|counters| counters.0.ifindex == ifindex) {
+                values.fill(Counters(InterfaceCounters::zeroed()));
+                let values = PerCpuValues::try_from(values).context("counters of all CPUs")?;
+                return self.counters.set(slot, values, 0).context("writing map COUNTERS");
+            }
+        }
+        Ok(())
     }
 
     /// Gives an interface a slot in the counters' table; programs pass the packets of interfaces without one untouched.
@@ -304,18 +429,40 @@ impl Kernel {
     }
 
     pub(super) fn tc_program(&mut self, hook: Hook) -> anyhow::Result<&mut SchedClassifier> {
-        let name = match hook {
+        let name = self.tc_name(hook);
+        program(&mut self.ebpf, name)
+    }
+
+    pub(super) fn tc_name(&self, hook: Hook) -> &'static str {
+        match hook {
             Hook::Tag => "sensor_tag",
             Hook::StackIngress => "sensor_ingress",
             _ => "sensor_egress",
-        };
-        program(&mut self.ebpf, name)
+        }
     }
 
     /// What passes on the messages that the programs wrote since its last call, through the `log` facade; `None` if they
     /// were loaded with log level 0. A call can take as long as the programs go on writing.
     pub fn take_logs(&mut self) -> Option<Logs> {
         self.logs.take()
+    }
+}
+
+impl LoadOptions {
+    /// The maps whose size is set at load; the options are in range.
+    pub fn sizes(&self) -> Vec<Size> {
+        let buckets = (self.flows / WAYS) as u32;
+        let (sources, services) = self.context.unwrap_or_default();
+        let sets = |entries: u32| (entries / ENTRIES as u32).max(1);
+        let size = |map, entries, setting, unit| Size { map, entries, setting: (setting, unit) };
+        vec![
+            size("INDEX", buckets, "kernel.flows", WAYS as u32),
+            size("RECORDS", buckets * WAYS as u32, "kernel.flows", 1),
+            size("SOURCES", sets(sources), "context.sources", ENTRIES as u32),
+            size("SERVICES", sets(services), "context.services", ENTRIES as u32),
+            size("FLOW_VERDICTS", self.max_verdicts, "policy.max_verdicts", 1),
+            size("SOURCE_VERDICTS", self.max_verdicts, "policy.max_verdicts", 1),
+        ]
     }
 }
 
@@ -355,6 +502,26 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
         program::<SchedClassifier>(ebpf, name)?.load()
     };
     result.with_context(|| format!("the kernel's verifier refused program {name}"))
+}
+
+/// What is not in the schema would not be carried over to the next agent, or with another layout.
+fn check_maps(ebpf: &Ebpf) -> anyhow::Result<()> {
+    for (name, map) in ebpf.maps() {
+        // Constants, and the messages of the programs.
+        if name.starts_with('.') || name.starts_with("AYA_LOG") {
+            continue;
+        }
+        let data = super::pins::map_data(map).with_context(|| format!("map {name} is of a type that is not pinned"))?;
+        let info = data.info().with_context(|| format!("what the kernel says of map {name}"))?;
+        let is_known = |known: &&schema::Map| {
+            let sizes = (known.key_size, known.value_size);
+            known.name == name && sizes == (info.key_size(), info.value_size())
+        };
+        if !schema::MAPS.iter().any(|known| is_known(&known)) {
+            bail!("map {name} of the eBPF object is not in sensor_common::schema::MAPS, or there with other sizes");
+        }
+    }
+    Ok(())
 }
 
 /// Bytes of the maps that were created, from what the object and the options say (per-CPU maps once for each CPU).

@@ -7,6 +7,7 @@
 pub mod attach;
 pub mod context;
 pub mod load;
+pub mod pins;
 pub mod probe;
 pub mod qdisc;
 pub mod run;

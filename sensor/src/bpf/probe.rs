@@ -258,7 +258,7 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
 
-fn is_bpf_fs(path: &Path) -> bool {
+pub(super) fn is_bpf_fs(path: &Path) -> bool {
     const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
     rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type as u64 & 0xffff_ffff == BPF_FS_MAGIC)
 }

@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -19,6 +20,10 @@ use sensor_common::verdict::Action;
 
 /// How often a record or a set is copied before the agent leaves it for the next poll.
 const COPY_TRIES: usize = 16;
+
+/// A lock that was not given back for this long belongs to nobody. Programs are not preempted for long: they run with
+/// migration disabled, in softirq context or with bottom halves off.
+const LOCK_AGE: Duration = Duration::from_millis(50);
 
 /// Counters of an interface, as aya wants its plain-data types.
 #[derive(Clone, Copy, Debug)]
@@ -194,6 +199,33 @@ impl Table {
         }
         sequence.store(before.wrapping_add(2), Ordering::Release);
         unchanged.then_some(record)
+    }
+
+    /// Frees the records that an agent had locked when it was killed, and how many there were. No other agent runs; programs
+    /// hold a lock for microseconds, so one that stands still for `LOCK_AGE` is nobody's.
+    ///
+    /// What such a record holds may be half a release: its slot is given up.
+    pub fn free_locks_of_the_dead(&self) -> usize {
+        let taken = |slot: Slot| {
+            let sequence = self.records.half(slot * RECORD_WORDS, 0).load(Ordering::Acquire);
+            (sequence & 1 != 0).then_some((slot, sequence))
+        };
+        let before: Vec<_> = (0..self.capacity()).filter_map(taken).collect();
+        if before.is_empty() {
+            return 0;
+        }
+        std::thread::sleep(LOCK_AGE);
+        let mut freed = 0;
+        for (slot, sequence) in before.into_iter().filter(|one| taken(one.0) == Some(*one)) {
+            let base = slot * RECORD_WORDS;
+            let (bucket, way) = (slot / WAYS, slot % WAYS);
+            let generation = self.records.half(base, 1);
+            generation.store(generation.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+            self.index.half(bucket * BUCKET_WORDS + way / 2, way % 2).store(0, Ordering::Relaxed);
+            self.records.half(base, 0).store(sequence.wrapping_add(1), Ordering::Release);
+            freed += 1;
+        }
+        freed
     }
 
     /// Puts a record into a free slot, as that of the flow whose hash gives `tag`. The slot keeps its lock and its

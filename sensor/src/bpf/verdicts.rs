@@ -78,20 +78,27 @@ impl Verdicts {
             allowed: LpmTrie::try_from(take("ALLOWED")?).context("map ALLOWED")?,
             ports: Array::try_from(take("ALLOWED_PORTS")?).context("map ALLOWED_PORTS")?,
             known: HashMap::try_from(take("KNOWN")?).context("map KNOWN")?,
-            epoch: control.allow_epoch(),
+            epoch: 0,
             control,
             prefixes: HashSet::new(),
             entries: [0; 3],
         };
-        verdicts.prefixes = verdicts.sources()?.into_iter().map(|(prefix, _)| prefix).collect();
-        verdicts.entries = [
-            verdicts.flows.keys().count() as u32,
-            verdicts.prefixes.len() as u32,
-            verdicts.services.keys().count() as u32,
-        ];
-        verdicts.publish();
-        verdicts.move_on();
+        verdicts.look_again()?;
         Ok(verdicts)
+    }
+
+    /// Takes over what is in the maps: another agent wrote them, up to now.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read a map.
+    pub(super) fn look_again(&mut self) -> anyhow::Result<()> {
+        self.prefixes = self.sources()?.into_iter().map(|(prefix, _)| prefix).collect();
+        self.entries =
+            [self.flows.keys().count() as u32, self.prefixes.len() as u32, self.services.keys().count() as u32];
+        self.epoch = self.control.allow_epoch();
+        self.publish();
+        self.move_on();
+        Ok(())
     }
 
     /// Entries of verdicts on flows, on sources and prefixes, and of services with a limit, expired ones included.

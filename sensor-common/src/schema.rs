@@ -1,0 +1,406 @@
+//! The schema of the shared maps as one number: an agent adopts the maps of another only if both have the same.
+//!
+//! It follows from the names, offsets and types of all fields of all shared structs, nested ones included, so that a change
+//! of the layout changes it by itself: a field that is missing below does not compile, and the loader refuses an object with
+//! a map that is not in [`MAPS`]. Only a change of *meaning* that leaves all names and places as they are needs [`REVISION`].
+//! Called by `sensor::bpf::pins` and the loader.
+
+use core::mem::offset_of;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::context::{self, Entry as ContextEntry, Set};
+use crate::control::Control;
+use crate::counter::{self, Cause, InterfaceCounters, MAX_INTERFACES, Volume};
+use crate::flow::{Arrival, Direction, FlowKey, FlowRecord, Opening, Pauses};
+use crate::fragment::Slot;
+use crate::hash::{SEED_WORDS, Seed};
+use crate::table::{Bucket, EVICTED_BYTES, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, TICK_SHIFT, WAYS};
+use crate::verdict::{
+    Action, Entry, KNOWN_SOURCES, MAX_ALLOWED, MAX_SERVICES, Origin, PORT_WORDS, PrefixKey, ServiceKey, Verdict,
+};
+
+/// Raised by hand when what a field, a number or the hash means changes, but none of their names, types and places.
+pub const REVISION: u64 = 1;
+
+/// The schema of this build.
+pub const VERSION: u64 = {
+    let mut hash = word(START, REVISION);
+    let mut position = 0;
+    while position < MAPS.len() {
+        hash = word(text(hash, MAPS[position].name), MAPS[position].layout);
+        position += 1;
+    }
+    position = 0;
+    while position < Cause::ALL.len() {
+        hash = text(hash, Cause::ALL[position].name());
+        position += 1;
+    }
+    position = 0;
+    while position < Action::ALL.len() {
+        hash = text(hash, Action::ALL[position].name());
+        position += 1;
+    }
+    position = 0;
+    while position < Origin::ALL.len() {
+        hash = text(hash, Origin::ALL[position].name());
+        position += 1;
+    }
+    // Of the words whose bits have names only in functions: one value.
+    hash = word(hash, Verdict::new(Action::Drop, 0x5a, 0x1234, 77 << 40).of(Origin::Fleet).0);
+    hash = word(hash, (STAGE_MASK as u64) << 16 | (STAGE_HELD as u64) << 8 | STAGE_CLOSED as u64);
+    word(word(hash, (WAYS as u64) << 8 | TICK_SHIFT as u64), counter::interface_slot(77, 3) as u64)
+};
+
+/// A map that programs and agents share.
+#[derive(Clone, Copy, Debug)]
+pub struct Map {
+    /// Its name in the object, and that of its pin.
+    pub name: &'static str,
+    /// Bytes of a key; 0 of a ring.
+    pub key_size: u32,
+    /// Bytes of a value; 0 of a ring.
+    pub value_size: u32,
+    /// Hash of the layouts of key and value, and of the number of entries where it is fixed.
+    layout: u64,
+}
+
+/// Every map of the object, but for its constants and its messages.
+pub const MAPS: &[Map] = &[
+    map::<u32, Bucket>("INDEX", 0),
+    map::<u32, FlowRecord>("RECORDS", 0),
+    map::<u32, Control>("CONTROL", 1),
+    map::<u32, InterfaceCounters>("COUNTERS", MAX_INTERFACES as u64),
+    map::<u32, Slot>("FRAGMENTS", crate::fragment::SLOTS as u64),
+    map::<u32, Set>("SOURCES", 0),
+    map::<u32, Set>("SERVICES", 0),
+    map::<FlowKey, Entry>("FLOW_VERDICTS", 0),
+    map::<PrefixKey, Entry>("SOURCE_VERDICTS", 0),
+    map::<ServiceKey, Entry>("SERVICE_LIMITS", MAX_SERVICES as u64),
+    map::<PrefixKey, u32>("ALLOWED", MAX_ALLOWED as u64),
+    map::<u32, u64>("ALLOWED_PORTS", PORT_WORDS as u64),
+    map::<[u32; 4], u64>("KNOWN", KNOWN_SOURCES as u64),
+    Map { name: "EVICTED", key_size: 0, value_size: 0, layout: word(FlowRecord::HASH, EVICTED_BYTES as u64) },
+];
+
+/// `entries`: 0 if they are set at load.
+const fn map<K: Layout, V: Layout>(name: &'static str, entries: u64) -> Map {
+    Map {
+        name,
+        key_size: size_of::<K>() as u32,
+        value_size: size_of::<V>() as u32,
+        layout: word(word(K::HASH, V::HASH), entries),
+    }
+}
+
+/// What an agent leaves beside its pinned maps for the one that adopts them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Meta {
+    /// [`VERSION`] of the agent that made the maps. First in every version of Sensor.
+    pub version: u64,
+    /// Device and inode of the network namespace that the interfaces' numbers belong to.
+    pub netns: [u64; 2],
+    /// The hash keys of the tables.
+    pub seed: Seed,
+    /// Interfaces on which the agent added the clsact qdisc, 0 = none.
+    pub qdiscs: [u32; MAX_INTERFACES],
+    /// The agent's process, for messages: that it lives is told by its lock on the directory.
+    pub pid: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(offset_of!(Meta, version) == 0 && SEED_WORDS % 2 == 1);
+
+/// A type whose layout is known as a number.
+pub trait Layout {
+    /// It, with the layouts of all it consists of.
+    const HASH: u64;
+}
+
+/// Offset basis of FNV-1a, 64 bits (Fowler, Noll, Vo; RFC 9923).
+const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+const fn byte(hash: u64, byte: u8) -> u64 {
+    (hash ^ byte as u64).wrapping_mul(0x100_0000_01b3)
+}
+
+const fn word(mut hash: u64, word: u64) -> u64 {
+    let mut shift = 0;
+    while shift < 64 {
+        hash = byte(hash, (word >> shift) as u8);
+        shift += 8;
+    }
+    hash
+}
+
+const fn text(mut hash: u64, text: &str) -> u64 {
+    let mut position = 0;
+    while position < text.len() {
+        hash = byte(hash, text.as_bytes()[position]);
+        position += 1;
+    }
+    word(hash, text.len() as u64)
+}
+
+/// The layout of a field's type, which is inferred from the way to the field.
+#[doc(hidden)]
+pub const fn layout_of<S, T: Layout>(_: fn(&S) -> &T) -> u64 {
+    T::HASH
+}
+
+/// One field more.
+#[doc(hidden)]
+pub const fn field(hash: u64, name: &str, offset: usize, layout: u64) -> u64 {
+    word(word(text(hash, name), offset as u64), layout)
+}
+
+/// A struct without fields yet.
+#[doc(hidden)]
+pub const fn structure(name: &str, size: usize, align: usize) -> u64 {
+    word(word(text(START, name), size as u64), align as u64)
+}
+
+macro_rules! primitives {
+    ($($type:ident)*) => { $(impl Layout for $type { const HASH: u64 = text(START, stringify!($type)); })* };
+}
+primitives!(u8 u16 u32 u64);
+
+impl<T: Layout, const N: usize> Layout for [T; N] {
+    const HASH: u64 = word(word(T::HASH, N as u64), size_of::<T>() as u64);
+}
+
+/// Describes a struct by naming all its fields. Where they are private, it is called beside the struct.
+macro_rules! layout {
+    ($type:ident { $($field:ident),* $(,)? }) => {
+        impl $crate::schema::Layout for $type {
+            const HASH: u64 = {
+                // Without `..`, so that a field that is added is not forgotten here.
+                const fn _all_fields_are_named(value: &$type) {
+                    let $type { $($field: _),* } = value;
+                }
+                let hash = $crate::schema::structure(stringify!($type), size_of::<$type>(), align_of::<$type>());
+                $(let hash = $crate::schema::field(
+                    hash,
+                    stringify!($field),
+                    core::mem::offset_of!($type, $field),
+                    $crate::schema::layout_of(|value: &$type| &value.$field),
+                );)*
+                hash
+            };
+        }
+    };
+}
+pub(crate) use layout;
+
+layout!(Bucket { tags, seen, stages, lock, reserved });
+layout!(Volume { packets, bytes });
+layout!(Arrival { iat_us, payload, flags, direction });
+layout!(Control {
+    lease_until_ns,
+    replay_now_ns,
+    tag_mark,
+    tag_mask,
+    tag_dscp,
+    evict_idle_ticks,
+    ceilings,
+    allow_epoch,
+    flow_verdicts,
+    source_verdicts,
+    service_limits,
+    note_known,
+    exempt_slots
+});
+layout!(InterfaceCounters {
+    ifindex,
+    slot,
+    seen,
+    unrecorded,
+    flows_created,
+    evicted,
+    evicted_lost_packets,
+    evicted_lost_flows,
+    tagged,
+    lease_expired,
+    context_replaced,
+    context_lost,
+    withheld,
+    protected,
+    dropped_new,
+    dropped_half_open,
+    limit_busy
+});
+layout!(FlowKey { low, high, low_port, high_port, protocol, family, encapsulation, reserved, vlans, tunnel });
+layout!(Direction {
+    last_ns,
+    packets,
+    l3_bytes,
+    payload_bytes,
+    l3_square,
+    payload_square,
+    iat_min_ns,
+    iat_max_ns,
+    iat_square_low,
+    iat_square_high,
+    arrivals,
+    l3_max,
+    payload_max,
+    l3_min,
+    payload_min,
+    window_min,
+    window_max,
+    iat_bins,
+    flags,
+    size_bins,
+    next,
+    ack,
+    missing,
+    gap_end,
+    retransmitted,
+    out_of_order,
+    duplicate_acks,
+    zero_windows,
+    bulk_bytes,
+    bulk_ns,
+    bulk_packets,
+    bulks,
+    window_last,
+    keep_alives,
+    ttl_min,
+    ttl_max,
+    ip_seen,
+    traffic_class
+});
+layout!(Opening {
+    flow_label,
+    fragments,
+    version,
+    window,
+    mss,
+    wscale,
+    tcp_options,
+    flags,
+    ttl,
+    extensions,
+    hint_len,
+    hint_text,
+    hint_high,
+    hint_entropy,
+    reserved
+});
+layout!(Pauses {
+    active_start_us,
+    active_min_us,
+    active_max_us,
+    active_square_us2,
+    idle_sum_us,
+    idle_min_us,
+    idle_max_us,
+    idle_square_us2
+});
+layout!(FlowRecord {
+    sequence,
+    generation,
+    verdict,
+    key,
+    last_ns,
+    iat_min_ns,
+    iat_max_ns,
+    iat_square_low,
+    frame_bytes,
+    run_last_ns,
+    iat_square_high,
+    state,
+    bursts,
+    cleared,
+    run_packets,
+    first_len,
+    directions,
+    first,
+    openings,
+    ifindex,
+    lost,
+    first_ns,
+    reply_ns,
+    syn_ack_ns,
+    established_ns,
+    dropped,
+    run_ns,
+    run_bytes,
+    subflows,
+    idles,
+    icmp_errors,
+    error_type,
+    error_code,
+    icmp_type,
+    icmp_code,
+    pauses
+});
+layout!(ContextEntry { cells, key, swept, current, previous, reserved });
+layout!(Set { sequence, replaced, replaced_at, reserved, tags, last, weights, entries });
+layout!(Entry {
+    id,
+    until_ns,
+    action,
+    origin,
+    label,
+    flags,
+    sequence,
+    packet_cost,
+    byte_cost,
+    packet_tat_ns,
+    byte_tat_ns,
+    packet_rest,
+    byte_rest,
+    reserved,
+    packets,
+    bytes
+});
+layout!(PrefixKey { bits, data });
+layout!(ServiceKey { address, port, protocol, reserved });
+
+impl Layout for context::Key {
+    const HASH: u64 = layout_of(|key: &context::Key| &key.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    macro_rules! nested {
+        ($module:ident: $first:ident, $second:ident) => {
+            mod $module {
+                #[repr(C)]
+                pub(super) struct Inner {
+                    pub(super) $first: u16,
+                    pub(super) $second: u16,
+                }
+                layout!(Inner { $first, $second });
+                pub(super) struct Outer {
+                    pub(super) inner: [Inner; 2],
+                }
+                layout!(Outer { inner });
+            }
+        };
+    }
+    nested!(one: first, second);
+    nested!(other: second, first);
+
+    #[test]
+    fn a_change_deep_inside_changes_the_layout() {
+        assert_eq!(size_of::<one::Outer>(), size_of::<other::Outer>());
+        assert_ne!(one::Outer::HASH, other::Outer::HASH, "two fields of one size changed places");
+        assert_ne!(<[u32; 2]>::HASH, <[u32; 3]>::HASH);
+        assert_ne!(<[u32; 2]>::HASH, <[u16; 4]>::HASH);
+    }
+
+    /// What layouts cannot show. If this fails, raise [`REVISION`], and then change the number here.
+    #[test]
+    fn the_hash_is_that_of_this_revision() {
+        let seed = |position: usize| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(position as u64 * 2 + 1);
+        let key = FlowKey::canonical([1, 2, 3, 4], [5, 6, 7, 8], 9, 10, 6, 6, crate::flow::Domain::default()).0;
+        let hashes = (REVISION, crate::hash::hash(&key, seed), crate::hash::hash_words(&[1, 2, 3], seed));
+        assert_eq!(hashes, (1, 2_570_767_079, 1_846_465_449));
+    }
+}

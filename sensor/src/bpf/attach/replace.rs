@@ -1,0 +1,178 @@
+//! Programs that an agent before this one left on interfaces: replaced by this one's, or taken off.
+
+use anyhow::Context as _;
+use aya::maps::MapInfo;
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcHandle};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, TcAttachType, loaded_programs};
+
+use super::{Attached, Choice, FILTERS, Held, Hook, TcAttachment, XdpAttachment};
+use crate::bpf::load::Kernel;
+use crate::bpf::{probe, qdisc};
+
+impl Kernel {
+    /// Puts this agent's XDP program in place of the one that was left, if that is attached as `choice` asks for. `None`:
+    /// there is none to replace.
+    pub(super) fn replace_xdp(
+        &mut self,
+        interface: &str,
+        ifindex: u32,
+        choice: Choice,
+    ) -> anyhow::Result<Option<(XdpAttachment, Option<Held>)>> {
+        let Some(pins) = self.pins.as_ref().filter(|_| self.adopted()) else { return Ok(None) };
+        let Some(link) = pins.link(Hook::Ingress, ifindex)? else {
+            // Received packets were seen at TC's ingress, because the driver has no XDP: so it goes on.
+            let stack = choice == Choice::Auto && pins.link(Hook::StackIngress, ifindex)?.is_some();
+            if stack {
+                self.load_stack_ingress()?;
+            }
+            return Ok(stack.then_some((XdpAttachment::Tc, None)));
+        };
+        let native = probe::interface(interface)?.xdp_attached.is_some_and(|there| there.mode == "native");
+        let fits = match choice {
+            Choice::Auto => true,
+            Choice::Native => native,
+            Choice::Generic => !native,
+            Choice::Tc => false,
+        };
+        if !fits {
+            tracing::info!("{interface}: XDP is attached anew, because xdp_mode is another than before");
+            end(link)?;
+            return Ok(None);
+        }
+        let link = XdpLink::try_from(FdLink::from(link)).context("the pinned link is not of XDP")?;
+        let program = self.xdp_program()?;
+        let replaced = program.attach_to_link(link).and_then(|id| program.take_link(id));
+        if !self.has_replaced(replaced.map(drop), interface, Hook::Ingress, ifindex)? {
+            return Ok(None);
+        }
+        let attachment = if native { XdpAttachment::Native } else { XdpAttachment::Generic };
+        Ok(self.held(Hook::Ingress, ifindex)?.map(|held| (attachment, Some(held))))
+    }
+
+    /// Puts one of this agent's TC programs in place of the one that was left. `None`: there is none.
+    pub(super) fn replace_tc(
+        &mut self,
+        attached: &Attached,
+        hook: Hook,
+        direction: TcAttachType,
+    ) -> anyhow::Result<Option<Held>> {
+        if !self.adopted() {
+            return Ok(None);
+        }
+        let Attached { interface, ifindex, egress, .. } = attached;
+        if *egress == TcAttachment::Clsact {
+            let name = self.tc_name(hook);
+            let filters = self.own_filters(*ifindex)?;
+            let Some(filter) = filters.into_iter().find(|filter| filter.name == name) else { return Ok(None) };
+            let handle = TcHandle::from(filter.handle);
+            let old = SchedClassifierLink::attached(interface, direction, filter.priority, handle, None)?;
+            let program = self.tc_program(hook)?;
+            let id = program.attach_to_link(old).with_context(|| format!("{interface}: replacing {name}"))?;
+            return Ok(Some(Held::Filter(program.take_link(id)?)));
+        }
+        let Some(link) = self.pins.as_ref().map_or(Ok(None), |pins| pins.link(hook, *ifindex))? else {
+            return Ok(None);
+        };
+        let link = SchedClassifierLink::try_from(FdLink::from(link)).context("the pinned link is not of TC")?;
+        let program = self.tc_program(hook)?;
+        let replaced = program.attach_to_link(link).and_then(|id| program.take_link(id));
+        if self.has_replaced(replaced.map(drop), interface, hook, *ifindex)? {
+            self.held(hook, *ifindex)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// A link whose interface is gone (another one has its number now) makes room for a new one.
+    fn has_replaced(
+        &self,
+        result: Result<(), ProgramError>,
+        interface: &str,
+        hook: Hook,
+        ifindex: u32,
+    ) -> anyhow::Result<bool> {
+        match result {
+            Ok(()) => Ok(true),
+            Err(error) if super::errno(&error) == Some(libc::ENOLINK) => {
+                if let Some(link) = self.pins.as_ref().map_or(Ok(None), |pins| pins.link(hook, ifindex))? {
+                    end(link)?;
+                }
+                Ok(false)
+            }
+            Err(error) => Err(error).with_context(|| format!("{interface}: replacing the program for {hook:?}")),
+        }
+    }
+
+    fn held(&self, hook: Hook, ifindex: u32) -> anyhow::Result<Option<Held>> {
+        let link = self.pins.as_ref().map_or(Ok(None), |pins| pins.link(hook, ifindex))?;
+        Ok(link.map(Held::Pinned))
+    }
+
+    /// Takes off what the agent before had at TC of this interface, and this one has not.
+    pub(super) fn drop_other_links(&mut self, ifindex: u32, wanted: &[(Hook, TcAttachType)]) -> anyhow::Result<()> {
+        if !self.adopted() {
+            return Ok(());
+        }
+        let is_wanted = |hook: Hook| wanted.iter().any(|(one, _)| *one == hook);
+        for hook in [Hook::Egress, Hook::StackIngress, Hook::Tag].into_iter().filter(|hook| !is_wanted(*hook)) {
+            if let Some(link) = self.pins.as_ref().map_or(Ok(None), |pins| pins.link(hook, ifindex))? {
+                end(link)?;
+            }
+        }
+        for filter in self.own_filters(ifindex)? {
+            if !wanted.iter().any(|(hook, _)| self.tc_name(*hook) == filter.name) {
+                qdisc::remove(ifindex, &filter)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the programs off interfaces that the agent before watched and this one does not, and lets go of what was left:
+    /// from now on it is this agent's, and ends with it.
+    ///
+    /// # Errors
+    /// If something cannot be taken off.
+    pub fn settle(&mut self, attached: &[Attached]) -> anyhow::Result<()> {
+        if self.adopted() {
+            for ifindex in self.watched()? {
+                if attached.iter().any(|one| one.ifindex == ifindex) {
+                    continue;
+                }
+                if let Some(link) = self.pins.as_ref().map_or(Ok(None), |pins| pins.link(Hook::Ingress, ifindex))? {
+                    end(link)?;
+                }
+                self.drop_other_links(ifindex, &[])?;
+                self.remove_clsact(&format!("interface {ifindex}"), ifindex)?;
+                self.unwatch(ifindex)?;
+            }
+            self.note_qdiscs()?;
+        }
+        if let Some(pins) = &mut self.pins {
+            pins.leave(false);
+        }
+        Ok(())
+    }
+
+    /// Filters under an interface's clsact whose programs use these maps.
+    fn own_filters(&self, ifindex: u32) -> anyhow::Result<Vec<qdisc::Filter>> {
+        let mut filters = qdisc::filters(ifindex)?;
+        filters.retain(|filter| filter.program.is_some() && FILTERS.contains(&(filter.side, filter.name.as_str())));
+        let Some(pins) = self.pins.as_ref().filter(|_| !filters.is_empty()) else { return Ok(Vec::new()) };
+        let index = MapInfo::from_pin(pins.map_path("INDEX")).context("the pinned map INDEX")?.id();
+        // Names can be those of another agent on this interface.
+        let ours: Vec<u32> = loaded_programs()
+            .flatten()
+            .filter(|program| program.map_ids().ok().flatten().is_some_and(|maps| maps.contains(&index)))
+            .map(|program| program.id())
+            .collect();
+        filters.retain(|filter| filter.program.is_some_and(|program| ours.contains(&program)));
+        Ok(filters)
+    }
+}
+
+/// Takes a link's program off.
+fn end(link: PinnedLink) -> anyhow::Result<()> {
+    link.unpin().map(drop).context("removing the pin of a link")
+}
