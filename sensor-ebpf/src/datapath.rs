@@ -10,7 +10,7 @@ use sensor_common::verdict::Action;
 use crate::maps::{CLOCK, CONTROL};
 use crate::parse::Source;
 use crate::table::{self, Visit};
-use crate::{fragments, quotes};
+use crate::{atomic, fragments, quotes};
 
 /// Accounts one frame of `len` bytes and gives the action that its flow's verdict asks for.
 #[inline(always)]
@@ -22,7 +22,7 @@ pub(crate) fn observe<S: Source>(
     forwarded: bool,
     counters: &mut InterfaceCounters,
 ) -> Action {
-    let outcome = if forwarded { Err(Cause::Forwarded as u64) } else { account(source, len, ifindex, counters) };
+    let outcome = if forwarded { Err(Cause::Forwarded as u64) } else { account(source, len, hook, ifindex, counters) };
     let action = match outcome {
         Ok(action) => action,
         Err(cause) => {
@@ -30,23 +30,37 @@ pub(crate) fn observe<S: Source>(
             Action::Pass
         }
     };
-    let seen = &mut counters.seen[hook as usize & 1][action as usize & (ACTION_SLOTS - 1)];
+    // The compiler knows that an action is in range; the verifier has to see it.
+    let place = atomic::opaque(action as u64) as usize & (ACTION_SLOTS - 1);
+    let seen = &mut counters.seen[hook as usize & 1][place];
     seen.packets += 1;
     seen.bytes += len as u64;
     action
 }
 
 #[inline(always)]
-fn account<S: Source>(source: S, len: u32, ifindex: u32, counters: &mut InterfaceCounters) -> Result<Action, u64> {
+fn account<S: Source>(
+    source: S,
+    len: u32,
+    hook: Hook,
+    ifindex: u32,
+    counters: &mut InterfaceCounters,
+) -> Result<Action, u64> {
     let control = control().ok_or(Cause::Internal as u64)?;
-    let mut visit =
-        Visit { packet: Packet::start(len), now_ns: 0, ifindex, reserved: 0, lease_until_ns: control.lease_until_ns };
+    let mut visit = Visit {
+        packet: Packet::start(len),
+        now_ns: 0,
+        ifindex,
+        hook: hook as u32,
+        lease_until_ns: control.lease_until_ns,
+        verdict: 0,
+    };
     source.parse(&mut visit.packet)?;
     visit.now_ns = now_ns(control);
     if fragment::concerns(&visit.packet) && !fragments::pass(&mut visit.packet, visit.now_ns) {
         return Err(Cause::Fragment as u64);
     }
-    let outcome = table::account(&visit, counters);
+    let outcome = table::account(&mut visit, control, counters);
     if visit.packet.marks & mark::ICMP_ERROR != 0 && outcome.is_ok() {
         quotes::quoted(source, &mut visit);
     }

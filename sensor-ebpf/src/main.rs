@@ -35,6 +35,8 @@ mod record;
 mod table;
 #[cfg(target_arch = "bpf")]
 mod tag;
+#[cfg(target_arch = "bpf")]
+mod verdicts;
 
 /// The crate is a program for the kernel; for the host there is nothing to run (`cargo xtask ebpf` builds the object).
 #[cfg(not(target_arch = "bpf"))]

@@ -7,16 +7,17 @@
 //! known of its arguments but their types. Without them it would walk the table's code again for each of the hundreds
 //! of ways through the parser. Such functions must test their pointers and return a number.
 
-use sensor_common::counter::{Cause, InterfaceCounters};
+use sensor_common::control::Control;
+use sensor_common::counter::{Cause, Hook, InterfaceCounters};
 use sensor_common::flow::FlowRecord;
 use sensor_common::flow::state;
 use sensor_common::hash;
-use sensor_common::packet::Packet;
+use sensor_common::packet::{Packet, protocol};
 use sensor_common::table::{
     Bucket, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, WAYS, bucket_of, eviction_rank, occupied_ways, stage_of, tag_of,
     tick_of,
 };
-use sensor_common::verdict::{Action, Verdict};
+use sensor_common::verdict::{Action, Verdict, cleared, local_end};
 
 use crate::atomic;
 use crate::context;
@@ -24,6 +25,7 @@ use crate::datapath::control;
 use crate::lock;
 use crate::maps::{BUCKETS, INDEX, RECORDS, seed};
 use crate::record::{count, evict, restart, start};
+use crate::verdicts::{self, CLEARED, HALF_OPEN};
 
 /// A packet on its visit to the table.
 #[repr(C)]
@@ -31,9 +33,18 @@ pub(crate) struct Visit {
     pub(crate) packet: Packet,
     pub(crate) now_ns: u64,
     pub(crate) ifindex: u32,
-    /// Zero: no byte of this may be left unwritten.
-    pub(crate) reserved: u32,
+    /// Number of a [`Hook`]. No byte of this struct may be left unwritten.
+    pub(crate) hook: u32,
     pub(crate) lease_until_ns: u64,
+    /// The verdict word, without its generation, of the record that the packet begins.
+    pub(crate) verdict: u64,
+}
+
+impl Visit {
+    #[inline(always)]
+    pub(crate) fn is_egress(&self) -> bool {
+        self.hook == Hook::Egress as u32
+    }
 }
 
 /// A way that holds the packet's flow.
@@ -54,16 +65,31 @@ const MISS: u64 = 1 << 9;
 /// Counts the packet in its flow's record, which is started if there is none; the action of the flow's verdict, or the
 /// number of a [`Cause`].
 #[inline(always)]
-pub(crate) fn account(visit: &Visit, counters: &mut InterfaceCounters) -> Result<Action, u64> {
+pub(crate) fn account(visit: &mut Visit, control: &Control, counters: &mut InterfaceCounters) -> Result<Action, u64> {
     let created = counters.flows_created;
     let mut refused = 0;
     // SAFETY: both pointers come from references.
     let mut answer = unsafe { sensor_account(visit, counters) };
-    // A function of its own beside `sensor_account`, not below it: their stacks share the kernel's 512 bytes.
+    // Functions of their own beside `sensor_account`, not below it: their stacks share the kernel's 512 bytes.
     if answer & MISS != 0 {
-        // SAFETY: as above.
-        answer = unsafe { sensor_insert(visit, (answer >> 32) as u32, counters) };
-        refused = answer & REFUSED;
+        let screened = if verdicts::any(control) { verdicts::screen(visit, control, counters) } else { 0 };
+        if screened as u8 == Action::Drop as u8 {
+            // Who is blocked takes no slot.
+            counters.dropped_new += 1;
+            if screened & HALF_OPEN != 0 {
+                counters.dropped_half_open += 1;
+                // The service's flood goes on, and has to show.
+                refused = 1;
+            }
+            answer = Action::Drop as u64;
+        } else {
+            // SAFETY: as above.
+            answer = unsafe { sensor_insert(visit, (answer >> 32) as u32, counters) };
+            refused = answer & REFUSED;
+            if refused == 0 {
+                answer = screened & 0xff;
+            }
+        }
     }
     if context::is_on() && (counters.flows_created != created || refused != 0) {
         context::note(visit, refused != 0, counters);
@@ -91,26 +117,70 @@ unsafe extern "C" fn sensor_account(visit: *const Visit, counters: *mut Interfac
         Ok(None) => return miss,
         Err(cause) => return REFUSED | cause as u64,
     };
-    let mut action = match verdict(found, visit) {
-        Some(action) => action,
-        None => {
-            counters.lease_expired += 1;
-            Action::Pass
-        }
-    };
-    if action == Action::Drop {
-        // A new connection on the tuple of a closed one is not what the verdict was for.
-        // SAFETY: a map value; only a hint, `update` looks again under the lock.
-        if !unsafe { &*found.record }.is_reopened_by(&visit.packet) {
+    let verdict = verdicts::word(found.record);
+    let mut done = Action::Pass as u64;
+    if verdict.is_some() {
+        done = match obey(found, visit, verdict, counters) {
+            Some(done) => done,
+            None => return miss,
+        };
+        if done == Action::Drop as u64 {
             return drop_packet(found, visit) as u64;
         }
-        action = Action::Pass;
     }
-    match update(found, visit, counters) {
-        Ok(true) => action as u64,
+    match update(found, visit, counters, false) {
+        Ok(true) => done,
         Ok(false) => miss,
         Err(cause) => REFUSED | cause as u64,
     }
+}
+
+/// The number of the action that is done with a packet whose record holds a verdict word; `None` if the packet begins
+/// another connection, on the tuple of a closed one, which the word was not for.
+#[inline(always)]
+fn obey(found: Found, visit: &Visit, verdict: Verdict, counters: &mut InterfaceCounters) -> Option<u64> {
+    let action = verdict.action_at(found.generation, visit.now_ns);
+    if action == Action::Pass {
+        return Some(Action::Pass as u64);
+    }
+    // SAFETY: a map value; only a hint, whoever inserts looks again under the lock.
+    if unsafe { &*found.record }.is_reopened_by(&visit.packet) {
+        return None;
+    }
+    if visit.lease_until_ns <= visit.now_ns {
+        counters.lease_expired += 1;
+        return Some(Action::Pass as u64);
+    }
+    let Some(control) = control() else { return Some(Action::Pass as u64) };
+    // SAFETY: a map value, which the agent writes. Before the never-drop list is looked at: what is found is of this epoch.
+    let epoch = unsafe { (&raw const control.allow_epoch).read_volatile() };
+    // What nearly every packet of a dropped flow meets, and no more than that.
+    if action == Action::Drop
+        && control.ceiling(verdict.origin()) == Action::Drop
+        && control.exempt_slots == 0
+        && visit.packet.key.protocol != protocol::ICMPV6
+        && verdicts::is_cleared(found.record, visit, epoch)
+        && generation(found.record) == found.generation
+    {
+        return Some(Action::Drop as u64);
+    }
+    let answer = verdicts::obey(found.record, visit, verdict, counters);
+    if answer & CLEARED != 0 && !verdicts::is_cleared(found.record, visit, epoch) {
+        // Under the lock: else what was found of this flow could be noted of the next one in the slot.
+        if let Ok(Some(sequence)) = lock_found(found) {
+            let end = local_end(visit.packet.from_low, visit.is_egress());
+            // SAFETY: a map value, whose lock this CPU holds.
+            unsafe { (*found.record).cleared = cleared((*found.record).cleared, epoch, end) };
+            unlock(found.record, sequence);
+        }
+    }
+    Some(answer & 0xff)
+}
+
+#[inline(always)]
+fn generation(record: *const FlowRecord) -> u32 {
+    // SAFETY: a map value, which other CPUs write.
+    unsafe { (&raw const (*record).generation).read_volatile() }
 }
 
 /// The way that holds the packet's flow, without any lock: `update` looks again under the record's.
@@ -162,16 +232,16 @@ unsafe extern "C" fn sensor_find(packet: *const Packet, hash: u32) -> u64 {
     0
 }
 
-/// What the flow's verdict asks for now, pass without one; `None` if there is one and the agent's lease has run out.
+/// Whether a packet of the flow is to be marked: its verdict asks for a tag, or for more than the ceiling allows.
 #[inline(always)]
-pub(crate) fn verdict(found: Found, visit: &Visit) -> Option<Action> {
-    // SAFETY: a map value; the agent stores the word at once.
-    let word = unsafe { (&raw const (*found.record).verdict).read_volatile() };
-    let action = Verdict(word).action_at(found.generation, visit.now_ns);
-    if action != Action::Pass && visit.lease_until_ns <= visit.now_ns {
-        return None;
+pub(crate) fn is_tagged(found: Found, visit: &Visit, control: &Control) -> bool {
+    let verdict = verdicts::word(found.record);
+    let action = verdict.action_at(found.generation, visit.now_ns);
+    if action.min(control.ceiling(verdict.origin())) != Action::Tag || visit.lease_until_ns <= visit.now_ns {
+        return false;
     }
-    Some(action)
+    // What nothing may drop is not marked in place of a drop either; the ingress program, which came before, has noted it.
+    action == Action::Tag || verdicts::is_cleared(found.record, visit, control.allow_epoch)
 }
 
 /// A dropped packet costs no lock: it is counted, and its flow stays in the table.
@@ -223,9 +293,10 @@ pub(crate) fn unlock(record: *mut FlowRecord, sequence: u32) {
     unsafe { lock::give_back(&raw mut (*record).sequence, sequence) };
 }
 
-/// Counts the packet in the record that was found; false if the record was given to another flow meanwhile.
+/// Counts the packet in the record that was found; false if the record was given to another flow meanwhile, or (unless
+/// `reopens`) if the packet begins another connection on the tuple of a closed one: that one has not been screened.
 #[inline(always)]
-fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Result<bool, Cause> {
+fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters, reopens: bool) -> Result<bool, Cause> {
     let sequence = match lock_found(found) {
         Ok(Some(sequence)) => sequence,
         Ok(None) => return Ok(false),
@@ -240,8 +311,14 @@ fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Resu
     // SAFETY: a map value; see `drop_packet`.
     let bucket = unsafe { &mut *found.bucket };
     let way = found.way & (WAYS - 1);
+    let mut established = false;
     if record.is_reopened_by(&visit.packet) {
+        if !reopens {
+            unlock(found.record, sequence);
+            return Ok(false);
+        }
         restart(record, bucket, visit, counters);
+        inherit(record, visit);
         bucket.stages[way] = 1;
     } else {
         count(record, visit);
@@ -251,9 +328,13 @@ fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters) -> Resu
         // Only a packet in many changes the stage: when the count outgrows it, when TCP closes, when a hold ends.
         if packets >> (stage & STAGE_MASK) != 0 || closed != (stage & STAGE_CLOSED != 0) || stage & STAGE_HELD != 0 {
             bucket.stages[way] = stage_of(packets, closed);
+            established = record.state & state::ESTABLISHED != 0;
         }
     }
     unlock(found.record, sequence);
+    if established && control().is_some_and(|control| control.note_known != 0) {
+        verdicts::note_known(found.record, visit);
+    }
     touch(bucket, way, tick_of(visit.now_ns));
     Ok(true)
 }
@@ -314,7 +395,7 @@ fn insert_locked(
     let idle_ticks = control().ok_or(Cause::Internal)?.evict_idle_ticks;
     // Another CPU may have started the flow between the look-up and the lock: a second record would split its counts.
     if let Some(found) = find(&visit.packet, hash)?
-        && update(found, visit, counters)?
+        && update(found, visit, counters, true)?
     {
         return Ok(());
     }
@@ -338,6 +419,7 @@ fn insert_locked(
         evict(contents, counters);
     }
     start(contents, visit, ways);
+    inherit(contents, visit);
     count(contents, visit);
     bucket.stages[way] = stage_of(contents.packets(), contents.state & state::CLOSED != 0);
     bucket.seen[way] = tick;
@@ -348,6 +430,14 @@ fn insert_locked(
     unlock(record, sequence);
     counters.flows_created += 1;
     Ok(())
+}
+
+/// A record begins with the verdict that its first packet met.
+#[inline(always)]
+fn inherit(record: &mut FlowRecord, visit: &Visit) {
+    if visit.verdict != 0 {
+        record.verdict = Verdict(visit.verdict).with_generation(record.generation).0;
+    }
 }
 
 /// The way of the bucket that is given up soonest, with [`HIT`]; 0 if none is. A function of its own for the reason that

@@ -1,15 +1,14 @@
-//! Tagging: puts the configured mark (and DSCP) on packets of flows whose verdict is "tag". Reads the table, counts
+//! Tagging: puts the configured mark (and DSCP) on packets of flows whose verdict is "tag", or more where only a tag is allowed. Reads the table, counts
 //! nothing there: the ingress program has counted the packet already.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{bpf_l3_csum_replace, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use sensor_common::control::{Control, NO_DSCP};
-use sensor_common::counter::InterfaceCounters;
+use sensor_common::counter::{Hook, InterfaceCounters};
 use sensor_common::fragment;
 use sensor_common::hash;
 use sensor_common::packet::{Packet, mark};
-use sensor_common::verdict::Action;
 
 use crate::datapath::{control, now_ns};
 use crate::fragments;
@@ -32,8 +31,9 @@ pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
         packet: Packet::start(len + missing),
         now_ns: 0,
         ifindex: 0,
-        reserved: 0,
+        hook: Hook::Ingress as u32,
         lease_until_ns: control.lease_until_ns,
+        verdict: 0,
     };
     if (Skb { ctx: skb, missing }).parse(&mut visit.packet).is_err() {
         return;
@@ -44,7 +44,7 @@ pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
     }
     let hash = hash::hash(&visit.packet.key, seed);
     let Ok(Some(found)) = table::find(&visit.packet, hash) else { return };
-    if table::verdict(found, &visit) != Some(Action::Tag) {
+    if !table::is_tagged(found, &visit, control) {
         return;
     }
     if control.tag_mask != 0 {

@@ -50,8 +50,10 @@ fn a_drop_verdict_holds_in_both_directions_and_costs_no_update() {
     assert_eq!(both_hooks(&kernel), (XDP_DROP, TC_SHOT));
     let (_, after) = only(&kernel);
     assert_eq!(after.dropped, 4);
-    assert_eq!(after.sequence, before.sequence, "no lock was taken");
-    assert_eq!(FlowRecord { dropped: 0, verdict: 0, ..after }, before, "and nothing else was written");
+    let once = before.sequence + 2;
+    assert_eq!(after.sequence, once, "the lock was taken once, to note that nothing protects the flow");
+    let same = FlowRecord { dropped: 0, verdict: 0, cleared: 0, sequence: before.sequence, ..after };
+    assert_eq!(same, before, "and nothing else was written");
     let counters = counters(&kernel);
     for (hook, frame) in [(counter::Hook::Ingress, up()), (counter::Hook::Egress, down())] {
         let expected = Volume { packets: 2, bytes: 2 * frame.build().len() as u64 };
@@ -112,11 +114,11 @@ fn a_verdict_holds_for_its_generation_only() {
         kernel.table.store_verdict(slot, Verdict::new(Action::Drop, 0, generation, UNTIL_NS).0);
         assert_eq!(both_hooks(&kernel), (XDP_PASS, TC_NEXT), "generation {generation}");
     }
-    // Actions that this version does not know pass.
-    for action in [0u64, 3, 77, 255] {
-        let word = Verdict::new(Action::Pass, 0, record.generation, UNTIL_NS).0 | action;
+    // Actions and origins that this version does not know pass.
+    for number in [0u64, 4, 9, 15, 0x33, 0x43, 0x73, 0xf3, 0xff] {
+        let word = Verdict::new(Action::Pass, 0, record.generation, UNTIL_NS).0 | number;
         kernel.table.store_verdict(slot, word);
-        assert_eq!(both_hooks(&kernel), (XDP_PASS, TC_NEXT), "action {action}");
+        assert_eq!(both_hooks(&kernel), (XDP_PASS, TC_NEXT), "action and origin {number:#x}");
     }
 }
 
