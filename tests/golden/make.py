@@ -15,6 +15,7 @@ import sys
 import agents
 import cicflowmeter
 import connections
+import surroundings
 from frames import pcap
 
 FOLDER = pathlib.Path(__file__).resolve().parent
@@ -25,7 +26,7 @@ EPOCH = 1_700_000_000
 def captures():
     """Name → bytes of every capture."""
     made = {}
-    for module in (cicflowmeter, agents, connections):
+    for module in (cicflowmeter, agents, connections, surroundings):
         for function in module.CAPTURES:
             name = function.__name__.replace("_", "-")
             assert name not in made, name
