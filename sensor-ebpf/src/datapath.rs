@@ -56,6 +56,7 @@ fn account<S: Source>(
         verdict: 0,
     };
     source.parse(&mut visit.packet)?;
+    visit.packet.frame_len += source.taken_off();
     visit.now_ns = now_ns(control);
     if fragment::concerns(&visit.packet) && !fragments::pass(&mut visit.packet, visit.now_ns) {
         return Err(Cause::Fragment as u64);

@@ -38,12 +38,14 @@ pub(crate) trait Source: Copy {
     fn parse(self, packet: &mut Packet) -> Result<(), u64>;
     /// [`packet::quoted`].
     fn quoted(self, packet: &mut Packet) -> bool;
+    /// Bytes of the frame that the kernel took off before the hook: a VLAN tag, which it keeps beside the frame.
+    fn taken_off(self) -> u32;
 }
 
 macro_rules! source {
     (
         $(#[$doc:meta])*
-        $source:ident, $context:ty, [$($missing:ident)?], $frame:expr, $link_stage:expr,
+        $source:ident, $context:ty, [$($missing:ident)?], $frame:expr, $taken_off:expr, $link_stage:expr,
         $plain:ident, $walk:ident, $link:ident, $network:ident, $extensions:ident, $tunnel:ident, $transport:ident,
         $tcp_options:ident, $sample:ident, $quoted:ident
     ) => {
@@ -79,6 +81,11 @@ macro_rules! source {
             fn quoted(self, packet: &mut Packet) -> bool {
                 // SAFETY: as above.
                 unsafe { $quoted(self.ctx, packet$(, self.$missing)?) != OK }
+            }
+            #[inline(always)]
+            fn taken_off(self) -> u32 {
+                // SAFETY: the context is the program's own.
+                unsafe { $taken_off(self.ctx) }
             }
         }
 
@@ -210,6 +217,18 @@ macro_rules! source {
     };
 }
 
+/// XDP sees frames as the driver hands them over.
+#[inline(always)]
+unsafe fn whole(_ctx: *mut xdp_md) -> u32 {
+    0
+}
+
+#[inline(always)]
+unsafe fn vlan_tag(ctx: *mut __sk_buff) -> u32 {
+    // SAFETY: the caller's.
+    unsafe { ((*ctx).vlan_present != 0) as u32 * 4 }
+}
+
 #[inline(always)]
 unsafe fn xdp_link(ctx: *mut xdp_md, packet: &mut Packet, place: &mut Place) -> u64 {
     // SAFETY: the caller's.
@@ -230,14 +249,14 @@ unsafe fn skb_link(ctx: *mut __sk_buff, packet: &mut Packet, place: &mut Place, 
 
 source!(
     /// A frame at XDP.
-    Xdp, xdp_md, [], XdpFrame::new, xdp_link,
+    Xdp, xdp_md, [], XdpFrame::new, whole, xdp_link,
     sensor_plain_xdp, sensor_walk_xdp, sensor_link_xdp, sensor_network_xdp, sensor_extensions_xdp, sensor_tunnel_xdp,
     sensor_transport_xdp, sensor_tcp_options_xdp, sensor_sample_xdp, sensor_quoted_xdp
 );
 
 source!(
     /// A frame at TC.
-    Skb, __sk_buff, [missing], SkbFrame::new, skb_link,
+    Skb, __sk_buff, [missing], SkbFrame::new, vlan_tag, skb_link,
     sensor_plain_skb, sensor_walk_skb, sensor_link_skb, sensor_network_skb, sensor_extensions_skb, sensor_tunnel_skb,
     sensor_transport_skb, sensor_tcp_options_skb, sensor_sample_skb, sensor_quoted_skb
 );

@@ -5,6 +5,9 @@
 
 use std::fmt::Debug;
 
+use sensor::bpf::load::ContextTables;
+use sensor::context::HostNotes;
+use sensor_common::context::Set;
 use sensor_common::flow::{FlowRecord, state};
 
 /// The parts of a record that are valid, without the kernel's own words: what all paths must agree on.
@@ -35,6 +38,37 @@ pub struct Difference {
 pub fn differences(left: &FlowRecord, right: &FlowRecord) -> Vec<Difference> {
     let (left, right) = (comparable(left), comparable(right));
     if left == right { Vec::new() } else { fields_that_differ(&left, &right) }
+}
+
+/// The entries of the programs' host context that were compared with the host's, and the fields that differ.
+#[must_use]
+pub fn context_differences(kernel: Option<&ContextTables>, native: &HostNotes) -> (u64, Vec<Difference>) {
+    let difference =
+        |field: String, left: &str, right: &str| Difference { field, left: left.into(), right: right.into() };
+    let Some(ContextTables { sources, services }) = kernel else {
+        return (0, vec![difference("(tables)".to_owned(), "absent", "present")]);
+    };
+    let (mut entries, mut found) = (0, Vec::new());
+    let (native_sources, native_services) = native.sets();
+    for (what, kernel, native) in [("source", sources, native_sources), ("service", services, native_services)] {
+        for (number, native) in native.iter().enumerate() {
+            let Some(kernel) = kernel.copy(number) else {
+                found.push(difference(format!("{what} set {number}"), "being written", "present"));
+                continue;
+            };
+            let kernel = Set { sequence: 0, ..kernel };
+            entries += native.tags.iter().filter(|tag| **tag != 0).count() as u64;
+            if kernel != *native {
+                let fields = fields_that_differ(&kernel, native);
+                found.extend(
+                    fields
+                        .into_iter()
+                        .map(|one| Difference { field: format!("{what} set {number}: {}", one.field), ..one }),
+                );
+            }
+        }
+    }
+    (entries, found)
 }
 
 /// The same for any two values of a type whose `Debug` is derived.

@@ -15,12 +15,11 @@ use sensor::replay::engine::Stop;
 use sensor::replay::kernel::KernelReplay;
 use sensor::replay::kernel::engine::{Pair, name};
 use sensor::replay::table::{Reason, Table, Timeouts};
-use sensor_common::context::Set;
 use sensor_common::counter::Cause;
 use sensor_common::flow::FlowRecord;
 use sensor_common::packet::Options;
 
-use crate::differences::{Difference, differences, fields_that_differ};
+use crate::differences::{Difference, context_differences, differences};
 
 /// Packet counts at which records are compared before they end.
 const SNAPSHOTS: [u64; 4] = [1, 4, 32, 256];
@@ -99,22 +98,10 @@ impl Outcome {
 
     /// Compares the host context after a capture.
     fn contexts(&mut self, (kernel, native): (Option<&ContextTables>, &HostNotes)) {
-        let Some(ContextTables { sources, services }) = kernel else {
-            self.mismatch("host context", "(tables)", "absent", "present");
-            return;
-        };
-        let (native_sources, native_services) = native.sets();
-        for (what, kernel, native) in [("source", sources, native_sources), ("service", services, native_services)] {
-            for (number, native) in native.iter().enumerate() {
-                let Some(kernel) = kernel.copy(number) else { continue };
-                let kernel = Set { sequence: 0, ..kernel };
-                self.context_entries += native.tags.iter().filter(|tag| **tag != 0).count() as u64;
-                if kernel != *native {
-                    for Difference { field, left, right } in fields_that_differ(&kernel, native) {
-                        self.mismatch(format!("host context, {what} set {number}"), &field, left, right);
-                    }
-                }
-            }
+        let (entries, different) = context_differences(kernel, native);
+        self.context_entries += entries;
+        for Difference { field, left, right } in different {
+            self.mismatch("host context", &field, left, right);
         }
     }
 

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use sensor::replay::{ExtractOptions, run};
 use sensor_common::packet::Options;
+use sensor_tests::differences::Difference;
 use sensor_tests::frames::Frame;
+use sensor_tests::live::{Clock, Crossing, Way, Wire};
 use sensor_tests::parity::{Outcome, Parity, SETTINGS, captures};
 use sensor_tests::rng::Rng;
 
@@ -51,6 +53,54 @@ fn every_capture_gives_the_same_integers_in_the_kernel_and_natively() {
         assert!(all.packets > 0, "no capture can be read");
         assert_eq!(all.mismatches, 0, "mismatches are printed above");
     }
+}
+
+/// Frames of each capture that cross a wire here; `cargo xtask parity --live` takes all.
+const CROSSING: u64 = 60;
+
+/// The first frames of every `nth` capture, over a veth pair to the programs at their real hooks.
+fn cross(way: Way, clock: Clock, nth: usize) {
+    let (files, many) = all_captures();
+    for (setting, options) in SETTINGS {
+        let mut wire = Wire::new(way, clock, options).expect("a veth pair with the programs (as root)");
+        let mut all = Crossing::default();
+        for file in files.iter().step_by(if many { nth } else { 1 }) {
+            let crossing = wire.capture(file, CROSSING).unwrap_or_else(|error| panic!("{}: {error:#}", file.display()));
+            for Difference { field, left, right } in &crossing.differences {
+                println!("{}: {field}: kernel {left}, native {right}", file.display());
+            }
+            all.add(&crossing);
+        }
+        println!("{}, {clock:?} clock, {setting}: {all}", way.name());
+        assert!(all.frames > 100, "{all}");
+        assert!(all.differences.is_empty(), "differences are printed above");
+    }
+}
+
+#[test]
+fn captures_on_a_wire_give_the_same_integers_at_native_xdp() {
+    cross(Way::Native, Clock::Replay, 2);
+}
+
+#[test]
+fn captures_on_a_wire_give_the_same_integers_at_generic_xdp() {
+    cross(Way::Generic, Clock::Replay, 5);
+}
+
+#[test]
+fn captures_on_a_wire_give_the_same_integers_at_tc_ingress() {
+    cross(Way::Stack, Clock::Replay, 2);
+}
+
+#[test]
+fn captures_on_a_wire_give_the_same_integers_at_tc_egress() {
+    cross(Way::Egress, Clock::Replay, 5);
+}
+
+/// Times too: native code counts at the times that the kernel took.
+#[test]
+fn captures_on_a_wire_give_the_same_integers_under_the_kernels_clock() {
+    cross(Way::Native, Clock::Kernel, 5);
 }
 
 /// Many times the flows that the table holds: each keeps its one record.

@@ -7,24 +7,28 @@
 //! this process until its flow's next packet, so that the programs never have to give one up.
 
 pub mod engine;
+mod fit;
+mod turn;
 
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
 use sensor_common::control::{Control, NO_DSCP};
-use sensor_common::counter::{CAUSE_SLOTS, Cause, InterfaceCounters};
-use sensor_common::flow::{FlowKey, FlowRecord, state};
+use sensor_common::counter::{CAUSE_SLOTS, InterfaceCounters};
+use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::hash::{Seed, hash};
-use sensor_common::packet::{self, Packet, Refusal};
+use sensor_common::packet;
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS, bucket_of, tag_of};
 
 use super::capture::Captured;
 use super::link;
-use super::table::Reason;
 use crate::bpf::load::{ContextTables, Hook, Kernel, LoadOptions, TestRunOptions};
 use crate::bpf::probe;
 use crate::bpf::sys::Slot;
 use crate::context::REPLAY_SEED;
+
+pub use self::fit::{Fit, Fitter, Unfit};
+pub use self::turn::Turn;
 
 /// Flows of the kernel's table, unless something else is asked for: those that find no place in it wait here.
 pub const DEFAULT_FLOWS: usize = 65_536;
@@ -39,50 +43,13 @@ const LONGEST_BUFFER: usize = 4096 - 256 - 384;
 /// Longest frame of several buffers: the first and 17 pages, the least that a kernel can be built with.
 const LONGEST: usize = LONGEST_BUFFER + 17 * 4096;
 
-/// What a captured frame is to the programs.
-#[derive(Debug)]
-pub enum Fit<'a> {
-    /// An Ethernet frame that they can be given, and what the host's parser makes of it.
-    Frame(&'a [u8], Result<Packet, Refusal>),
-    /// The frame cannot be given to them, and belongs to no flow on the host either.
-    Refused(Refusal, Unfit),
-    /// The frame belongs to a flow but cannot be given to them.
-    Unfit(Unfit),
-}
-
-/// Why a frame cannot be given to the programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Unfit {
-    /// Shorter than a test run takes.
-    TooShort,
-    /// Longer than a test run can take.
-    TooLong,
-    /// The capture lacks bytes of it that the programs would read.
-    Cut,
-}
-
-impl Unfit {
-    /// The name in reports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Unfit::TooShort => "shorter than a test run takes",
-            Unfit::TooLong => "longer than a test run takes",
-            Unfit::Cut => "cut by the capture where the programs read",
-        }
-    }
-}
-
 /// Loaded programs with the replay clock, for one capture after the other.
 #[derive(Debug)]
 pub struct KernelReplay {
     kernel: Kernel,
     seed: Seed,
     options: packet::Options,
-    /// Gives later fragments their flow, as the programs do.
-    parser: link::Parser,
-    /// Whether fragments were seen since the programs' table of them was empty.
-    fragments: bool,
-    longest: usize,
+    fitter: Fitter,
     /// Counters when the capture began.
     before: InterfaceCounters,
     /// Records that came through the eviction ring and were not asked for yet.
@@ -91,9 +58,6 @@ pub struct KernelReplay {
     gone: u64,
     /// Records that wait here for their flow's next packet.
     parked: HashMap<FlowKey, FlowRecord>,
-    /// The frame as it is given to the programs, if that is not how it was captured.
-    frame: Vec<u8>,
-    link: Vec<u8>,
 }
 
 impl KernelReplay {
@@ -125,16 +89,12 @@ impl KernelReplay {
         Ok(KernelReplay {
             seed: kernel.seed(),
             options: parser,
-            parser: link::Parser::seeded(parser, kernel.seed()),
-            fragments: false,
-            longest: if frags { LONGEST } else { LONGEST_BUFFER },
+            fitter: Fitter::new(parser, kernel.seed(), SHORTEST..=if frags { LONGEST } else { LONGEST_BUFFER }),
             kernel,
             before,
             evicted: Vec::new(),
             gone: 0,
             parked: HashMap::new(),
-            frame: Vec::new(),
-            link: Vec::new(),
         })
     }
 
@@ -167,9 +127,8 @@ impl KernelReplay {
             sources.clear();
             services.clear();
         }
-        if std::mem::take(&mut self.fragments) {
+        if self.fitter.begin() {
             self.kernel.forget_fragments()?;
-            self.parser = self.parser();
         }
         self.evicted.clear();
         self.parked.clear();
@@ -180,41 +139,10 @@ impl KernelReplay {
 
     /// Makes of a captured frame what the programs can be given.
     ///
-    /// A frame that the capture cut is padded with zeros to its length on the wire, if the host makes the same of it
-    /// then as before.
-    ///
     /// # Errors
     /// If the link type is not supported.
     pub fn fit(&mut self, captured: &Captured<'_>) -> Result<Fit<'_>> {
-        let host = link::parse(captured, self.options)?;
-        let mut room = std::mem::take(&mut self.link);
-        let frame = link::ethernet(captured, &mut room)?;
-        self.frame.clear();
-        if let Some(frame) = frame {
-            self.frame.extend(&frame.bytes[..frame.bytes.len().min(self.longest + 1)]);
-            self.frame.resize((frame.wire_len as usize).min(self.longest + 1), 0);
-        }
-        let cut = frame.is_some_and(|frame| frame.bytes.len() < frame.wire_len as usize);
-        self.link = room;
-        let unfit = match self.frame.len() {
-            len if len < SHORTEST => Some(Unfit::TooShort),
-            len if len > self.longest => Some(Unfit::TooLong),
-            _ if cut && packet::parse_with(&self.frame[..], self.options) != host => Some(Unfit::Cut),
-            _ => None,
-        };
-        Ok(match (unfit, host) {
-            // What the programs do not see leaves no trace in their fragment table either.
-            (None, host) => {
-                self.fragments |= host.is_ok_and(|packet| packet.marks & packet::mark::FRAGMENT != 0);
-                let host = host.and_then(|packet| self.parser.resolve(packet, captured.time_ns));
-                Fit::Frame(&self.frame, host)
-            }
-            (Some(unfit), Ok(packet)) if packet.marks & packet::mark::LATER_FRAGMENT != 0 => {
-                Fit::Refused(Cause::Fragment, unfit)
-            }
-            (Some(unfit), Err(cause)) => Fit::Refused(cause, unfit),
-            (Some(unfit), Ok(_)) => Fit::Unfit(unfit),
-        })
+        self.fitter.fit(captured)
     }
 
     /// The turn of the frame that was fitted last, which arrived at `time_ns` and belongs to the flow of `key`. It runs
@@ -349,70 +277,15 @@ impl KernelReplay {
 
     fn run(&mut self, time_ns: u64) -> Result<()> {
         self.kernel.control.set_replay_clock(time_ns);
-        let options = TestRunOptions { data_in: Some(&self.frame), ..TestRunOptions::default() };
+        let options = TestRunOptions { data_in: Some(self.fitter.frame()), ..TestRunOptions::default() };
         let answer = self.kernel.runner().run(Hook::Ingress, options)?.return_value;
         if answer != PASS {
-            bail!("the program answered {answer} to a frame of {} bytes, not pass", self.frame.len());
+            bail!("the program answered {answer} to a frame of {} bytes, not pass", self.fitter.frame().len());
         }
         while let Some(record) = self.kernel.next_evicted() {
             self.evicted.push(record);
             self.gone += 1;
         }
         Ok(())
-    }
-}
-
-/// One frame on its way through host and kernel, see [`KernelReplay::turn`].
-#[derive(Debug)]
-pub struct Turn<'a> {
-    replay: &'a mut KernelReplay,
-    /// When the frame arrived, until it ran.
-    time_ns: Option<u64>,
-    /// Its flow.
-    key: Option<FlowKey>,
-}
-
-impl Turn<'_> {
-    /// The kernel's record of the flow of which the host hands over `host`; taken out of the table if it ended. `None`
-    /// if the table had no room for the flow.
-    ///
-    /// # Errors
-    /// If the kernel does not run the frame.
-    pub fn fetch(&mut self, host: &FlowRecord, reason: Reason) -> Result<Option<FlowRecord>> {
-        let found = match reason {
-            Reason::Snapshot(_) => {
-                self.run()?;
-                self.replay.find(&host.key)?.map(|(_, record)| record)
-            }
-            Reason::Reopened => {
-                // The programs hand the old connection's record over when they see the new one's first packet.
-                self.run()?;
-                let evicted = &mut self.replay.evicted;
-                let position = evicted.iter().position(|record| record.key == host.key);
-                position.map(|position| evicted.swap_remove(position))
-            }
-            Reason::Idle | Reason::Active | Reason::Closed | Reason::Evicted | Reason::Clock | Reason::End => {
-                self.replay.take(&host.key)?
-            }
-        };
-        // The interface of test runs is nobody's, and the host has no buckets whose occupied ways it could keep.
-        let state = |record: &FlowRecord| record.state & ((1 << state::WAYS_SHIFT) - 1);
-        Ok(found.map(|record| FlowRecord { ifindex: 0, state: state(&record), ..record }))
-    }
-
-    /// Runs the frame if it did not run yet.
-    ///
-    /// # Errors
-    /// If the kernel does not run the frame.
-    pub fn finish(mut self) -> Result<()> {
-        self.run()
-    }
-
-    fn run(&mut self) -> Result<()> {
-        let Some(time_ns) = self.time_ns.take() else { return Ok(()) };
-        if let Some(key) = &self.key {
-            self.replay.make_room(key)?;
-        }
-        self.replay.run(time_ns)
     }
 }

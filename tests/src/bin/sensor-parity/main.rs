@@ -8,6 +8,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use sensor_tests::differences::Difference;
+use sensor_tests::live::{Clock, Crossing, Way, Wire};
 use sensor_tests::parity::{self, Outcome, Parity};
 
 /// Compares, integer by integer, the flow records that the programs in the kernel make of captures (BPF_PROG_TEST_RUN)
@@ -21,24 +23,62 @@ struct Options {
     /// Flows that the kernel's table holds; those that have no place wait outside
     #[arg(long, default_value_t = 65_536)]
     flows: usize,
+    /// Send the frames over a veth pair to the programs at their real hooks instead, one at a time: native XDP, generic XDP,
+    /// TC's ingress and egress, under the captures' clock and under the kernel's
+    #[arg(long)]
+    live: bool,
     /// List every capture that was not compared whole, with the reason
     #[arg(short, long)]
     verbose: bool,
 }
 
 fn main() -> Result<ExitCode> {
-    let Options { mut captures, flows, verbose } = Options::parse();
+    let Options { mut captures, flows, live, verbose } = Options::parse();
     if captures.is_empty() {
         captures.push(
             std::env::var_os("SENSOR_CAPTURES").map_or_else(|| PathBuf::from("../shared/captures"), PathBuf::from),
         );
     }
     let files = parity::captures(&captures)?;
+    if live {
+        return cross(&files, verbose);
+    }
     let mut same = true;
     for (name, options) in parity::SETTINGS {
         println!("{name}:");
         let mut rig = Parity::load(flows, options)?;
         same &= compare(&mut rig, &files, verbose)?;
+    }
+    Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Sends all files over a wire, in every way.
+fn cross(files: &[PathBuf], verbose: bool) -> Result<ExitCode> {
+    let ways = Way::ALL
+        .into_iter()
+        .map(|way| (way, Clock::Replay))
+        .chain([(Way::Native, Clock::Kernel), (Way::Stack, Clock::Kernel)]);
+    let mut same = true;
+    for (way, clock) in ways {
+        for (setting, options) in parity::SETTINGS {
+            let (start, mut wire, mut all, mut compared) =
+                (Instant::now(), Wire::new(way, clock, options)?, Crossing::default(), 0);
+            for file in files {
+                let crossing = wire.capture(file, u64::MAX).with_context(|| file.display().to_string())?;
+                for Difference { field, left, right } in &crossing.differences {
+                    println!("MISMATCH {}: {field}: kernel {left}, native {right}", file.display());
+                }
+                if let Some(reason) = crossing.stopped.as_ref().filter(|_| verbose) {
+                    println!("{}: {} frames, then: {reason}", file.display(), crossing.frames);
+                }
+                compared += (crossing.frames > 0) as u32;
+                same &= crossing.differences.is_empty();
+                all.add(&crossing);
+            }
+            let (way, seconds) = (way.name(), start.elapsed().as_secs_f64());
+            println!("{way}, {clock:?} clock, {setting}: {compared} of {} files: {all}; {seconds:.1} s", files.len());
+            ensure!(all.frames > 0, "no frame crossed: name captures, or folders of captures");
+        }
     }
     Ok(if same { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
