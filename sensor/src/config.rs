@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::flows::{ContextConfig, FlowsConfig};
 use self::forms::{duration, empty_is_none};
-pub use self::kinds::{ActionName, BpfLog, LogFormat, Mode, Tunnel, XdpMode};
+pub use self::kinds::{ActionName, AgentLoss, BpfLog, LogFormat, Mode, Tunnel, XdpMode};
 pub use self::model::ModelConfig;
 
 /// The documented default configuration file.
@@ -92,6 +92,11 @@ pub struct AgentConfig {
     /// A long flow is scored again after this long.
     #[serde(with = "duration")]
     pub rescore_interval: Duration,
+    /// Where maps and links are pinned, in a BPF file system; `None` (in the file: ""): nowhere.
+    #[serde(with = "empty_is_none")]
+    pub pins: Option<PathBuf>,
+    /// What becomes of enforcement when the agent is lost.
+    pub on_agent_loss: AgentLoss,
     /// The control socket.
     pub socket: PathBuf,
 }
@@ -170,6 +175,8 @@ impl Default for AgentConfig {
             active_timeout: Duration::from_secs(30 * 60),
             closed_linger: Duration::from_secs(2),
             rescore_interval: Duration::from_secs(10),
+            pins: Some(PathBuf::from("/sys/fs/bpf/sensor")),
+            on_agent_loss: AgentLoss::Open,
             socket: PathBuf::from("/run/sensor/sensor.sock"),
         }
     }
@@ -286,6 +293,19 @@ impl Config {
         within("agent.active_timeout", agent.active_timeout, 10 * SECOND, 24 * 60 * MINUTE)?;
         within("agent.closed_linger", agent.closed_linger, Duration::ZERO, MINUTE)?;
         within("agent.rescore_interval", agent.rescore_interval, SECOND, 60 * MINUTE)?;
+        if let Some(pins) = &agent.pins {
+            // The BPF file system refuses dots in names of its own.
+            let dotted = pins.file_name().is_none_or(|name| name.to_string_lossy().contains('.'));
+            ensure!(
+                pins.is_absolute() && !dotted,
+                "agent.pins = \"{}\": must be an absolute path whose last part has no dot",
+                pins.display()
+            );
+        }
+        ensure!(
+            agent.on_agent_loss == AgentLoss::Open || agent.pins.is_some(),
+            "agent.on_agent_loss = \"keep\": needs agent.pins, without which the programs end with the agent"
+        );
         let socket = agent.socket.as_os_str().len();
         ensure!(
             agent.socket.is_absolute() && socket <= 107,

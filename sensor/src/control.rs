@@ -4,6 +4,8 @@
 //! Only the socket's owner can connect (mode 0600). The server answers nothing itself: it passes a [`Request`] to the
 //! poll thread, which owns the table. Server side called by `agent`, client side by `cli`.
 
+mod handover;
+
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
+pub use self::handover::{hand_over, listener};
 use crate::view::{FeaturesView, FlowView, ModelView, Request, SortKey, StatusView};
 
 /// The poll thread answers within one poll; a client that waited this long is told so.
@@ -71,7 +74,8 @@ impl ControlSocket {
             .route("/v1/flows", get(flows))
             .route("/v1/features", get(features))
             .route("/v1/model", post(load_model))
-            .with_state(requests);
+            .with_state(requests.clone())
+            .merge(handover::router(requests));
         crate::http::accept_loop(&self.listener, router).await;
     }
 }

@@ -55,6 +55,17 @@ pub struct StatusView {
     pub loss: BTreeMap<String, BTreeMap<String, u64>>,
 }
 
+/// What an agent says that left everything to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandOverView {
+    /// Its process, which ends now.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Flows in the table.
+    pub flows: u64,
+}
+
 /// State of the lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -226,6 +237,13 @@ pub enum Request {
         shadow: bool,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<ModelView, String>>,
+    },
+    /// End, and leave maps and programs to the agent that asks.
+    HandOver {
+        /// Who asks.
+        pid: u32,
+        /// Where the answer goes, when everything is left.
+        reply: oneshot::Sender<Result<HandOverView, String>>,
     },
     /// The status.
     Status {

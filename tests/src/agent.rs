@@ -47,7 +47,12 @@ impl Agent {
         let binary = binary()?;
         let socket = directory.path().join("sensor.sock");
         let mut command = netns.command(&binary);
-        command.arg("run").args(args).arg("--socket").arg(&socket).args(["--metrics-listen", &METRICS.to_string()]);
+        command.arg("run").args(args);
+        // Agents of tests run side by side: what is pinned would be one directory for all.
+        if !args.contains(&"--pins") {
+            command.args(["--pins", ""]);
+        }
+        command.arg("--socket").arg(&socket).args(["--metrics-listen", &METRICS.to_string()]);
         let guard = ChildGuard::spawn("sensor", &mut command, Some(&directory.path().join("sensor.log")))?;
         let agent = Self { guard, netns: netns.clone(), binary, directory };
         agent.wait_until_ready()?;
@@ -129,6 +134,24 @@ impl Agent {
             }
             Some(status) => bail!("the agent ended with {status}; its log:\n{}", self.log()),
             None => bail!("the agent does not end within 10 s of {signal:?}; its log:\n{}", self.log()),
+        }
+    }
+
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.guard.pid()
+    }
+
+    /// Waits for an end that was asked for otherwise; returns the log.
+    ///
+    /// # Errors
+    /// If it does not end with success within `limit`.
+    pub fn wait_for_end(mut self, limit: Duration) -> Result<String> {
+        match self.guard.wait_up_to(limit)? {
+            Some(status) if status.success() => Ok(self.log()),
+            Some(status) => bail!("the agent ended with {status}; its log:\n{}", self.log()),
+            None => bail!("the agent does not end within {limit:?}; its log:\n{}", self.log()),
         }
     }
 

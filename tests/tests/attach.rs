@@ -197,7 +197,7 @@ fn a_device_without_native_xdp_is_watched_at_tc_ingress() {
         let directory = TempDir::new().map_err(Into::into).must("make a directory");
         let (program, socket) = (binary().must("find the binary"), directory.path().join("sensor.sock"));
         let (program, socket) = (program.to_string_lossy(), socket.to_string_lossy());
-        let args = ["run", "-i", "bridge0", "--model", "", "--metrics-listen", "", "--socket", &socket];
+        let args = ["run", "-i", "bridge0", "--model", "", "--pins", "", "--metrics-listen", "", "--socket", &socket];
         let error = format!("{:#}", edge.run(&program, &args).expect_err("two agents on one device"));
         assert!(error.contains("another sensor agent"), "{error}");
     }
@@ -266,7 +266,7 @@ fn interfaces_are_those_of_the_network_namespace_and_not_of_sysfs() {
     let (socket, log) = (directory.path().join("sensor.sock"), directory.path().join("sensor.log"));
     let mut command = std::process::Command::new("nsenter");
     command.arg(format!("--net={}", netns.path().display())).arg(binary().must("find the binary"));
-    command.args(["run", "-i", "only0", "--model", "", "--metrics-listen", "", "--socket"]).arg(&socket);
+    command.args(["run", "-i", "only0", "--model", "", "--pins", "", "--metrics-listen", "", "--socket"]).arg(&socket);
     let mut agent = ChildGuard::spawn("sensor", &mut command, Some(&log)).must("start the agent");
     wait_for("the program is on the interface", Duration::from_secs(10), || {
         assert!(agent.is_running(), "the agent ended: {}", agent.log());

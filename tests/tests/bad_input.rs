@@ -41,7 +41,7 @@ impl Place {
     fn refuses(&self, args: &[&str], words: &[&str]) {
         let socket = self.path("own.sock");
         let text = socket.to_string_lossy();
-        let output = run_sensor(&self.netns, &[], &[&["run", "--socket", &text], args].concat());
+        let output = run_sensor(&self.netns, &[], &[&["run", "--pins", "", "--socket", &text], args].concat());
         assert_refused(&output, 1, words);
         assert!(!socket.exists(), "the control socket is left behind");
     }
@@ -73,7 +73,7 @@ fn without_privileges_it_says_which_are_missing() {
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).map_err(Into::into).must("make it run");
     let copy = copy.to_string_lossy();
     let prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", &*copy];
-    let output = run_sensor(&place.netns, &prefix, &["run", "-i", "eth0", "--model", ""]);
+    let output = run_sensor(&place.netns, &prefix, &["run", "-i", "eth0", "--model", "", "--pins", ""]);
     assert_refused(&output, 1, &["needs root", "CAP_BPF", "CAP_NET_ADMIN", "sudo", "sensor doctor"]);
     place.is_clean();
 }
@@ -159,7 +159,8 @@ fn a_second_agent_is_refused_and_the_first_goes_on() {
     let first = Agent::start(&place.netns, &["-i", "eth0", "--model", ""]).must("start the first agent");
     let socket = first.socket().to_string_lossy().into_owned();
 
-    let output = run_sensor(&place.netns, &[], &["run", "-i", "eth1", "--model", "", "--socket", &socket]);
+    let output =
+        run_sensor(&place.netns, &[], &["run", "-i", "eth1", "--model", "", "--pins", "", "--socket", &socket]);
     assert_refused(&output, 1, &["another sensor agent is running with this socket", "pid", &socket]);
     // The harness's agent listens on 9469.
     let taken = ["-i", "eth1", "--model", "", "--metrics-listen", "127.0.0.1:9469"];
@@ -200,7 +201,7 @@ fn an_xdp_program_of_someone_else_stays() {
 fn a_path_that_is_no_socket_is_left_alone() {
     let place = Place::new();
     let path = place.write("notes.txt", "mine");
-    let output = run_sensor(&place.netns, &[], &["run", "-i", "eth0", "--model", "", "--socket", &path]);
+    let output = run_sensor(&place.netns, &[], &["run", "-i", "eth0", "--model", "", "--pins", "", "--socket", &path]);
     assert_refused(&output, 1, &["not a socket", "notes.txt"]);
     assert_eq!(std::fs::read(&path).map_err(Into::into).must("read the file"), b"mine");
     let output = run_sensor(&place.netns, &[], &["status", "--socket", "/nowhere.sock"]);

@@ -47,6 +47,11 @@ impl Follower {
         Some(follower)
     }
 
+    /// Flows that were lost before this agent are of no window of its own.
+    pub(super) fn begin_with<'a>(&mut self, counters: impl Iterator<Item = &'a InterfaceCounters>) {
+        self.lost = counters.map(lost_flows).sum();
+    }
+
     /// A poll begins.
     pub(super) fn begin(&mut self) {
         self.looks = 0;
@@ -90,11 +95,7 @@ impl Follower {
 
     /// Takes over how many flows were lost so far, from the counters of all interfaces.
     pub(super) fn lost<'a>(&mut self, counters: impl Iterator<Item = &'a InterfaceCounters>, now_ns: u64) {
-        let of = |counters: &InterfaceCounters| {
-            let refused = |cause: Cause| counters.unrecorded[cause as usize];
-            counters.evicted_lost_flows + refused(Cause::BucketFull) + refused(Cause::BucketBusy)
-        };
-        let lost = counters.map(of).sum();
+        let lost = counters.map(lost_flows).sum();
         self.ledger.lose(lost - self.lost.min(lost), tick_of(now_ns));
         self.lost = lost;
     }
@@ -103,4 +104,10 @@ impl Follower {
     pub(super) fn context(&self, tables: &ContextTables, record: &FlowRecord, now_ns: u64) -> HostContext {
         host_context(tables, &self.ledger, &ends_of(record, &self.seed), now_ns)
     }
+}
+
+/// New flows that no record reached the agent of.
+fn lost_flows(counters: &InterfaceCounters) -> u64 {
+    let refused = |cause: Cause| counters.unrecorded[cause as usize];
+    counters.evicted_lost_flows + refused(Cause::BucketFull) + refused(Cause::BucketBusy)
 }

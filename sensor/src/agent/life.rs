@@ -11,6 +11,7 @@ use super::clock::now_ns;
 use super::poll::Poller;
 use super::reload::{Job, Outcome, Reply};
 use super::report;
+use super::start::lease_until;
 use crate::config::Config;
 use crate::metrics::ModelRole;
 use crate::model::contract::Thresholds;
@@ -200,7 +201,7 @@ impl Poller {
                 self.metrics.shadow_skipped((self.records.len() - first) as u64);
                 return;
             }
-            self.lease_until_ns = now_ns() + self.config.agent.lease.as_nanos() as u64;
+            self.lease_until_ns = lease_until(&self.config, now_ns());
             self.kernel.control.set_lease(self.lease_until_ns);
             let (begun, invalid) = (Instant::now(), other.invalid());
             let contexts = contexts.get(first..first + records.len()).unwrap_or_default();

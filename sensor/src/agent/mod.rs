@@ -1,7 +1,8 @@
 //! `sensor run`: brings everything up in an order in which any failure leaves nothing behind, waits for a signal, and
 //! takes everything down again.
 //!
-//! Order: checks → model → sockets → programs → attach → poll. Traffic is touched by none of it before the last step.
+//! Order: checks → model → sockets → programs → attach → poll. Traffic is touched by none of it before the last step. Where an
+//! agent runs already and is to be replaced, it goes on up to the sockets ([`start`]).
 
 mod clock;
 mod context;
@@ -10,28 +11,26 @@ mod poll;
 mod reload;
 mod report;
 mod score;
+mod start;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use bytemuck::Zeroable as _;
-use sensor_common::control::{Control, NO_DSCP};
-use sensor_common::verdict::Action;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use self::poll::{Models, Poller};
+use self::poll::{Ending, Models, Poller};
 use self::reload::{Files, Job, Loader};
+use self::start::Beginning;
+pub use self::start::Takeover;
 use crate::bpf::attach::Attached;
-use crate::bpf::load::{Kernel, LoadOptions};
+use crate::bpf::load::Kernel;
 use crate::bpf::probe::{self, Capabilities};
 use crate::config::{Config, Mode};
 use crate::control::ControlSocket;
-use crate::harvest::ticks;
 use crate::http::{self, Health, HttpState};
 use crate::metrics::Metrics;
 use crate::model::{Model, accept, isolate};
@@ -39,11 +38,12 @@ use crate::model::{Model, accept, isolate};
 /// Requests that may wait for the poll thread.
 const REQUESTS: usize = 16;
 
-/// Runs the agent until SIGINT or SIGTERM.
+/// Runs the agent until SIGINT or SIGTERM, or until another agent takes over. `takeover`: whether and when this one takes
+/// over from another.
 ///
 /// # Errors
 /// Whatever kept it from starting, or from taking its programs off at the end; nothing stays attached.
-pub fn run(mut config: Config) -> Result<()> {
+pub fn run(mut config: Config, takeover: Option<Takeover>) -> Result<()> {
     let capabilities = probe::kernel();
     check(&capabilities)?;
     if config.interfaces.is_empty() {
@@ -56,7 +56,8 @@ pub fn run(mut config: Config) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(serve(config, model, shadow, files, &capabilities))
+    let beginning = Beginning::new(&config, &capabilities, takeover)?;
+    runtime.block_on(serve(config, model, shadow, files, &capabilities, beginning))
 }
 
 /// What the kernel must have before anything is tried.
@@ -100,11 +101,15 @@ async fn serve(
     shadow: Option<Model>,
     files: Files,
     capabilities: &Capabilities,
+    mut beginning: Beginning,
 ) -> Result<()> {
     // Before anything is attached, so that a signal at any time ends in an orderly stop.
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
+    let mut user = signal(SignalKind::user_defined2()).context("cannot catch SIGUSR2")?;
+    // Between this and the first poll nobody looks at the table.
+    beginning.take_over(&config.agent.socket).await?;
     let metrics = Arc::new(Metrics::new());
     let health = Arc::new(Health::new(Instant::now(), config.agent.lease));
     let control = ControlSocket::bind(&config.agent.socket).await?;
@@ -112,7 +117,7 @@ async fn serve(
         Some(address) => Some(http::bind(address).await?),
         None => None,
     };
-    let (kernel, attached) = bring_up(&config, capabilities)?;
+    let (kernel, attached) = beginning.bring_up(&config, capabilities)?;
     announce(&config, &kernel, &attached, model.as_ref());
     let loader = Loader::start(&config, files)?;
     let jobs = loader.jobs.clone();
@@ -122,16 +127,16 @@ async fn serve(
     if let Some(listener) = listener {
         tasks.push(tokio::spawn(http::serve(listener, HttpState { metrics: metrics.clone(), health: health.clone() })));
     }
-    let stop = Arc::new(AtomicBool::new(false));
+    let ending = Arc::new(Ending::default());
     let (done, mut ended) = oneshot::channel();
     let poller = Poller::new(config, kernel, attached, Models { active: model, shadow, loader }, metrics, health);
     let thread = std::thread::Builder::new()
         .name("sensor-poll".to_owned())
         .stack_size(2 * isolate::STACK)
         .spawn({
-            let stop = stop.clone();
+            let ending = ending.clone();
             move || {
-                let result = poller.run(inbox, &stop);
+                let result = poller.run(inbox, &ending);
                 // The other side waits for this or has seen the signal; either way it joins the thread.
                 let _ = done.send(());
                 result
@@ -141,6 +146,10 @@ async fn serve(
     tracing::info!("ready");
     let reason = loop {
         tokio::select! {
+            _ = user.recv() => {
+                ending.leave();
+                break "SIGUSR2";
+            }
             _ = interrupt.recv() => break "SIGINT",
             _ = terminate.recv() => break "SIGTERM",
             _ = &mut ended => break "the poll thread",
@@ -151,66 +160,15 @@ async fn serve(
         }
     };
     tracing::info!("stopping because of {reason}");
-    stop.store(true, Ordering::Relaxed);
+    ending.stop();
     // The thread looks at the flag once a poll, at most a second; a second signal is not needed.
     let result = tokio::task::spawn_blocking(move || thread.join()).await.context("waiting for the poll thread")?;
     end_tasks(tasks).await;
     match result {
-        Ok(result) => result,
+        // What was left to another agent is locked until here: it begins when sockets and store are free.
+        Ok(result) => result.map(drop),
         Err(_) => bail!("the poll thread panicked; its programs are detached. Please report this with the log above"),
     }
-}
-
-/// Loads and attaches; on a failure takes off what was attached.
-fn bring_up(config: &Config, capabilities: &Capabilities) -> Result<(Kernel, Vec<Attached>)> {
-    let mut kernel = Kernel::load(&LoadOptions {
-        flows: config.kernel.flows as usize,
-        frags: capabilities.xdp_frags,
-        context: config.context.sizes(),
-        tagging: config.tag.enabled && config.mode != Mode::Observe,
-        parser: config.flows.parser_options(),
-        log_level: config.kernel.bpf_log as u8,
-        replay_clock: false,
-        floors: false,
-        max_verdicts: LoadOptions::default().max_verdicts,
-        seed: None,
-    })
-    .map_err(|error| {
-        let (major, minor) = capabilities.version;
-        if capabilities.version >= probe::MIN_KERNEL {
-            return error;
-        }
-        // After the attempt, not before: distributions carry what is needed to kernels with older numbers.
-        error.context(format!(
-            "this kernel ({major}.{minor}) is too old: Sensor needs Linux {}.{} or newer; see `sensor doctor`",
-            probe::MIN_KERNEL.0,
-            probe::MIN_KERNEL.1
-        ))
-    })?;
-    kernel.control.set(&Control {
-        tag_mark: config.tag.mark,
-        tag_mask: config.tag.mask,
-        tag_dscp: config.tag.dscp.map_or(NO_DSCP, u32::from),
-        evict_idle_ticks: ticks(config.kernel.evict_idle) as u32,
-        ..Control::zeroed()
-    });
-    // The policy stores only what the mode allows.
-    kernel.verdicts.set_ceilings(|_| Action::Drop);
-    let mut attached = Vec::new();
-    for interface in &config.interfaces {
-        match kernel.attach(interface, config.kernel.xdp_mode, capabilities.tcx) {
-            Ok(one) => attached.push(one),
-            Err(error) => {
-                for one in attached {
-                    if let Err(error) = kernel.detach(one) {
-                        tracing::error!("{error:#}");
-                    }
-                }
-                return Err(error);
-            }
-        }
-    }
-    Ok((kernel, attached))
 }
 
 /// One line for each thing that an operator wants to know of a start.

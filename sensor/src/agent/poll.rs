@@ -5,22 +5,24 @@
 
 use std::io::IsTerminal as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use sensor_common::context::HostContext;
 use sensor_common::flow::FlowRecord;
 use sensor_common::table::{Bucket, WAYS, tick_of};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::clock::now_ns;
 use super::context::Follower;
 use super::life::{self, DriftState, Shadow};
 use super::reload::Loader;
 use super::report;
+use super::start::lease_until;
 use crate::bpf::attach::Attached;
 use crate::bpf::load::Kernel;
+use crate::bpf::pins::Left;
 use crate::config::Config;
 use crate::harvest::{Memory, Step, Timeouts};
 use crate::http::Health;
@@ -28,7 +30,7 @@ use crate::metrics::{EndReason, LoadSource, Metrics, ModelRole};
 use crate::model::{Model, Score};
 use crate::policy::Policy;
 use crate::summary::{self, Summary};
-use crate::view::Request;
+use crate::view::{HandOverView, Request};
 
 /// How often the programs' messages are read.
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
@@ -45,6 +47,39 @@ pub(super) struct Models {
     pub(super) active: Option<Model>,
     pub(super) shadow: Option<Model>,
     pub(super) loader: Loader,
+}
+
+/// How and whether the poll thread is to end.
+#[derive(Debug, Default)]
+pub(super) struct Ending(AtomicU8);
+
+impl Ending {
+    const STOP: u8 = 1;
+    const LEAVE: u8 = 2;
+
+    /// Take everything off; unless [`Ending::leave`] was called before.
+    pub(super) fn stop(&self) {
+        let _ = self.0.compare_exchange(0, Ending::STOP, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Leave programs and maps to the next agent.
+    pub(super) fn leave(&self) {
+        self.0.store(Ending::LEAVE, Ordering::Relaxed);
+    }
+
+    fn is_asked_for(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != 0
+    }
+
+    fn leaves(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Ending::LEAVE
+    }
+}
+
+/// The agent that takes over.
+pub(super) struct Heir {
+    pid: u32,
+    reply: oneshot::Sender<Result<HandOverView, String>>,
 }
 
 /// Everything the poll thread owns.
@@ -75,6 +110,8 @@ pub(super) struct Poller {
     seen_check: Option<report::SeenCheck>,
     /// `None`: host context is off.
     pub(super) follower: Option<Follower>,
+    /// Another agent asked to take over.
+    heir: Option<Heir>,
 }
 
 impl Poller {
@@ -132,14 +169,19 @@ impl Poller {
             scores: Vec::new(),
             logged: 0,
             unlogged: 0,
+            heir: None,
         }
     }
 
-    /// Polls until `stop` is set, then ends all flows and takes the programs off.
+    /// Polls until it is to end, then ends all flows and takes the programs off, or leaves all to another agent.
     ///
     /// # Errors
     /// If the programs could not be taken off an interface.
-    pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>, stop: &AtomicBool) -> anyhow::Result<()> {
+    pub(super) fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        ending: &Ending,
+    ) -> anyhow::Result<Option<Left>> {
         let interval = self.config.agent.poll_interval;
         let mut next = Instant::now();
         let mut second = Instant::now();
@@ -155,12 +197,15 @@ impl Poller {
                 .spawn(read)
                 .context("cannot start the thread that reads the programs' messages")?;
         }
+        if self.kernel.adopted() {
+            self.adopt_counters();
+        }
         let mut summary = self
             .config
             .log
             .summary
             .then(|| Summary::new(self.config.mode, std::io::stdout().is_terminal(), self.metrics.totals()));
-        while !stop.load(Ordering::Relaxed) {
+        while !ending.is_asked_for() && self.heir.is_none() {
             // Between two polls, so that every flow of a poll is scored by one model.
             self.take_loaded();
             let begun = Instant::now();
@@ -183,6 +228,9 @@ impl Poller {
             loop {
                 // One request at most between two looks at the clock, and one even when polls are late.
                 let answered = requests.try_recv().map(|request| self.answer(request)).is_ok();
+                if self.heir.is_some() {
+                    break;
+                }
                 let Some(wait) = next.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) else {
                     break;
                 };
@@ -192,7 +240,20 @@ impl Poller {
                 }
             }
         }
-        self.shut_down()
+        if self.heir.is_some() || (ending.leaves() && self.kernel.pins().is_some()) {
+            return self.leave().map(Some);
+        }
+        self.shut_down().map(|()| None)
+    }
+
+    /// What the programs counted under an agent before this one is not of the first second.
+    fn adopt_counters(&mut self) {
+        for attached in &self.attached {
+            self.publish_counters(&attached.interface, attached.ifindex);
+        }
+        if let Some(follower) = &mut self.follower {
+            follower.begin_with(self.metrics.interface_counters().iter());
+        }
     }
 
     /// One poll.
@@ -212,7 +273,7 @@ impl Poller {
     }
 
     pub(super) fn renew_lease(&mut self, now: u64) {
-        self.lease_until_ns = now + self.config.agent.lease.as_nanos() as u64;
+        self.lease_until_ns = lease_until(&self.config, now);
         self.kernel.control.set_lease(self.lease_until_ns);
     }
 
@@ -347,9 +408,43 @@ impl Poller {
             Request::Status { reply } if reply.is_closed() => {}
             Request::Load { path, shadow, reply } => self.request_load(path, shadow, reply),
             Request::Features { id, reply } => drop(reply.send(report::features(self, &id))),
+            Request::HandOver { pid, reply } if self.kernel.pins().is_some() => self.heir = Some(Heir { pid, reply }),
+            Request::HandOver { reply, .. } => {
+                drop(reply.send(Err("nothing is pinned, so nothing can be handed over".to_owned())));
+            }
             Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
             Request::Status { reply } => drop(reply.send(report::status(self))),
         }
+    }
+
+    /// Leaves programs, maps and verdicts to another agent.
+    fn leave(mut self) -> anyhow::Result<Left> {
+        // The lease runs on until the other agent renews it.
+        self.renew_lease(now_ns());
+        let attached = std::mem::take(&mut self.attached);
+        for one in &attached {
+            self.publish_counters(&one.interface, one.ifindex);
+        }
+        let Poller { kernel, heir, metrics, occupied, .. } = self;
+        let left = kernel.leave(attached)?;
+        let totals = metrics.totals();
+        let to = heir.as_ref().map_or_else(|| "whoever takes over".to_owned(), |heir| format!("pid {}", heir.pid));
+        tracing::info!(
+            packets = totals.packets,
+            flows = totals.flows_created,
+            verdicts = totals.verdicts,
+            "left programs, {occupied} flows and all verdicts to {to}"
+        );
+        if let Some(Heir { reply, .. }) = heir {
+            let view = HandOverView {
+                pid: std::process::id(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                flows: occupied,
+            };
+            // Whoever asked also sees that the pins are free when this process has ended.
+            let _ = reply.send(Ok(view));
+        }
+        Ok(left)
     }
 
     /// Ends every flow, publishes the last counters, takes the programs off.

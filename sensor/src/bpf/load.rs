@@ -21,7 +21,7 @@ use sensor_common::verdict::MAX_VERDICTS;
 
 pub use super::context::ContextTables;
 use super::context::context_sets;
-use super::pins::{Pins, Size};
+use super::pins::{Left, Pins, Size};
 pub use super::run::{Hook, ProgramInfo, Runner, TestRunOptions, TestRunResult};
 use super::sys::{ControlPage, Counters, Sets, Table};
 use super::verdicts::Verdicts;
@@ -328,11 +328,11 @@ impl Kernel {
     ///
     /// # Errors
     /// If nothing is pinned.
-    pub fn leave(mut self, attached: Vec<super::attach::Attached>) -> anyhow::Result<()> {
-        let pins = self.pins.as_mut().context("nothing is pinned, so nothing can be left to the next agent")?;
+    pub fn leave(mut self, attached: Vec<super::attach::Attached>) -> anyhow::Result<Left> {
+        let mut pins = self.pins.take().context("nothing is pinned, so nothing can be left to the next agent")?;
         pins.leave(true);
         attached.into_iter().for_each(super::attach::Attached::leave);
-        Ok(())
+        Ok(Left(pins))
     }
 
     /// Interfaces that have a slot in the counters' table.

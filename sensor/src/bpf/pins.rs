@@ -44,6 +44,11 @@ pub struct Pins {
     leave: bool,
 }
 
+/// Pins that an agent left; still locked, so that the next one waits until this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Left(#[expect(dead_code, reason = "held for its lock")] pub(super) Pins);
+
 impl Pins {
     /// Opens the directory, or makes it. Owns nothing yet.
     ///

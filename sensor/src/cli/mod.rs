@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
+use crate::agent::Takeover;
 use crate::bpf::probe;
 use crate::config::{self, BpfLog, Config, LogFormat, Mode, XdpMode};
 use crate::replay::View;
@@ -35,8 +36,12 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the agent (as root). SIGINT and SIGTERM stop it and detach everything
+    /// Run the agent (as root). SIGINT and SIGTERM stop it and detach everything; SIGUSR2 ends it and leaves all to the next
     Run {
+        /// Take over maps and programs of an agent that runs or was killed (needs pins). "compatible": or fail if they do
+        /// not fit this version and configuration; "always": start anew then
+        #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "compatible")]
+        takeover: Option<Takeover>,
         #[command(flatten)]
         settings: Settings,
     },
@@ -136,6 +141,9 @@ struct Settings {
     /// Control socket
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// Directory of the pins, in a BPF file system; "" for none
+    #[arg(long, value_name = "DIR")]
+    pins: Option<OsString>,
     /// How XDP is attached
     #[arg(long, value_enum)]
     xdp_mode: Option<XdpMode>,
@@ -163,6 +171,7 @@ impl Settings {
             mode,
             metrics_listen,
             socket,
+            pins,
             xdp_mode,
             poll_interval,
             log_format,
@@ -187,6 +196,9 @@ impl Settings {
         if let Some(path) = socket {
             // The agent does not change its directory, but the configuration wants to be read without knowing it.
             config.agent.socket = std::path::absolute(path).context("--socket")?;
+        }
+        if let Some(path) = pins {
+            config.agent.pins = (!path.is_empty()).then(|| path.into());
         }
         set(&mut config.mode, mode);
         set(&mut config.kernel.xdp_mode, xdp_mode);
@@ -229,10 +241,10 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Run { settings } => {
+        Command::Run { takeover, settings } => {
             let config = settings.resolve()?;
             logging::init(&config.log, config.kernel.bpf_log)?;
-            crate::agent::run(config)?;
+            crate::agent::run(config, takeover)?;
         }
         Command::Flows { socket, sort, limit, json } => {
             let limit = limit.unwrap_or(if json { 0 } else { 50 });

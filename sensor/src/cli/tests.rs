@@ -5,7 +5,7 @@ use super::*;
 fn settings(arguments: &[&str]) -> Result<Config> {
     let line = ["sensor", "run"].iter().chain(arguments);
     match Cli::try_parse_from(line).context("command line")?.command {
-        Command::Run { settings } => settings.resolve(),
+        Command::Run { takeover: None, settings } => settings.resolve(),
         other => anyhow::bail!("not `run`: {other:?}"),
     }
 }
@@ -36,6 +36,8 @@ fn every_flag_reaches_its_setting() {
         "127.0.0.1:1",
         "--socket",
         "/tmp/s.sock",
+        "--pins",
+        "/tmp/pins",
         "--xdp-mode",
         "generic",
         "--poll-interval",

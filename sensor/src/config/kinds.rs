@@ -20,6 +20,17 @@ pub enum Mode {
     Enforce,
 }
 
+/// What becomes of verdicts when the agent is killed, hangs or is out of memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum AgentLoss {
+    /// They end with the lease: all traffic passes.
+    #[default]
+    Open,
+    /// They hold until they expire.
+    Keep,
+}
+
 /// How XDP is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -129,6 +140,7 @@ macro_rules! names {
 names! {
     Mode { Observe = "observe", Tag = "tag", Enforce = "enforce" }
     BpfLog { Off = "off", Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
+    AgentLoss { Open = "open", Keep = "keep" }
     XdpMode { Auto = "auto", Native = "native", Tc = "tc", Generic = "generic" }
     Tunnel { Gre = "gre", Ipip = "ipip", Vxlan = "vxlan", Geneve = "geneve", Gtp = "gtp" }
     ActionName { Pass = "pass", Tag = "tag", Limit = "limit", Drop = "drop" }

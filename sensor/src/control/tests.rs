@@ -45,6 +45,9 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
                 let view = FeaturesView { flow: flow(&id, 10, None), features };
                 let _ = reply.send((id == "2-1").then_some(view));
             }
+            Request::HandOver { pid, reply } => {
+                let _ = reply.send(Err(format!("nothing is pinned for {pid}")));
+            }
             Request::Load { path, shadow, reply } => {
                 let refused = format!("{} refused, shadow {shadow}", path.display());
                 let _ = reply.send(Err(refused));
@@ -75,6 +78,8 @@ async fn round_trip() {
     }
     let error = format!("{:#}", load(&path, "/a b/ü.onnx".into(), true).await.expect_err("refused"));
     assert!(error.contains("/a b/ü.onnx refused, shadow true"), "{error}");
+    let error = hand_over(&path, Duration::from_secs(5)).await.expect_err("no pins").to_string();
+    assert!(error.contains("409") && error.contains(&format!("for {}", std::process::id())), "{error}");
     assert_eq!(get_flows(&path, SortKey::Score, 0).await.expect("flows").len(), 3);
     let error = fetch::<StatusView>(&path, "/v1/flows?sort=luck").await.expect_err("unknown order").to_string();
     assert!(error.contains("400") && error.contains("luck"), "{error}");
