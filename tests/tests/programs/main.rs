@@ -12,4 +12,8 @@ mod rig;
 mod table;
 mod threads;
 mod verdicts;
+mod verdicts_allow;
+mod verdicts_limits;
+mod verdicts_modes;
+mod verdicts_scopes;
 mod wire;

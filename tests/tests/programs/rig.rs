@@ -145,6 +145,19 @@ pub(crate) fn seen(counters: &InterfaceCounters) -> u64 {
     counters.seen.iter().flatten().map(|volume| volume.packets).sum()
 }
 
+/// Holds the counters to what was seen: each packet is in a record, or dropped, or counted by cause. For tables of which no
+/// record was given up.
+pub(crate) fn truth(kernel: &Kernel) {
+    let counters = counters(kernel);
+    assert_eq!(counters.evicted + counters.evicted_lost_flows, 0, "records were given up");
+    let recorded: u64 = records(kernel).iter().map(|(_, record)| record.frames()).sum();
+    let dropped: u64 = counters.seen.iter().map(|hook| hook[Action::Drop as usize].packets).sum();
+    let lost: u64 = counters.unrecorded.iter().sum();
+    assert_eq!(seen(&counters), recorded + dropped + lost, "packets in records, dropped, by cause");
+    let in_records: u64 = records(kernel).iter().map(|(_, record)| record.dropped).sum();
+    assert!(in_records + counters.dropped_new <= dropped, "{in_records} + {} of {dropped}", counters.dropped_new);
+}
+
 /// A frame as TC sees a super-packet of segmentation offload.
 #[derive(Clone, Copy)]
 pub(crate) struct Super<'a> {

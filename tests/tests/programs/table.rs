@@ -19,12 +19,12 @@ use crate::rig::{
 
 const BUCKETS: u32 = 1024;
 
-fn server() -> SocketAddr {
+pub(crate) fn server() -> SocketAddr {
     at("198.19.0.1:80")
 }
 
 /// Clients whose flows to the server all fall into one bucket of the smallest table under the tests' hash keys.
-fn colliding(count: usize) -> Vec<SocketAddr> {
+pub(crate) fn colliding(count: usize) -> Vec<SocketAddr> {
     let seed = seed();
     let clients = (0..1u32 << 16).map(|host| at(&format!("198.18.{}.{}:4000", host >> 8, host & 0xff)));
     let aimed = clients.filter(|client| {
