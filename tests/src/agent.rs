@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -25,7 +26,8 @@ pub struct Agent {
     guard: ChildGuard,
     netns: Ns,
     binary: PathBuf,
-    directory: TempDir,
+    /// Shared with an agent that was started beside this one.
+    directory: Arc<TempDir>,
 }
 
 impl Agent {
@@ -39,11 +41,26 @@ impl Agent {
         Self::start_in(directory, netns, args)
     }
 
+    /// Starts another agent with the same control socket while this one is there: to take over from it.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_beside(&self, args: &[&str]) -> Result<Self> {
+        let number = std::fs::read_dir(self.directory.path()).context("the agent's directory")?.count();
+        let log = self.directory.path().join(format!("sensor-{number}.log"));
+        Self::start_with(self.directory.clone(), log, &self.netns, args)
+    }
+
     /// As [`Agent::start`], with socket and log in `directory`, where an earlier agent may have left its own.
     ///
     /// # Errors
     /// As [`Agent::start`].
     pub fn start_in(directory: TempDir, netns: &Ns, args: &[&str]) -> Result<Self> {
+        let log = directory.path().join("sensor.log");
+        Self::start_with(Arc::new(directory), log, netns, args)
+    }
+
+    fn start_with(directory: Arc<TempDir>, log: PathBuf, netns: &Ns, args: &[&str]) -> Result<Self> {
         let binary = binary()?;
         let socket = directory.path().join("sensor.sock");
         let mut command = netns.command(&binary);
@@ -53,16 +70,18 @@ impl Agent {
             command.args(["--pins", ""]);
         }
         command.arg("--socket").arg(&socket).args(["--metrics-listen", &METRICS.to_string()]);
-        let guard = ChildGuard::spawn("sensor", &mut command, Some(&directory.path().join("sensor.log")))?;
+        let guard = ChildGuard::spawn("sensor", &mut command, Some(&log))?;
         let agent = Self { guard, netns: netns.clone(), binary, directory };
         agent.wait_until_ready()?;
         Ok(agent)
     }
 
     /// Ends the agent if it still runs, and hands over its directory for [`Agent::start_in`].
-    #[must_use]
-    pub fn into_directory(self) -> TempDir {
-        self.directory
+    ///
+    /// # Errors
+    /// If another agent shares it.
+    pub fn into_directory(self) -> Result<TempDir> {
+        Arc::into_inner(self.directory).context("another agent shares the directory")
     }
 
     /// What `sensor status --json` says.

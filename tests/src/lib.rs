@@ -20,6 +20,7 @@ pub mod live;
 pub mod netns;
 pub mod onnx;
 pub mod parity;
+pub mod pins;
 pub mod process;
 pub mod raw;
 pub mod rng;

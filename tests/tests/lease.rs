@@ -94,7 +94,7 @@ fn after_sigkill_traffic_flows_and_a_new_agent_takes_over() {
 
     let socket = agent.socket();
     assert!(socket.exists(), "a killed agent leaves its socket, which the next start must cope with");
-    let next = scene.agent(agent.into_directory());
+    let next = scene.agent(agent.into_directory().must("have the directory"));
     drop(flood);
     let flood = scene.flood(&next, 4454);
     wait_until_dropped(&received);

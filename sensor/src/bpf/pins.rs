@@ -183,7 +183,7 @@ impl Pins {
     ///
     /// # Errors
     /// If the kernel refuses to make, pin or write the map.
-    pub(super) fn set_meta(&self, meta: &Meta) -> anyhow::Result<()> {
+    pub fn set_meta(&self, meta: &Meta) -> anyhow::Result<()> {
         let path = self.path.join(META);
         let there = path.exists();
         let mut map = if there {

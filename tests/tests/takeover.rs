@@ -1,0 +1,197 @@
+//! One agent after another on the same maps and links: nothing of the traffic, of the flows and of the verdicts may be lost
+//! on the way. Every promise with real traffic, counted at its receiver. Needs root.
+
+#[path = "takeover/scene.rs"]
+mod scene;
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use scene::{LEASE, MARGIN, Scene, Stream, count, wait_until_dropped};
+use sensor_tests::checks::{Must as _, assert_clean, flow, has_xdp, wait_for};
+use sensor_tests::topology::UPLINK;
+
+#[test]
+fn a_living_agent_is_replaced_under_load_without_a_packet_or_a_verdict_lost() {
+    let scene = Scene::build("");
+    let edge = &scene.lab.edge.netns;
+    let received = scene.received();
+    let first = scene.agent(&[]);
+    let flood = scene.flood(&first, 4444);
+    wait_until_dropped(&received);
+    let stream = Stream::start(&scene.lab);
+    wait_for("the stream runs", Duration::from_secs(5), || stream.received() > 5_000);
+    let before = stream.flow(&first);
+    let (let_through, begun) = (count(&received), Instant::now());
+
+    let second = first.start_beside(&scene.args(&["--takeover"])).must("take over");
+    let took = begun.elapsed();
+    let log = first.wait_for_end(Duration::from_secs(5)).must("the first agent ends with success");
+    assert!(log.contains(&format!("to pid {}", second.pid())), "{log}");
+    assert!(second.log().contains("took over"), "{}", second.log());
+    std::thread::sleep(2 * LEASE);
+    assert_eq!(count(&received), let_through, "packets of a flow under a drop verdict came through");
+    assert!(flood.is_running());
+
+    let (sent, arrived) = stream.end();
+    assert_eq!(arrived, sent, "datagrams sent and received");
+    wait_for("every packet is in the flow's record", Duration::from_secs(2), || {
+        scene.stream_flow(&second)["initiator_packets"] == sent
+    });
+    let after = scene.stream_flow(&second);
+    assert_eq!(after["id"], before["id"], "the flow goes on in its record: {after}");
+    eprintln!("{sent} datagrams sent, {arrived} received; ready {took:?} after the start");
+    drop(flood);
+    second.stop().must("stop the second agent");
+    assert_clean(edge, UPLINK);
+    assert_eq!(scene.mount.pins(), None, "pins are left");
+}
+
+#[test]
+fn what_a_killed_agent_left_passes_after_the_lease_and_is_taken_over() {
+    let scene = Scene::build("");
+    let edge = &scene.lab.edge.netns;
+    let received = scene.received();
+    let first = scene.agent(&[]);
+    let flood = scene.flood(&first, 4444);
+    wait_until_dropped(&received);
+    let before = count(&received);
+    let id = scene.flood_flow(&first)["id"].clone();
+    first.kill(Signal::KILL).must("kill the agent");
+    let open = wait_for("the flood arrives again", LEASE + MARGIN, || count(&received) > before + 20);
+    wait_for("the kernel has cleared the agent away", Duration::from_secs(3), || !first.is_running());
+    assert!(has_xdp(edge, UPLINK), "pinned programs stay attached");
+    assert!(scene.mount.pins().is_some_and(|pins| pins.iter().any(|pin| pin == "META")));
+
+    let second = first.start_beside(&scene.args(&["--takeover"])).must("take over");
+    wait_until_dropped(&received);
+    let after = scene.flood_flow(&second);
+    assert_eq!(after["id"], id, "the flow goes on in its record, and so does its verdict");
+    eprintln!("killed: traffic flowed after {open:?}");
+    drop(flood);
+    second.stop().must("stop the second agent");
+    assert_clean(edge, UPLINK);
+    assert_eq!(scene.mount.pins(), None, "pins are left");
+}
+
+#[test]
+fn a_plain_start_removes_what_a_killed_agent_left() {
+    let scene = Scene::build("");
+    let edge = &scene.lab.edge.netns;
+    let first = scene.agent(&[]);
+    let stream = Stream::start(&scene.lab);
+    let refused = first.start_beside(&scene.args(&[])).expect_err("two agents with the same pins");
+    let (refused, owner) = (format!("{refused:#}"), format!("pid {}", first.pid()));
+    assert!(refused.contains(&owner) && refused.contains("--takeover"), "{refused}");
+    assert!(first.is_running() && first.status().is_ok());
+    first.kill(Signal::KILL).must("kill the agent");
+    wait_for("the kernel has cleared the agent away", Duration::from_secs(3), || !first.is_running());
+    assert!(has_xdp(edge, UPLINK));
+    let second = first.start_beside(&scene.args(&[])).must("start anew");
+    assert!(second.log().contains("removed what an agent that was killed left"), "{}", second.log());
+    wait_for("the stream's flow is new", Duration::from_secs(3), || {
+        let flows = second.flows().must("ask for the flows");
+        flows.iter().any(|flow| flow["dport"] == scene::STREAM_PORT)
+    });
+    let (sent, arrived) = stream.end();
+    assert_eq!(arrived, sent);
+    assert!(scene.stream_flow(&second)["initiator_packets"].as_u64().is_some_and(|packets| packets < sent));
+    second.stop().must("stop the second agent");
+    assert_clean(edge, UPLINK);
+    assert_eq!(scene.mount.pins(), None, "pins are left");
+}
+
+#[test]
+fn an_agent_that_hangs_is_killed_and_replaced() {
+    let scene = Scene::build("");
+    let received = scene.received();
+    let first = scene.agent(&[]);
+    let flood = scene.flood(&first, 4444);
+    wait_until_dropped(&received);
+    let before = count(&received);
+    first.kill(Signal::STOP).must("stop the agent in its tracks");
+    let open = wait_for("the flood arrives again", LEASE + MARGIN, || count(&received) > before + 20);
+    let begun = Instant::now();
+    let second = first.start_beside(&scene.args(&["--takeover"])).must("take over");
+    let took = begun.elapsed();
+    assert!(second.log().contains("because it hangs"), "{}", second.log());
+    wait_for("the first agent is gone", Duration::from_secs(3), || !first.is_running());
+    wait_until_dropped(&received);
+    eprintln!("hung: traffic flowed after {open:?}; the next agent was ready {took:?} after its start");
+    drop(flood);
+    second.stop().must("stop the second agent");
+    assert_clean(&scene.lab.edge.netns, UPLINK);
+}
+
+#[test]
+fn what_does_not_fit_is_refused_and_the_agent_that_runs_goes_on() {
+    let scene = Scene::build("");
+    let first = scene.agent(&[]);
+    let stream = Stream::start(&scene.lab);
+    wait_for("the stream runs", Duration::from_secs(5), || stream.received() > 1_000);
+    let before = stream.flow(&first);
+    let larger = scene.configuration("[kernel]\nflows = 131072\n");
+    let larger = larger.path().to_string_lossy();
+    let refused = first.start_beside(&scene.args_with(&larger, &["--takeover"])).expect_err("another table size");
+    let refused = format!("{refused:#}");
+    for word in ["kernel.flows = 131072", "65536", "--takeover=always"] {
+        assert!(refused.contains(word), "\"{word}\" is not in: {refused}");
+    }
+    assert!(first.is_running());
+    assert_eq!(stream.flow(&first)["id"], before["id"]);
+
+    scene.change_schema();
+    let refused = first.start_beside(&scene.args(&["--takeover"])).expect_err("another schema");
+    assert!(format!("{refused:#}").contains("schema"), "{refused:#}");
+    assert!(first.is_running() && first.status().is_ok());
+
+    let second = first.start_beside(&scene.args_with(&larger, &["--takeover=always"])).must("start anew");
+    first.wait_for_end(Duration::from_secs(5)).must("the first agent ends with success");
+    assert_eq!(second.status().must("ask for the status")["table"]["capacity"], 131_072);
+    let (sent, arrived) = stream.end();
+    assert_eq!(arrived, sent, "the traffic does not notice");
+    second.stop().must("stop the second agent");
+    assert_clean(&scene.lab.edge.netns, UPLINK);
+    assert_eq!(scene.mount.pins(), None, "pins are left");
+}
+
+#[test]
+fn verdicts_outlive_an_agent_that_is_to_be_kept() {
+    let scene = Scene::build("on_agent_loss = \"keep\"\n");
+    let received = scene.received();
+    let first = scene.agent(&[]);
+    let flood = scene.flood(&first, 4444);
+    wait_until_dropped(&received);
+    let before = count(&received);
+    first.kill(Signal::KILL).must("kill the agent");
+    std::thread::sleep(3 * LEASE);
+    assert_eq!(count(&received), before, "the verdict ended with the lease");
+    assert!(flood.is_running());
+    // What is not wanted any more is taken off by hand.
+    std::fs::remove_dir_all(scene.mount.path()).map_err(Into::into).must("remove the pins");
+    wait_for("the flood arrives again", Duration::from_secs(2), || count(&received) > before + 20);
+    assert_clean(&scene.lab.edge.netns, UPLINK);
+}
+
+#[test]
+fn an_agent_that_is_told_to_leaves_everything_to_the_next() {
+    let scene = Scene::build("");
+    let first = scene.agent(&[]);
+    let stream = Stream::start(&scene.lab);
+    wait_for("the stream runs", Duration::from_secs(5), || stream.received() > 1_000);
+    let before = stream.flow(&first);
+    first.kill(Signal::USR2).must("tell the agent");
+    wait_for("it ends", Duration::from_secs(3), || !first.is_running());
+    assert!(first.log().contains("left programs"), "{}", first.log());
+    let second = first.start_beside(&scene.args(&["--takeover"])).must("take over");
+    let (sent, arrived) = stream.end();
+    assert_eq!(arrived, sent);
+    wait_for("every packet is in the flow's record", Duration::from_secs(2), || {
+        scene.stream_flow(&second)["initiator_packets"] == sent
+    });
+    assert_eq!(scene.stream_flow(&second)["id"], before["id"]);
+    let flows = second.flows().must("ask for the flows");
+    assert_eq!(flow(&flows, &scene.client(), "udp", Some(scene::STREAM_PORT))["interface"], UPLINK);
+    second.stop().must("stop the second agent");
+    assert_clean(&scene.lab.edge.netns, UPLINK);
+}
