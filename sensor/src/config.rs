@@ -7,22 +7,22 @@ mod flows;
 mod forms;
 mod kinds;
 mod model;
+mod policy;
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use ipnet::IpNet;
 use sensor_common::counter::MAX_INTERFACES;
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 use serde::{Deserialize, Serialize};
 
 pub use self::flows::{ContextConfig, FlowsConfig};
 use self::forms::{duration, empty_is_none};
-pub use self::kinds::{ActionName, AgentLoss, BpfLog, LogFormat, Mode, Tunnel, XdpMode};
+pub use self::kinds::{ActionName, AgentLoss, BpfLog, HostEntry, LogFormat, Mode, OriginName, Tunnel, XdpMode};
 pub use self::model::ModelConfig;
+pub use self::policy::{AuditConfig, BreakerConfig, PolicyConfig};
 
 /// The documented default configuration file.
 pub const DEFAULT_FILE: &str = include_str!("../../config/sensor.toml");
@@ -47,6 +47,10 @@ pub struct Config {
     pub model: ModelConfig,
     /// From score to verdict.
     pub policy: PolicyConfig,
+    /// What bounds the verdicts of models.
+    pub breaker: BreakerConfig,
+    /// What is written down of verdicts.
+    pub audit: AuditConfig,
     /// What a verdict of action tag does.
     pub tag: TagConfig,
     /// The metrics endpoint.
@@ -99,24 +103,11 @@ pub struct AgentConfig {
     pub on_agent_loss: AgentLoss,
     /// The control socket.
     pub socket: PathBuf,
-}
-
-/// `[policy]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct PolicyConfig {
-    /// Score from which on a flow gets a verdict, in place of the model's own.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threshold: Option<f64>,
-    /// Packets of a flow before its first score (a power of two).
-    pub min_packets: u32,
-    /// How long a verdict holds unless it is renewed.
-    #[serde(with = "duration")]
-    pub verdict_ttl: Duration,
-    /// Flows with an endpoint in one of these are never dropped.
-    pub never_drop: Vec<IpNet>,
-    /// Action per label of the model; other labels get the mode's action.
-    pub label_actions: BTreeMap<String, ActionName>,
+    /// Group whose members may read at the control socket; "": none.
+    pub socket_group: String,
+    /// Where verdicts and the never-drop list survive a restart; `None` (in the file: ""): nothing is kept.
+    #[serde(with = "empty_is_none")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// `[tag]`
@@ -178,30 +169,8 @@ impl Default for AgentConfig {
             pins: Some(PathBuf::from("/sys/fs/bpf/sensor")),
             on_agent_loss: AgentLoss::Open,
             socket: PathBuf::from("/run/sensor/sensor.sock"),
-        }
-    }
-}
-
-impl Default for PolicyConfig {
-    fn default() -> PolicyConfig {
-        let prefix = |octets: [u8; 4], length| IpNet::new_assert(octets.into(), length);
-        let prefix6 = |first: u16, last: u16, length| {
-            IpNet::new_assert(std::net::Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last).into(), length)
-        };
-        PolicyConfig {
-            threshold: None,
-            min_packets: 4,
-            verdict_ttl: Duration::from_secs(10 * 60),
-            never_drop: vec![
-                prefix([127, 0, 0, 0], 8),
-                prefix6(0, 1, 128),
-                prefix([169, 254, 0, 0], 16),
-                prefix6(0xfe80, 0, 10),
-                prefix([224, 0, 0, 0], 4),
-                prefix6(0xff00, 0, 8),
-                prefix([255, 255, 255, 255], 32),
-            ],
-            label_actions: BTreeMap::new(),
+            socket_group: String::new(),
+            state_dir: Some(PathBuf::from("/var/lib/sensor")),
         }
     }
 }
@@ -268,8 +237,21 @@ impl Config {
     /// # Errors
     /// The first setting that cannot work, with what would.
     pub fn validate(&self) -> Result<()> {
-        let Config { interfaces, mode: _, kernel, context, flows: _, agent, model, policy, tag, metrics: _, log } =
-            self;
+        let Config {
+            interfaces,
+            mode: _,
+            kernel,
+            context,
+            flows: _,
+            agent,
+            model,
+            policy,
+            breaker,
+            audit,
+            tag,
+            metrics: _,
+            log,
+        } = self;
         check_interfaces(interfaces)?;
 
         let (least, most) = (MIN_BUCKETS * WAYS as u32, MAX_BUCKETS * WAYS as u32);
@@ -313,18 +295,14 @@ impl Config {
             agent.socket.display()
         );
 
-        model.validate()?;
-        if let Some(threshold) = policy.threshold {
-            ensure!((0.0..=1.0).contains(&threshold), "policy.threshold = {threshold}: must be from 0.0 to 1.0");
+        if let Some(directory) = &agent.state_dir {
+            ensure!(directory.is_absolute(), "agent.state_dir = \"{}\": must be an absolute path", directory.display());
         }
-        number("policy.min_packets", policy.min_packets, 1, 65_536)?;
-        ensure!(
-            policy.min_packets.is_power_of_two(),
-            "policy.min_packets = {}: must be a power of two, because flows are looked at when their count doubles",
-            policy.min_packets
-        );
-        within("policy.verdict_ttl", policy.verdict_ttl, 2 * SECOND, 24 * 60 * MINUTE)?;
 
+        model.validate()?;
+        policy.validate()?;
+        breaker.validate()?;
+        audit.validate()?;
         ensure!(
             tag.mark & !tag.mask == 0,
             "tag.mark = {:#x}: has bits outside tag.mask = {:#x}; widen the mask",

@@ -75,9 +75,9 @@ pub struct Memory {
     pub generation: u32,
     /// The last score.
     pub score: Option<Score>,
-    /// The verdict that was stored last, and until when it holds (monotonic ns).
+    /// What the last score decided that mode enforce does, and until when it holds (monotonic ns).
     pub verdict: Option<(sensor_common::verdict::Action, u64)>,
-    /// Mode enforce would have stored a verdict.
+    /// What the last score decided, as it was announced.
     pub would: Option<sensor_common::verdict::Action>,
 }
 
@@ -85,6 +85,12 @@ impl Memory {
     /// Whether the slot held a flow at the last look.
     pub fn is_occupied(&self) -> bool {
         self.tag != 0
+    }
+
+    /// Whether a verdict of drop holds: the flow is not judged again before it ends. So it is in every mode, or what observe
+    /// counts would not be what enforce does.
+    pub fn is_condemned(&self, now_ns: u64) -> bool {
+        matches!(self.verdict, Some((sensor_common::verdict::Action::Drop, until)) if until > now_ns)
     }
 
     /// The index shows `tag`, `stage` and `seen` for this slot at tick `now`, `now_ms` after the agent's start.

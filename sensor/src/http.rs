@@ -90,7 +90,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
 /// Serves until the task is dropped.
 pub async fn serve(listener: TcpListener, state: HttpState) {
     let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(state);
-    accept_loop(&listener, router).await;
+    accept_loop(&listener, |_| router.clone()).await;
 }
 
 /// A listener of either kind.
@@ -115,8 +115,9 @@ impl Accept for UnixListener {
     }
 }
 
-/// Accepts and serves connections for ever, each in its own task, at most [`MAX_CONNECTIONS`] at once.
-pub(crate) async fn accept_loop(listener: &impl Accept, router: Router) {
+/// Accepts and serves connections for ever, each in its own task, at most [`MAX_CONNECTIONS`] at once. `router_for` makes the
+/// router of a connection.
+pub(crate) async fn accept_loop<A: Accept>(listener: &A, router_for: impl Fn(&A::Stream) -> Router) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         // Fails only once the semaphore is closed, which nobody does.
@@ -130,7 +131,7 @@ pub(crate) async fn accept_loop(listener: &impl Accept, router: Router) {
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let service = TowerToHyperService::new(router_for(&stream));
         tokio::spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())

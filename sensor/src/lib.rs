@@ -3,7 +3,10 @@
 //! `main → agent → {harvest, model, policy, metrics, http, control} → bpf → bpf::sys`. See ARCHITECTURE.md.
 
 pub mod agent;
+pub mod allow;
+pub mod audit;
 pub mod bpf;
+pub mod breaker;
 pub mod cli;
 pub mod community_id;
 pub mod config;
@@ -11,12 +14,15 @@ pub mod context;
 pub mod control;
 pub mod doctor;
 pub mod harvest;
+pub mod host;
 pub mod http;
 pub mod logging;
 pub mod metrics;
 pub mod model;
 pub mod policy;
 pub mod replay;
+pub mod store;
 pub mod summary;
 pub mod vector;
+pub mod verdicts;
 pub mod view;

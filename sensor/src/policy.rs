@@ -1,25 +1,27 @@
-//! Score → verdict. Pure: no clock, no table. Called by the poll thread for every score.
+//! Score → verdict. Pure: no clock, no table. Called by the poll thread for every score, and by `sensor replay`.
 //!
-//! Invariant: what [`Decision::action`] asks for is never stronger than the mode allows, and never more than pass for a
-//! flow with a protected endpoint.
+//! A decision says what mode enforce does; what is done is bounded by the ceiling of the mode, the breaker and drift, in
+//! the kernel ([`ceiling`]). Invariant: a decision is never drop or limit for a protected flow or one with fewer packets
+//! than `policy.min_packets_drop`, and never above what the label's action, the thresholds and the ramp allow.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use ipnet::IpNet;
-use sensor_common::flow::FlowRecord;
-use sensor_common::packet::protocol;
-use sensor_common::verdict::Action;
+use sensor_common::flow::{FlowRecord, state};
+use sensor_common::verdict::{Action, Origin, is_proven};
 
+use crate::allow::List;
 use crate::config::{Mode, PolicyConfig};
 use crate::model::Score;
 use crate::model::contract::Thresholds;
+use crate::verdicts::Rate;
+use crate::verdicts::scope::addresses;
 
 /// What becomes of a scored flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// To be stored in the record.
+    /// What mode enforce does now.
     pub action: Action,
-    /// What mode enforce would store.
+    /// The same, once the ramp is over and the flow has packets enough.
     pub would: Action,
     /// The score is one to be counted and logged, whatever is done.
     pub reported: bool,
@@ -32,37 +34,33 @@ impl Decision {
 /// The rules between model and verdict.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    mode: Mode,
     thresholds: Thresholds,
     min_packets: u64,
-    never_drop: Vec<IpNet>,
+    min_packets_drop: u64,
     /// Action in mode enforce, by label number.
     actions: Vec<Action>,
-    /// Nothing is dropped: what would be is tagged.
-    fallback: bool,
+    /// While the ramp lasts, what is below this score does not drop.
+    ramp_score: Option<f32>,
+    configured_ramp_score: f32,
+    rate: Rate,
 }
 
 impl Policy {
     /// `labels`, `thresholds` and `min_packets` are the model's; a threshold of the configuration replaces all of them.
-    pub fn new(
-        mode: Mode,
-        config: &PolicyConfig,
-        labels: &[String],
-        thresholds: Thresholds,
-        min_packets: u64,
-    ) -> Policy {
+    pub fn new(config: &PolicyConfig, labels: &[String], thresholds: Thresholds, min_packets: u64) -> Policy {
         let action = |(number, label): (usize, &String)| match config.label_actions.get(label) {
             Some(action) => (*action).into(),
             None if number == 0 => Action::Pass,
             None => Action::Drop,
         };
         Policy {
-            mode,
             thresholds: config.threshold.map_or(thresholds, |threshold| Thresholds::all(threshold as f32)),
             min_packets: min_packets.max(config.min_packets as u64),
-            never_drop: config.never_drop.clone(),
+            min_packets_drop: config.min_packets_drop as u64,
             actions: labels.iter().enumerate().map(action).collect(),
-            fallback: false,
+            ramp_score: None,
+            configured_ramp_score: config.ramp_score as f32,
+            rate: Rate { packets: config.limit_packets, bytes: config.limit_bytes },
         }
     }
 
@@ -72,27 +70,23 @@ impl Policy {
     }
 
     /// What becomes of a flow with this record and score.
-    pub fn decide(&self, record: &FlowRecord, score: Score) -> Decision {
+    pub fn decide(&self, record: &FlowRecord, score: Score, allowed: &List) -> Decision {
         if !self.reports(score) || record.packets() < self.min_packets {
             return Decision::PASS;
         }
-        let mut would = self.actions.get(score.label as usize).copied().unwrap_or(Action::Pass);
-        // Neighbour discovery is ICMPv6: without it, IPv6 stops (RFC 4890 §4.4).
-        if would == Action::Drop && (self.is_protected(record) || record.key.protocol == protocol::ICMPV6) {
-            would = Action::Pass;
-        }
-        let allowed = match score.score {
+        let label = self.actions.get(score.label as usize).copied().unwrap_or(Action::Pass);
+        let most = match score.score {
             score if score >= self.thresholds.drop => Action::Drop,
             score if score >= self.thresholds.tag => Action::Tag,
             _ => Action::Pass,
         };
-        would = would.min(allowed);
-        let action = match self.mode {
-            Mode::Observe => Action::Pass,
-            Mode::Tag => would.min(Action::Tag),
-            Mode::Enforce if self.fallback => would.min(Action::Tag),
-            Mode::Enforce => would,
-        };
+        let mut would = label.min(most);
+        if would > Action::Tag && allowed.protects(record) {
+            would = Action::Pass;
+        }
+        let young = record.packets() < self.min_packets_drop;
+        let ramped = self.ramp_score.is_some_and(|least| score.score < least);
+        let action = if young || ramped { would.min(Action::Tag) } else { would };
         Decision { action, would, reported: true }
     }
 
@@ -106,14 +100,14 @@ impl Policy {
         self.thresholds
     }
 
-    /// From now on, what would be dropped is tagged (or not any more).
-    pub fn set_fallback(&mut self, fallback: bool) {
-        self.fallback = fallback;
+    /// What a verdict of this action lets through.
+    pub fn rate(&self, action: Action) -> Rate {
+        if action == Action::Limit { self.rate } else { Rate::default() }
     }
 
-    /// Whether drops are held back.
-    pub fn fallback(&self) -> bool {
-        self.fallback
+    /// From now on the ramp lasts, or is over.
+    pub fn set_ramp(&mut self, lasts: bool) {
+        self.ramp_score = lasts.then_some(self.configured_ramp_score);
     }
 
     /// Whether this score takes an earlier verdict back: only one far below the threshold does, so that scores on both
@@ -121,25 +115,41 @@ impl Policy {
     pub fn clears(&self, score: Score) -> bool {
         score.score < self.thresholds.report / 2.0
     }
+}
 
-    fn is_protected(&self, record: &FlowRecord) -> bool {
-        let ends = endpoints(record);
-        self.never_drop.iter().any(|prefix| ends.iter().any(|address| prefix.contains(address)))
-    }
+/// The strongest action that is done for verdicts of an origin. `held`: drops of models are held back (the breaker is
+/// open, or drift is high).
+pub fn ceiling(mode: Mode, origin: Origin, held: bool) -> Action {
+    let mode = match mode {
+        Mode::Observe => Action::Pass,
+        Mode::Tag => Action::Tag,
+        Mode::Enforce => Action::Drop,
+    };
+    if held && origin == Origin::Model { mode.min(Action::Tag) } else { mode }
+}
+
+/// Who began a flow, as far as its packets tell.
+pub fn initiator(record: &FlowRecord) -> IpAddr {
+    addresses(&record.key)[usize::from(record.state & state::INITIATOR_HIGH != 0)]
+}
+
+/// The source that a flow under a verdict of drop speaks against: its initiator, if that has shown, in a TCP handshake
+/// with proven sequence numbers, that it receives what is sent to its address. UDP, half-open and forged flows speak
+/// against nobody: their source may be an innocent one.
+pub fn accuses(record: &FlowRecord) -> Option<IpAddr> {
+    let known = state::INITIATOR_BY_SYN;
+    (record.state & known == known && record.state & state::SELF == 0 && is_proven(record)).then(|| initiator(record))
 }
 
 /// Addresses of a flow: the key's low and high endpoint.
 pub fn endpoints(record: &FlowRecord) -> [IpAddr; 2] {
-    let address = |words: [u32; 4]| match record.key.family {
-        4 => IpAddr::V4(Ipv4Addr::from(words[0])),
-        _ => IpAddr::V6(Ipv6Addr::from(words.iter().fold(0u128, |sum, word| sum << 32 | *word as u128))),
-    };
-    [address(record.key.low), address(record.key.high)]
+    addresses(&record.key)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sensor_common::packet::protocol;
 
     fn record(src: [u8; 4], packets: u64) -> FlowRecord {
         let mut record = FlowRecord::zeroed();
@@ -150,37 +160,44 @@ mod tests {
         record
     }
 
-    fn policy(mode: Mode) -> Policy {
-        let labels = ["benign", "scan", "flood"].map(str::to_owned);
-        let mut config = PolicyConfig::default();
+    fn config() -> PolicyConfig {
+        let mut config = PolicyConfig { min_packets_drop: 16, ..PolicyConfig::default() };
         config.label_actions.insert("scan".to_owned(), crate::config::ActionName::Tag);
+        config.label_actions.insert("bulk".to_owned(), crate::config::ActionName::Limit);
         config.never_drop.push("198.18.7.0/24".parse().expect("a prefix"));
-        Policy::new(mode, &config, &labels, Thresholds { report: 0.9, tag: 0.91, drop: 0.94 }, 8)
+        config
+    }
+
+    fn policy() -> Policy {
+        let labels = ["benign", "scan", "flood", "bulk"].map(str::to_owned);
+        Policy::new(&config(), &labels, Thresholds { report: 0.9, tag: 0.91, drop: 0.94 }, 8)
+    }
+
+    fn list() -> List {
+        List::of(&config().never_drop, &[], &[])
     }
 
     const FLOOD: Score = Score { label: 2, score: 0.95 };
 
+    fn reported(action: Action) -> Decision {
+        Decision { action, would: action, reported: true }
+    }
+
     #[test]
-    fn the_mode_bounds_the_action() {
-        let flow = record([198, 18, 0, 1], 8);
-        let decide = |mode, score| policy(mode).decide(&flow, score);
-        let reported = |action, would| Decision { action, would, reported: true };
-        assert_eq!(decide(Mode::Observe, FLOOD), reported(Action::Pass, Action::Drop));
-        assert_eq!(decide(Mode::Tag, FLOOD), reported(Action::Tag, Action::Drop));
-        assert_eq!(decide(Mode::Enforce, FLOOD), reported(Action::Drop, Action::Drop));
-        let scan = Score { label: 1, score: 0.95 };
-        assert_eq!(decide(Mode::Enforce, scan), reported(Action::Tag, Action::Tag));
+    fn label_and_score_bound_the_action() {
+        let (flow, list) = (record([198, 18, 0, 1], 16), list());
+        let decide = |score| policy().decide(&flow, score, &list);
+        assert_eq!(decide(Score { label: 1, score: 0.95 }), reported(Action::Tag));
+        assert_eq!(decide(Score { label: 3, score: 0.95 }), reported(Action::Limit));
+        assert_eq!(policy().rate(Action::Limit), Rate { packets: 100, bytes: 0 });
         for (score, would) in [(0.94, Action::Drop), (0.93, Action::Tag), (0.905, Action::Pass)] {
-            assert_eq!(decide(Mode::Enforce, Score { score, ..FLOOD }), reported(would, would), "{score}");
+            assert_eq!(decide(Score { score, ..FLOOD }), reported(would), "{score}");
         }
-        let mut cautious = policy(Mode::Enforce);
-        cautious.set_fallback(true);
-        assert_eq!(cautious.decide(&flow, FLOOD), reported(Action::Tag, Action::Drop));
-        assert_eq!(decide(Mode::Enforce, Score { score: 0.89, ..FLOOD }), Decision::PASS);
-        assert!(!policy(Mode::Tag).clears(Score { score: 0.89, ..FLOOD }), "not by a score just below the threshold");
-        assert!(policy(Mode::Tag).clears(Score { label: 0, score: 0.1 }));
-        assert_eq!(decide(Mode::Enforce, Score { label: 0, score: 0.99 }), Decision::PASS);
-        assert_eq!(decide(Mode::Enforce, Score { label: 9, score: 0.99 }), Decision::PASS, "unknown labels pass");
+        assert_eq!(decide(Score { score: 0.89, ..FLOOD }), Decision::PASS);
+        assert!(!policy().clears(Score { score: 0.89, ..FLOOD }), "not by a score just below the threshold");
+        assert!(policy().clears(Score { label: 0, score: 0.1 }));
+        assert_eq!(decide(Score { label: 0, score: 0.99 }), Decision::PASS);
+        assert_eq!(decide(Score { label: 9, score: 0.99 }), Decision::PASS, "unknown labels pass");
     }
 
     #[test]
@@ -188,18 +205,71 @@ mod tests {
         let config = PolicyConfig { threshold: Some(0.5), ..PolicyConfig::default() };
         let labels = ["benign", "flood"].map(str::to_owned);
         let own = Thresholds { report: 0.9, tag: 0.95, drop: 0.99 };
-        let policy = Policy::new(Mode::Enforce, &config, &labels, own, 1);
-        let decision = policy.decide(&record([198, 18, 0, 1], 4), Score { label: 1, score: 0.5 });
+        let policy = Policy::new(&config, &labels, own, 1);
+        let decision = policy.decide(&record([198, 18, 0, 1], 4), Score { label: 1, score: 0.5 }, &List::default());
         assert_eq!((decision.would, policy.thresholds()), (Action::Drop, Thresholds::all(0.5)));
     }
 
     #[test]
-    fn young_and_protected_flows_pass() {
-        let enforce = policy(Mode::Enforce);
-        assert_eq!(enforce.decide(&record([198, 18, 0, 1], 7), FLOOD), Decision::PASS);
+    fn young_and_protected_flows_are_not_dropped() {
+        let (policy, list) = (policy(), list());
+        assert_eq!(policy.decide(&record([198, 18, 0, 1], 7), FLOOD, &list), Decision::PASS);
+        let young = Decision { action: Action::Tag, would: Action::Drop, reported: true };
+        assert_eq!(policy.decide(&record([198, 18, 0, 1], 15), FLOOD, &list), young);
         for source in [[198, 18, 7, 1], [127, 0, 0, 1]] {
-            let decision = enforce.decide(&record(source, 80), FLOOD);
+            let decision = policy.decide(&record(source, 80), FLOOD, &list);
             assert_eq!(decision, Decision { reported: true, ..Decision::PASS }, "{source:?}");
         }
+        let mut discovery = record([198, 18, 0, 1], 80);
+        discovery.key.protocol = protocol::ICMPV6;
+        assert_eq!(policy.decide(&discovery, FLOOD, &list).would, Action::Pass);
+    }
+
+    #[test]
+    fn the_ramp_drops_only_what_is_certain() {
+        let (mut policy, list, flow) = (policy(), list(), record([198, 18, 0, 1], 80));
+        policy.set_ramp(true);
+        let doubtful = policy.decide(&flow, FLOOD, &list);
+        assert_eq!(doubtful, Decision { action: Action::Tag, would: Action::Drop, reported: true });
+        assert_eq!(policy.decide(&flow, Score { score: 0.99, ..FLOOD }, &list), reported(Action::Drop));
+        policy.set_ramp(false);
+        assert_eq!(policy.decide(&flow, FLOOD, &list), reported(Action::Drop));
+    }
+
+    #[test]
+    fn the_ceiling_is_the_modes_and_a_breaker_holds_models_only() {
+        use Action::{Drop, Pass, Tag};
+        for (mode, free, held) in [(Mode::Observe, Pass, Pass), (Mode::Tag, Tag, Tag), (Mode::Enforce, Drop, Tag)] {
+            assert_eq!((ceiling(mode, Origin::Model, false), ceiling(mode, Origin::Model, true)), (free, held));
+            assert_eq!(ceiling(mode, Origin::Operator, true), free);
+        }
+    }
+
+    #[test]
+    fn only_a_proven_initiator_is_accused() {
+        let mut flow = record([198, 18, 0, 1], 80);
+        flow.key.protocol = protocol::TCP;
+        flow.state = state::INITIATOR_BY_SYN
+            | state::SYN
+            | state::SYN_ACK
+            | state::ESTABLISHED
+            | state::ACK_KNOWN
+            | state::SEQUENCE_KNOWN << 1
+            | state::REVERSE;
+        (flow.directions[0].ack, flow.directions[1].next) = (1_000, 1_000);
+        assert_eq!(accuses(&flow), Some(IpAddr::from([198, 18, 0, 1])));
+        let mut forged = flow;
+        forged.directions[0].ack = 77;
+        assert_eq!(accuses(&forged), None, "a guessed acknowledgement");
+        for (bit, why) in [(state::ESTABLISHED, "half-open"), (state::INITIATOR_BY_SYN, "who began is a guess")] {
+            let mut without = flow;
+            without.state &= !bit;
+            assert_eq!(accuses(&without), None, "{why}");
+        }
+        let mut datagrams = flow;
+        datagrams.key.protocol = protocol::UDP;
+        assert_eq!(accuses(&datagrams), None);
+        flow.state |= state::INITIATOR_HIGH;
+        assert_eq!(initiator(&flow), IpAddr::from([198, 18, 0, 2]));
     }
 }

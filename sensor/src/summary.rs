@@ -24,6 +24,11 @@ impl Summary {
         Summary { mode, colour, lines: 0, before: start }
     }
 
+    /// The mode can change while the agent runs.
+    pub fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+    }
+
     /// The line for the time since the last call, with a header before it when due. No line feed at the end.
     ///
     /// `clock`: the time of day as it is printed. `elapsed`: since the last call (or [`Summary::new`]).

@@ -11,9 +11,14 @@ use tokio::sync::oneshot;
 
 use crate::config::Mode;
 
+mod enforce;
 pub(crate) mod flow;
 
-pub use flow::{FeaturesView, FlowView, SortKey, protocol_name, sort_flows, top};
+pub use enforce::{
+    BreakerView, EnforceRequest, EnforcementView, ModeView, NewAllow, NewVerdict, Peer, Reply, VerdictList,
+    VerdictView, Which,
+};
+pub use flow::{FeaturesView, FlowView, SortKey, protocol_name, protocol_number, sort_flows, top};
 
 /// The agent as a whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +56,8 @@ pub struct StatusView {
     pub flows: FlowsView,
     /// Verdicts so far.
     pub verdicts: VerdictsView,
+    /// What is in force.
+    pub enforcement: EnforcementView,
     /// Packets in no record, by stage and cause; causes that never happened are left out.
     pub loss: BTreeMap<String, BTreeMap<String, u64>>,
 }
@@ -171,7 +178,7 @@ pub struct ContextView {
     pub lost: u64,
 }
 
-/// Packets, as the hooks saw them. `seen = recorded + unrecorded + dropped = passed + tagged + dropped`.
+/// Packets, as the hooks saw them. `seen = recorded + unrecorded + dropped = passed + tagged + limited + dropped`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PacketsView {
     /// All.
@@ -186,6 +193,9 @@ pub struct PacketsView {
     pub passed: u64,
     /// Passed under a verdict of action tag.
     pub tagged: u64,
+    /// Passed under a verdict of action limit.
+    #[serde(default)]
+    pub limited: u64,
     /// Dropped.
     pub dropped: u64,
 }
@@ -245,6 +255,8 @@ pub enum Request {
         /// Where the answer goes, when everything is left.
         reply: oneshot::Sender<Result<HandOverView, String>>,
     },
+    /// Verdicts, the never-drop list, the mode, the breaker.
+    Enforce(EnforceRequest),
     /// The status.
     Status {
         /// Where the answer goes.

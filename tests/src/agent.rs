@@ -69,6 +69,9 @@ impl Agent {
         if !args.contains(&"--pins") {
             command.args(["--pins", ""]);
         }
+        if !args.contains(&"--state-dir") {
+            command.arg("--state-dir").arg(directory.path().join("state"));
+        }
         command.arg("--socket").arg(&socket).args(["--metrics-listen", &METRICS.to_string()]);
         let guard = ChildGuard::spawn("sensor", &mut command, Some(&log))?;
         let agent = Self { guard, netns: netns.clone(), binary, directory };
@@ -190,6 +193,20 @@ impl Agent {
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("sensor.sock")
+    }
+
+    /// What `sensor WORDS --json` says.
+    ///
+    /// # Errors
+    /// If the command fails or its answer is not JSON.
+    pub fn ask_json(&self, words: &[&str]) -> Result<Value> {
+        self.ask(&[words, &["--json"]].concat())
+    }
+
+    /// Where it keeps its state and its audit.
+    #[must_use]
+    pub fn state_directory(&self) -> PathBuf {
+        self.directory.path().join("state")
     }
 
     fn ask(&self, words: &[&str]) -> Result<Value> {

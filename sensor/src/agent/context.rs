@@ -3,7 +3,9 @@
 //!
 //! Invariant: looks are bounded per poll; a flow that is not looked at now is looked at in a later poll or when it ends.
 
-use sensor_common::context::{HostContext, tick_of};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use sensor_common::context::{HostContext, Key, tick_of};
 use sensor_common::counter::{Cause, InterfaceCounters};
 use sensor_common::flow::FlowRecord;
 use sensor_common::hash::{Seed, hash};
@@ -13,6 +15,7 @@ use crate::bpf::load::{ContextTables, Kernel};
 use crate::bpf::sys::{Slot, Table};
 use crate::config::ContextConfig;
 use crate::context::{Brief, Ledger, Watch, ends_of, host_context};
+use crate::verdicts::scope::Service;
 
 /// Looks that one poll takes at most: 16 MB of records.
 const LOOKS: usize = 16_384;
@@ -100,6 +103,13 @@ impl Follower {
         self.lost = lost;
     }
 
+    /// Services with at least so many half-open connections a second: the rate, and their share of the service's flows.
+    /// Those in tunnels and VLANs are left out: a limit is by address.
+    pub(super) fn half_open(&self, now_ns: u64, least: f64) -> Vec<(Service, f64, f64)> {
+        let found = self.ledger.half_open(tick_of(now_ns), least);
+        found.into_iter().filter_map(|(key, rate, share)| Some((service_of(&key)?, rate, share))).collect()
+    }
+
     /// The context of a flow.
     pub(super) fn context(&self, tables: &ContextTables, record: &FlowRecord, now_ns: u64) -> HostContext {
         host_context(tables, &self.ledger, &ends_of(record, &self.seed), now_ns)
@@ -110,4 +120,16 @@ impl Follower {
 fn lost_flows(counters: &InterfaceCounters) -> u64 {
     let refused = |cause: Cause| counters.unrecorded[cause as usize];
     counters.evicted_lost_flows + refused(Cause::BucketFull) + refused(Cause::BucketBusy)
+}
+
+/// The service of a key of the context (see [`sensor_common::context::Key`]).
+fn service_of(key: &Key) -> Option<Service> {
+    let Key([a, b, c, d, place, vlans, tunnel]) = *key;
+    let (protocol, family, port) = ((place >> 24) as u8, (place >> 16) as u8, place as u16);
+    let address = match family {
+        4 => IpAddr::V4(Ipv4Addr::from_bits(a)),
+        6 => IpAddr::V6(Ipv6Addr::from_bits([a, b, c, d].iter().fold(0, |sum, word| sum << 32 | u128::from(*word)))),
+        _ => return None,
+    };
+    (vlans == 0 && tunnel == 0).then_some(Service { address, port, protocol })
 }

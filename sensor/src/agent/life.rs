@@ -5,13 +5,12 @@
 
 use std::time::{Duration, Instant};
 
-use sensor_common::verdict::{Action, Verdict};
-
 use super::clock::now_ns;
 use super::poll::Poller;
 use super::reload::{Job, Outcome, Reply};
 use super::report;
 use super::start::lease_until;
+use crate::audit::Event;
 use crate::config::Config;
 use crate::metrics::ModelRole;
 use crate::model::contract::Thresholds;
@@ -91,7 +90,7 @@ pub(super) fn policy(config: &Config, model: Option<&Model>) -> Policy {
         Some(model) => (model.labels.as_slice(), model.thresholds, model.min_packets),
         None => (&[][..], Thresholds::all(f32::INFINITY), 0),
     };
-    Policy::new(config.mode, &config.policy, labels, thresholds, min_packets)
+    Policy::new(&config.policy, labels, thresholds, min_packets)
 }
 
 impl Poller {
@@ -127,6 +126,13 @@ impl Poller {
                         source.name()
                     );
                     let view = report::model(&model, &path);
+                    self.enforcer.audit.write(Event::Model {
+                        role: role.name(),
+                        name: model.name.clone(),
+                        model: model.hash.clone(),
+                        by: source.name().to_owned(),
+                        refused: None,
+                    });
                     match role {
                         ModelRole::Active => self.swap(*model, path),
                         ModelRole::Shadow => self.swap_shadow(*model, path),
@@ -142,6 +148,13 @@ impl Poller {
                         format!("{} ({}) goes on", model.name, report::short_hash(model))
                     });
                     tracing::error!("{} model refused ({}), {goes_on}: {error:#}", role.name(), source.name());
+                    self.enforcer.audit.write(Event::Model {
+                        role: role.name(),
+                        name: path.display().to_string(),
+                        model: String::new(),
+                        by: source.name().to_owned(),
+                        refused: Some(format!("{error:#}")),
+                    });
                     Err(format!("{error:#}"))
                 }
             };
@@ -162,6 +175,10 @@ impl Poller {
         // The same model again has the same drift: what was counted, and a fallback, go on.
         if self.model.as_ref().is_none_or(|old| old.hash != model.hash) {
             self.policy = policy(&self.config, Some(&model));
+            self.policy.set_ramp(self.enforcer.ramp());
+            if std::mem::take(&mut self.enforcer.drifted) {
+                self.obey_ceilings();
+            }
             self.timeouts.set_min_packets(self.policy.min_packets());
             self.drift = DriftState::new(&self.config, Some(&model));
             self.metrics.drift_reset();
@@ -226,7 +243,9 @@ impl Poller {
             for ((record, theirs), ours) in records.iter().zip(&*scores).zip(&active[first..]) {
                 let Some(ours) = ours else { continue };
                 let label = |model: &Model, score: &Score| model.labels.get(usize::from(score.label)).cloned();
-                let decisions = (self.policy.decide(record, *ours).would, policy.decide(record, *theirs).would);
+                let allow = &self.enforcer.allow;
+                let ours_would = self.policy.decide(record, *ours, allow).would;
+                let decisions = (ours_would, policy.decide(record, *theirs, allow).would);
                 agreement.decisions[decisions.0 as usize][decisions.1 as usize] += 1;
                 agreement.labels[usize::from(label(model, ours) == label(other, theirs))] += 1;
                 agreement.differences.push(f64::from((ours.score - theirs.score).abs()));
@@ -250,30 +269,16 @@ impl Poller {
         }
         (self.drift.last, self.drift.level) = (Some(window), Some(level));
         let fallback = self.config.model.drift_fallback && level == Level::High;
-        if fallback != self.policy.fallback() {
-            self.policy.set_fallback(fallback);
+        if fallback != self.enforcer.drifted {
+            self.enforcer.drifted = fallback;
+            self.obey_ceilings();
             self.metrics.drift_fallback(fallback);
             if fallback {
-                let verdicts = self.soften();
-                tracing::warn!("drift is high: what would be dropped is tagged; {verdicts} verdicts were turned");
+                tracing::warn!("drift is high: what models would drop is tagged");
             } else {
                 tracing::info!("drift is not high any more: drops are obeyed again");
             }
         }
-    }
-
-    /// Turns every drop that is stored into a tag, with the time it has left.
-    fn soften(&mut self) -> usize {
-        let mut turned = 0;
-        for (slot, memory) in self.memories.iter_mut().enumerate() {
-            let Some((Action::Drop, until)) = memory.verdict else { continue };
-            let label = memory.score.map_or(0, |score| score.label);
-            let verdict = Verdict::new(Action::Tag, label, memory.generation, until);
-            self.kernel.table.store_verdict(slot, verdict.0);
-            memory.verdict = Some((Action::Tag, until));
-            turned += 1;
-        }
-        turned
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod clock;
 mod context;
+mod enforce;
 mod life;
 mod poll;
 mod reload;
@@ -30,7 +31,7 @@ use crate::bpf::attach::Attached;
 use crate::bpf::load::Kernel;
 use crate::bpf::probe::{self, Capabilities};
 use crate::config::{Config, Mode};
-use crate::control::ControlSocket;
+use crate::control::{Access, ControlSocket};
 use crate::http::{self, Health, HttpState};
 use crate::metrics::Metrics;
 use crate::model::{Model, accept, isolate};
@@ -112,7 +113,9 @@ async fn serve(
     beginning.take_over(&config.agent.socket).await?;
     let metrics = Arc::new(Metrics::new());
     let health = Arc::new(Health::new(Instant::now(), config.agent.lease));
-    let control = ControlSocket::bind(&config.agent.socket).await?;
+    let group = Some(config.agent.socket_group.clone()).filter(|group| !group.is_empty());
+    let access = Access { group, policy: config.policy.clone() };
+    let control = ControlSocket::bind(&config.agent.socket, access).await?;
     let listener = match config.metrics.listen {
         Some(address) => Some(http::bind(address).await?),
         None => None,

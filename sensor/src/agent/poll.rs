@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::clock::now_ns;
 use super::context::Follower;
+use super::enforce::Enforcer;
 use super::life::{self, DriftState, Shadow};
 use super::reload::Loader;
 use super::report;
@@ -89,6 +90,7 @@ pub(super) struct Poller {
     pub(super) attached: Vec<Attached>,
     pub(super) model: Option<Model>,
     pub(super) policy: Policy,
+    pub(super) enforcer: Enforcer,
     pub(super) shadow: Option<Shadow>,
     pub(super) drift: DriftState,
     pub(super) loader: Loader,
@@ -125,6 +127,7 @@ impl Poller {
         health: Arc<Health>,
     ) -> Poller {
         let policy = life::policy(&config, model.as_ref());
+        let enforcer = Enforcer::start(&config);
         let info = |model: &Model| (model.hash.clone(), model.name.clone());
         for (role, info) in
             [(ModelRole::Active, model.as_ref().map(info)), (ModelRole::Shadow, shadow.as_ref().map(info))]
@@ -155,6 +158,7 @@ impl Poller {
             attached,
             model,
             policy,
+            enforcer,
             metrics,
             memories,
             started: Instant::now(),
@@ -183,6 +187,7 @@ impl Poller {
         ending: &Ending,
     ) -> anyhow::Result<Option<Left>> {
         let interval = self.config.agent.poll_interval;
+        self.begin_enforcement();
         let mut next = Instant::now();
         let mut second = Instant::now();
         let printer = report::print_lines().context("cannot start the thread that prints the summary")?;
@@ -204,7 +209,7 @@ impl Poller {
             .config
             .log
             .summary
-            .then(|| Summary::new(self.config.mode, std::io::stdout().is_terminal(), self.metrics.totals()));
+            .then(|| Summary::new(self.enforcer.mode, std::io::stdout().is_terminal(), self.metrics.totals()));
         while !ending.is_asked_for() && self.heir.is_none() {
             // Between two polls, so that every flow of a poll is scored by one model.
             self.take_loaded();
@@ -218,6 +223,7 @@ impl Poller {
                 second = Instant::now();
                 self.every_second();
                 if let Some(summary) = &mut summary {
+                    summary.set_mode(self.enforcer.mode);
                     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
                     let line = summary.line(&summary::clock(now), elapsed, self.metrics.totals());
                     // A reader that stopped reading must not stop the agent: the line is lost instead.
@@ -266,8 +272,10 @@ impl Poller {
         if let Some(follower) = &mut self.follower {
             follower.begin();
         }
+        self.keep_verdicts(now);
         self.take_evicted();
         self.scan(now);
+        self.enforcer.scored = self.enforcer.counting;
         self.score(now, begun + self.config.agent.poll_interval);
         self.metrics.table(self.kernel.table.capacity() as u64, self.occupied);
     }
@@ -293,6 +301,7 @@ impl Poller {
 
     /// A flow that ended is scored a last time. `slot`: where it was, if that is known.
     fn ended(&mut self, slot: Option<usize>, record: FlowRecord) {
+        self.flow_ended(&record.key);
         if let Some(follower) = &mut self.follower {
             follower.ended(slot, &record, now_ns());
         }
@@ -333,10 +342,15 @@ impl Poller {
             if let Some(follower) = &mut self.follower {
                 follower.look(&self.kernel.table, slot, tag, seen, now);
             }
-            match self.memories[slot].look(tag, stage, seen, tick_of(now), now_ms, &self.timeouts) {
+            let step = self.memories[slot].look(tag, stage, seen, tick_of(now), now_ms, &self.timeouts);
+            if self.memories[slot].score.is_some() {
+                self.enforcer.counting[0] += 1;
+                self.enforcer.counting[1] += u64::from(self.memories[slot].is_condemned(now));
+            }
+            match step {
                 Step::Leave => {}
                 Step::Release(reason) => self.release(slot, reason),
-                Step::Score if self.model.is_none() || full => {}
+                Step::Score if self.model.is_none() || full || self.memories[slot].is_condemned(now) => {}
                 Step::Score => {
                     // Writers inside at every try: the next poll looks again.
                     if let Some(record) = self.kernel.table.copy(slot) {
@@ -371,6 +385,7 @@ impl Poller {
             tracing::info!(verdicts = self.unlogged, "more verdicts in the last second, not logged one by one");
         }
         (self.logged, self.unlogged) = (0, 0);
+        self.enforcement_second();
         let packets = |interface: &str| self.metrics.packets_view(Some(interface)).seen;
         if self.seen_check.as_mut().is_some_and(|check| check.is_done(packets)) {
             self.seen_check = None;
@@ -413,12 +428,14 @@ impl Poller {
                 drop(reply.send(Err("nothing is pinned, so nothing can be handed over".to_owned())));
             }
             Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
+            Request::Enforce(request) => self.answer_enforce(request),
             Request::Status { reply } => drop(reply.send(report::status(self))),
         }
     }
 
     /// Leaves programs, maps and verdicts to another agent.
     fn leave(mut self) -> anyhow::Result<Left> {
+        self.end_enforcement();
         // The lease runs on until the other agent renews it.
         self.renew_lease(now_ns());
         let attached = std::mem::take(&mut self.attached);
@@ -452,6 +469,7 @@ impl Poller {
         // Lease first: from here on nothing is dropped or marked.
         self.kernel.control.set_lease(0);
         self.metrics.lease(false);
+        self.end_enforcement();
         let mut failures = Vec::new();
         let interfaces: Vec<_> = self.attached.iter().map(|one| (one.interface.clone(), one.ifindex)).collect();
         for attached in std::mem::take(&mut self.attached) {

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use sensor_common::features::{FEATURES, Feature, Sample};
 use sensor_common::flow::{FlowRecord, state};
 use sensor_common::table::WAYS;
-use sensor_common::verdict::{Action, Verdict};
+use sensor_common::verdict::{Action, Origin, Verdict};
 
 use super::clock::now_ns;
 use super::poll::Poller;
 use crate::bpf::attach::{Attached, STATISTICS};
 use crate::config::ActionName;
 use crate::model::{Model, Score};
-use crate::policy::{Decision, endpoints};
+use crate::policy::endpoints;
 use crate::view::{
     DriftView, FeaturesView, FlowView, FlowsView, InterfaceView, LeaseState, LeaseView, ModelView, PollView, SortKey,
     StatusView, TableView, protocol_name, sort_flows,
@@ -51,6 +51,11 @@ fn flow(poller: &Poller, slot: usize, record: &FlowRecord, now: u64) -> FlowView
     let known = memory.generation == record.generation;
     let score = memory.score.filter(|_| known);
     let label = score.zip(poller.model.as_ref()).and_then(|(score, model)| model.labels.get(score.label as usize));
+    let word = Verdict(record.verdict);
+    let action = word.action_at(record.generation, now);
+    let origin = Origin::from_number(word.origin()).unwrap_or_default();
+    let done = action.min(poller.enforcer.ceiling(origin));
+    let would = memory.would.filter(|_| known).max(Some(action));
     let (src, sport, dst, dport) = oriented(record);
     let reverse = record.reverse();
     let interface = poller.attached.iter().find(|attached| attached.ifindex == record.ifindex);
@@ -73,8 +78,8 @@ fn flow(poller: &Poller, slot: usize, record: &FlowRecord, now: u64) -> FlowView
         idle_seconds: seconds(now, record.last_ns),
         score: score.map(|score| score.score as f64),
         label: label.cloned(),
-        verdict: Verdict(record.verdict).action_at(record.generation, now).into(),
-        would_verdict: memory.would.filter(|_| known && memory.verdict.is_none()).map(ActionName::from),
+        verdict: done.into(),
+        would_verdict: would.filter(|would| *would > done).map(ActionName::from),
     }
 }
 
@@ -86,6 +91,17 @@ fn oriented(record: &FlowRecord) -> (String, u16, String, u16) {
     } else {
         (high, record.key.high_port, low, record.key.low_port)
     }
+}
+
+/// Initiator and responder as people read them.
+pub(super) fn oriented_text(record: &FlowRecord) -> String {
+    let (src, sport, dst, dport) = oriented(record);
+    let end = |address: String, port: u16| match (port, address.contains(':')) {
+        (0, _) => address,
+        (port, true) => format!("[{address}]:{port}"),
+        (port, false) => format!("{address}:{port}"),
+    };
+    format!("{} {} > {}", protocol_name(record.key.protocol), end(src, sport), end(dst, dport))
 }
 
 fn seconds(now: u64, then: u64) -> f64 {
@@ -129,13 +145,13 @@ pub(super) fn short_hash(model: &Model) -> &str {
 
 /// The state of the agent.
 pub(super) fn status(poller: &Poller) -> StatusView {
-    let Poller { config, kernel, attached, model, shadow, drift, policy, metrics, .. } = poller;
+    let Poller { config, kernel, attached, model, shadow, drift, enforcer, metrics, .. } = poller;
     let totals = metrics.totals();
     let remaining = poller.lease_until_ns.saturating_sub(now_ns());
     StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
-        mode: config.mode,
+        mode: poller.enforcer.mode,
         uptime_seconds: poller.started.elapsed().as_secs_f64(),
         lease: LeaseView {
             state: if remaining > 0 { LeaseState::Active } else { LeaseState::Expired },
@@ -160,7 +176,7 @@ pub(super) fn status(poller: &Poller) -> StatusView {
                 .zip(model.iter().flat_map(|model| &model.features))
                 .max_by(|a, b| a.0.total_cmp(b.0))
                 .map(|(psi, feature)| (feature.name.to_owned(), *psi)),
-            fallback: policy.fallback(),
+            fallback: enforcer.drifted,
         }),
         interfaces: attached
             .iter()
@@ -182,12 +198,13 @@ pub(super) fn status(poller: &Poller) -> StatusView {
         packets: metrics.packets_view(None),
         flows: FlowsView { created: totals.flows_created, ended: totals.flows_ended, scored: totals.scored },
         verdicts: metrics.verdicts_view(),
+        enforcement: poller.enforcement_view(),
         loss: metrics.loss_view(),
     }
 }
 
-/// One line per verdict: who, what, why, and what was done.
-pub(super) fn log_verdict(record: &FlowRecord, score: Score, label: &str, decision: Decision, model: &Model) {
+/// One line per verdict: who, what, why, and what is done.
+pub(super) fn log_verdict(record: &FlowRecord, score: Score, label: &str, done: Action, would: Action, model: &Model) {
     let (src, sport, dst, dport) = oriented(record);
     tracing::info!(
         src,
@@ -198,11 +215,11 @@ pub(super) fn log_verdict(record: &FlowRecord, score: Score, label: &str, decisi
         packets = record.packets(),
         label,
         score = score.score,
-        action = decision.action.name(),
-        would = decision.would.name(),
+        action = done.name(),
+        would = would.name(),
         model = short_hash(model),
         "{}",
-        match (decision.action, decision.would) {
+        match (done, would) {
             (Action::Pass, Action::Pass) => "reported",
             (Action::Pass, _) => "verdict withheld by the mode",
             _ => "verdict",

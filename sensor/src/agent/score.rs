@@ -6,16 +6,23 @@ use std::ops::Range;
 use std::time::Instant;
 
 use sensor_common::context::HostContext;
-use sensor_common::verdict::{Action, Verdict};
+use sensor_common::features::Sample;
+use sensor_common::verdict::{Action, Origin, Verdict};
 
 use super::clock::now_ns;
 use super::poll::{Candidate, Poller};
 use super::report;
-use crate::model::{Model, Score};
-use crate::policy::Decision;
+use crate::config::OriginName;
+use crate::model::{Model, Score, explain};
+use crate::policy::{self, Decision};
+use crate::vector;
+use crate::verdicts::scope::Scope;
+use crate::verdicts::{Evidence, Order, Reason};
 
 /// Verdicts that are logged one by one in a second; the rest is one line with their number.
 const LOGGED_PER_SECOND: u32 = 20;
+/// Features that a verdict names.
+const REASONS: usize = 5;
 
 impl Poller {
     /// Scores what was copied, and stores what the policy decides. A shadow is scored until `deadline`.
@@ -76,42 +83,137 @@ impl Poller {
     /// What becomes of the living flow in `slot`, whose record is number `number`.
     fn judge(&mut self, number: usize, slot: usize, score: Score, now: u64) {
         let record = &self.records[number];
-        let decision = self.policy.decide(record, score);
+        let decision = self.policy.decide(record, score, &self.enforcer.allow);
         let memory = &mut self.memories[slot];
         if memory.verdict.is_some_and(|(_, until)| until <= now) {
             // It has expired: what follows is a new verdict, to be counted and logged.
             (memory.verdict, memory.would) = (None, None);
         }
-        if self.policy.clears(score) && memory.verdict.take().is_some() {
-            // More packets have cleared the flow.
-            self.kernel.table.store_verdict(slot, Verdict::default().0);
-        }
+        let cleared = self.policy.clears(score) && memory.verdict.take().is_some();
         let reported_before = memory.score.replace(score).is_some_and(|before| self.policy.reports(before));
         let new_report = decision.reported && !reported_before;
         let would = Some(decision.would).filter(|action| *action != Action::Pass);
         let new = memory.would != would;
         memory.would = would;
+        if cleared {
+            // More packets have cleared the flow.
+            self.clear_flow(number, slot, score);
+        }
         if would.is_none() {
             if new_report {
                 self.announce(number, score, decision);
             }
             return;
         }
-        if decision.action != Action::Pass {
-            let until = now + self.config.policy.verdict_ttl.as_nanos() as u64;
-            let verdict = Verdict::new(decision.action, score.label, record.generation, until);
-            self.kernel.table.store_verdict(slot, verdict.0);
-            memory.verdict = Some((decision.action, verdict.until_ns()));
-        }
-        // A renewed verdict is neither counted nor logged again.
-        if new {
+        let stored = decision.action != Action::Pass && self.decide_flow(number, slot, score, decision, now);
+        // A renewed verdict is neither counted nor logged again, and one that another verdict covers is none.
+        if new && (stored || decision.action == Action::Pass) {
             self.announce(number, score, decision);
         }
     }
 
+    /// Stores a decision: in the record, in the book, in the kernel. `false`: another verdict covers it.
+    fn decide_flow(&mut self, number: usize, slot: usize, score: Score, decision: Decision, now: u64) -> bool {
+        let record = &self.records[number];
+        let (key, generation) = (record.key, record.generation);
+        let held = self.enforcer.book.of_flow(&key, policy::initiator(record));
+        if let Some(held) = held
+            && (held.origin != OriginName::Model
+                || (!matches!(held.scope, Scope::Flow(_)) && Action::from(held.action) >= decision.action))
+        {
+            return false;
+        }
+        let ttl = self.config.policy.verdict_ttl;
+        let until = now + ttl.as_nanos() as u64;
+        let own = held.filter(|held| matches!(held.scope, Scope::Flow(_)));
+        let same = own.filter(|own| Action::from(own.action) == decision.action).map(|own| (own.id, own.until_ns));
+        if decision.action > Action::Tag && same.is_none() {
+            self.before_drop();
+        }
+        let verdict = Verdict::new(decision.action, score.label, generation, until);
+        self.kernel.table.store_verdict(slot, verdict.0);
+        self.memories[slot].verdict = Some((decision.action, verdict.until_ns()));
+        if let Some((id, until_ns)) = same {
+            // What stands in the kernel's map and in the store is moved on when half of its time is over.
+            if until_ns.saturating_sub(now) > ttl.as_nanos() as u64 / 2 {
+                return true;
+            }
+            self.count_renewed(id);
+        }
+        let accused = (decision.action == Action::Drop).then(|| policy::accuses(&self.records[number])).flatten();
+        let evidence = self.evidence(number, score, same.is_none());
+        let order = Order {
+            scope: Scope::Flow(key),
+            action: decision.action,
+            rate: self.policy.rate(decision.action),
+            origin: Origin::Model,
+            for_ms: ttl.as_millis() as u64,
+            evidence: evidence.clone(),
+        };
+        match self.enter(order) {
+            Ok((id, _)) => {
+                let enough = self.config.policy.escalate_flows;
+                if let Some(source) = accused
+                    && self.enforcer.accuse(id, source, enough)
+                {
+                    self.escalate(source, evidence);
+                }
+            }
+            // The record has it, for as long as it lives.
+            Err(reason) => self.refused(&reason),
+        }
+        true
+    }
+
+    /// Takes back what the model decided of a flow.
+    fn clear_flow(&mut self, number: usize, slot: usize, score: Score) {
+        let key = self.records[number].key;
+        let own = self.enforcer.book.of(&Scope::Flow(key)).filter(|own| own.origin == OriginName::Model);
+        match own.map(|own| own.id) {
+            Some(id) => drop(self.withdraw(id, format!("the model, with a score of {:.3}", score.score))),
+            None => self.kernel.table.store_verdict(slot, Verdict::default().0),
+        }
+    }
+
+    /// Why a flow gets its verdict. `explain`: with the features that made the score, as often as the configuration allows.
+    fn evidence(&mut self, number: usize, score: Score, explain: bool) -> Evidence {
+        let record = &self.records[number];
+        let mut evidence = Evidence {
+            label: Some(self.label(score).to_owned()),
+            label_number: score.label,
+            score: Some(f64::from(score.score)),
+            flow: Some(report::oriented_text(record)),
+            ..Evidence::default()
+        };
+        let explain = explain && self.enforcer.explanations > 0;
+        let context = self.host_context(record, now_ns());
+        let Some(model) = &mut self.model else { return evidence };
+        evidence.who = format!("model {}", model.name);
+        evidence.model = Some(model.hash.clone());
+        if !explain {
+            return evidence;
+        }
+        self.enforcer.explanations -= 1;
+        let sample = Sample { record: &self.records[number], context: &context };
+        let mut row = vec![0.0; model.features.len()];
+        vector::fill(&model.features, &sample, &mut row);
+        match explain::explain(model, &row) {
+            Ok(explanation) => {
+                let reason = |effect: explain::Effect| Reason {
+                    feature: effect.feature.to_owned(),
+                    value: effect.value.map(f64::from),
+                    effect: f64::from(effect.effect),
+                };
+                evidence.reasons = explanation.effects.into_iter().take(REASONS).map(reason).collect();
+            }
+            Err(error) => tracing::debug!("a score could not be explained: {error:#}"),
+        }
+        evidence
+    }
+
     /// The flow has ended: nothing can be stored, but what would have been is counted.
     fn judge_ended(&mut self, number: usize, score: Score) {
-        let decision = self.policy.decide(&self.records[number], score);
+        let decision = self.policy.decide(&self.records[number], score, &self.enforcer.allow);
         if decision.would != Action::Pass {
             self.metrics.would_verdicts(decision.would, self.label(score), 1);
         } else if decision.reported {
@@ -122,19 +224,20 @@ impl Poller {
     /// Counts and logs a new verdict, or a report without one.
     fn announce(&mut self, number: usize, score: Score, decision: Decision) {
         let label = self.label(score);
+        let done = decision.action.min(self.enforcer.ceiling(Origin::Model));
         if decision.would == Action::Pass {
             self.metrics.reported(label, 1);
-        } else if decision.action == Action::Pass {
+        } else if done == Action::Pass {
             self.metrics.would_verdicts(decision.would, label, 1);
         } else {
-            self.metrics.verdicts(decision.action, label, 1);
-            if decision.action != decision.would {
+            self.metrics.verdicts(done, label, 1);
+            if done != decision.would {
                 self.metrics.would_verdicts(decision.would, label, 1);
             }
         }
         if self.logged < LOGGED_PER_SECOND {
             if let Some(model) = &self.model {
-                report::log_verdict(&self.records[number], score, label, decision, model);
+                report::log_verdict(&self.records[number], score, label, done, decision.would, model);
             }
             self.logged += 1;
         } else {

@@ -11,14 +11,13 @@ use anyhow::{Context as _, Result, ensure};
 use bytemuck::Zeroable as _;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sensor_common::control::{Control, NO_DSCP};
-use sensor_common::verdict::Action;
 
 use super::clock::now_ns;
 use crate::bpf::attach::Attached;
 use crate::bpf::load::{Kernel, LoadOptions};
 use crate::bpf::pins::{self, Pins};
 use crate::bpf::probe::{self, Capabilities};
-use crate::config::{AgentLoss, Config, Mode};
+use crate::config::{AgentLoss, Config};
 use crate::control;
 use crate::harvest::ticks;
 
@@ -197,8 +196,6 @@ impl Beginning {
             evict_idle_ticks: ticks(config.kernel.evict_idle) as u32,
             ..Control::zeroed()
         });
-        // The policy stores only what the mode allows.
-        kernel.verdicts.set_ceilings(|_| Action::Drop);
         let mut attached = Vec::new();
         for interface in &config.interfaces {
             match kernel.attach(interface, config.kernel.xdp_mode, capabilities.tcx) {
@@ -237,7 +234,8 @@ fn options(config: &Config, capabilities: &Capabilities) -> LoadOptions {
         flows: config.kernel.flows as usize,
         frags: capabilities.xdp_frags,
         context: config.context.sizes(),
-        tagging: config.tag.enabled && config.mode != Mode::Observe,
+        tagging: config.tag.enabled,
+        max_verdicts: config.policy.max_verdicts,
         parser: config.flows.parser_options(),
         log_level: config.kernel.bpf_log as u8,
         ..LoadOptions::default()

@@ -14,7 +14,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use sensor_common::context::Set;
 use sensor_common::control::Control;
 use sensor_common::counter::InterfaceCounters;
-use sensor_common::flow::FlowRecord;
+use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::table::{Bucket, WAYS};
 use sensor_common::verdict::Action;
 
@@ -121,6 +121,22 @@ const VERDICT_WORD: usize = std::mem::offset_of!(FlowRecord, verdict) / 8;
 /// Number of a slot: bucket · WAYS + way.
 pub type Slot = usize;
 
+/// The word at which a record's key begins.
+const KEY_AT: usize = std::mem::offset_of!(FlowRecord, key) / 8;
+/// The byte at which its state is.
+const STATE_AT: usize = std::mem::offset_of!(FlowRecord, state);
+
+/// The beginning of a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    /// [`FlowRecord::verdict`]
+    pub verdict: u64,
+    /// [`FlowRecord::key`]
+    pub key: FlowKey,
+    /// [`FlowRecord::state`]
+    pub state: u32,
+}
+
 /// The flow table in shared memory.
 #[derive(Debug)]
 pub struct Table {
@@ -164,6 +180,30 @@ impl Table {
     /// A whole copy of a record, or `None` if writers were inside at every try (look again at the next poll).
     pub fn copy(&self, slot: Slot) -> Option<FlowRecord> {
         self.records.copy::<RECORD_WORDS>(slot * RECORD_WORDS).map(bytemuck::cast)
+    }
+
+    /// What a scan over all records looks at first, or `None` if writers were inside at every try.
+    pub fn head(&self, slot: Slot) -> Option<Head> {
+        let base = slot * RECORD_WORDS;
+        let sequence = self.records.half(base, 0);
+        for _ in 0..COPY_TRIES {
+            let before = sequence.load(Ordering::Acquire);
+            if before & 1 == 0 {
+                let mut words = [0u64; KEY_AT + size_of::<FlowKey>() / 8];
+                for (position, word) in words.iter_mut().enumerate() {
+                    *word = self.records.word(base + position).load(Ordering::Relaxed);
+                }
+                let state = self.records.half(base + STATE_AT / 8, STATE_AT % 8 / 4).load(Ordering::Relaxed);
+                fence(Ordering::Acquire);
+                if sequence.load(Ordering::Relaxed) == before {
+                    let mut key = [0u64; size_of::<FlowKey>() / 8];
+                    key.copy_from_slice(&words[KEY_AT..]);
+                    return Some(Head { verdict: words[VERDICT_WORD], key: bytemuck::cast(key), state });
+                }
+            }
+            std::hint::spin_loop();
+        }
+        None
     }
 
     /// Stores a verdict word. It has effect only if it carries the record's present generation.

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed (one line on standard error says why), 2 the command line is wrong.
 
+mod enforce;
 mod extract;
 mod model;
 mod print;
@@ -61,6 +62,37 @@ enum Command {
     },
     /// Show the state of the running agent
     Status {
+        #[command(flatten)]
+        socket: Socket,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// List, show, add and take back verdicts
+    Verdicts {
+        #[command(subcommand)]
+        command: enforce::VerdictsCommand,
+    },
+    /// List and change what is never dropped
+    Allow {
+        #[command(subcommand)]
+        command: enforce::AllowCommand,
+    },
+    /// Show the mode of the running agent, or change it; it holds over restarts, until the configuration's mode changes
+    Mode {
+        /// The new mode
+        #[arg(value_enum)]
+        mode: Option<Mode>,
+        #[command(flatten)]
+        socket: Socket,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show why the circuit breaker is open, or close it
+    Breaker {
+        #[command(subcommand)]
+        command: Option<enforce::BreakerCommand>,
         #[command(flatten)]
         socket: Socket,
         /// One JSON object
@@ -144,6 +176,9 @@ struct Settings {
     /// Directory of the pins, in a BPF file system; "" for none
     #[arg(long, value_name = "DIR")]
     pins: Option<OsString>,
+    /// Where verdicts and the never-drop list survive a restart; "" for nowhere
+    #[arg(long, value_name = "PATH")]
+    state_dir: Option<PathBuf>,
     /// How XDP is attached
     #[arg(long, value_enum)]
     xdp_mode: Option<XdpMode>,
@@ -172,6 +207,7 @@ impl Settings {
             metrics_listen,
             socket,
             pins,
+            state_dir,
             xdp_mode,
             poll_interval,
             log_format,
@@ -199,6 +235,10 @@ impl Settings {
         }
         if let Some(path) = pins {
             config.agent.pins = (!path.is_empty()).then(|| path.into());
+        }
+        if let Some(path) = state_dir {
+            let path = (!path.as_os_str().is_empty()).then(|| std::path::absolute(path)).transpose();
+            config.agent.state_dir = path.context("--state-dir")?;
         }
         set(&mut config.mode, mode);
         set(&mut config.kernel.xdp_mode, xdp_mode);
@@ -255,6 +295,10 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             let status = wait(control::get_status(&socket.socket))?;
             say(&if json { print::json(&status)? } else { print::status(&status) })?;
         }
+        Command::Verdicts { command } => return enforce::verdicts(command),
+        Command::Allow { command } => return enforce::allow(command),
+        Command::Mode { mode, socket, json } => return enforce::mode(mode, &socket, json),
+        Command::Breaker { command, socket, json } => return enforce::breaker(command, &socket, json),
         Command::Doctor { interfaces, json } => return doctor(interfaces, json),
         Command::Model { command } => return model::run(command),
         Command::Replay(arguments) => return replay::run(arguments),

@@ -188,7 +188,45 @@ pub(super) fn status(status: &StatusView) -> String {
         let _ = writeln!(text, "{name:11} {value}");
     };
     line("agent", format!("sensor {}, pid {}, up {:.0} s", status.version, status.pid, status.uptime_seconds));
-    line("mode", status.mode.to_string());
+    let enforcement = &status.enforcement;
+    let mut mode = status.mode.to_string();
+    if status.mode != enforcement.configured_mode {
+        mode += &format!(" (set by command; the configuration says {})", enforcement.configured_mode);
+    }
+    if enforcement.ramp {
+        mode += ", ramp: only the highest scores drop";
+    }
+    line("mode", mode);
+    line(
+        "breaker",
+        match &enforcement.breaker.reason {
+            None => "closed".to_owned(),
+            Some(reason) => format!("OPEN, models tag and no more: {reason}; `sensor breaker reset` closes it"),
+        },
+    );
+    line(
+        "in force",
+        format!(
+            "{} verdicts on flows, {} on sources, {} limits of services; {} packets withheld by mode or breaker",
+            enforcement.flow_verdicts,
+            enforcement.source_verdicts,
+            enforcement.service_limits,
+            enforcement.withheld_packets
+        ),
+    );
+    let by: Vec<_> = enforcement.never_drop_by.iter().map(|(why, count)| format!("{why} {count}")).collect();
+    line(
+        "never drop",
+        format!(
+            "{} entries ({}); {} packets were kept from being dropped",
+            enforcement.never_drop,
+            by.join(", "),
+            enforcement.protected_packets
+        ),
+    );
+    if enforcement.audit_lost > 0 {
+        line("audit", format!("{} lines were lost", enforcement.audit_lost));
+    }
     line(
         "lease",
         match status.lease.state {
@@ -277,13 +315,13 @@ pub(super) fn status(status: &StatusView) -> String {
 
 fn packets(view: &PacketsView) -> String {
     format!(
-        "{} seen ({} bytes), {} recorded, {} tagged, {} dropped",
-        view.seen, view.bytes, view.recorded, view.tagged, view.dropped
+        "{} seen ({} bytes), {} recorded, {} tagged, {} limited, {} dropped",
+        view.seen, view.bytes, view.recorded, view.tagged, view.limited, view.dropped
     )
 }
 
 /// Aligned columns; those in `right` to the right. The last one is not padded.
-fn table<const N: usize, T: AsRef<str>>(
+pub(super) fn table<const N: usize, T: AsRef<str>>(
     columns: &[&str; N],
     right: &[usize],
     rows: impl IntoIterator<Item = [T; N]>,

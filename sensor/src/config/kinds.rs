@@ -4,7 +4,7 @@ use std::fmt;
 
 use clap::ValueEnum;
 use sensor_common::packet::Encapsulation;
-use sensor_common::verdict::Action;
+use sensor_common::verdict::{Action, Origin};
 use serde::{Deserialize, Serialize};
 
 /// What the agent does with verdicts.
@@ -108,6 +108,30 @@ pub enum ActionName {
     Drop,
 }
 
+/// Who decided a verdict, as it is named in JSON and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OriginName {
+    /// A model, or a rule on what was measured.
+    Model,
+    /// A person or a program at the control socket.
+    Operator,
+    /// Another sensor.
+    Fleet,
+}
+
+/// What of the host's own surroundings is never dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HostEntry {
+    /// Default gateways, and the neighbours that have a gateway's MAC.
+    Gateways,
+    /// Resolvers that this host asks.
+    Resolvers,
+    /// Connections to the session ports that are established when the agent starts or an operator acts.
+    Sessions,
+}
+
 /// Form of the log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -144,6 +168,8 @@ names! {
     XdpMode { Auto = "auto", Native = "native", Tc = "tc", Generic = "generic" }
     Tunnel { Gre = "gre", Ipip = "ipip", Vxlan = "vxlan", Geneve = "geneve", Gtp = "gtp" }
     ActionName { Pass = "pass", Tag = "tag", Limit = "limit", Drop = "drop" }
+    OriginName { Model = "model", Operator = "operator", Fleet = "fleet" }
+    HostEntry { Gateways = "gateways", Resolvers = "resolvers", Sessions = "sessions" }
 }
 
 impl From<Action> for ActionName {
@@ -164,6 +190,26 @@ impl From<ActionName> for Action {
             ActionName::Tag => Action::Tag,
             ActionName::Limit => Action::Limit,
             ActionName::Drop => Action::Drop,
+        }
+    }
+}
+
+impl From<Origin> for OriginName {
+    fn from(origin: Origin) -> OriginName {
+        match origin {
+            Origin::Model => OriginName::Model,
+            Origin::Operator => OriginName::Operator,
+            Origin::Fleet => OriginName::Fleet,
+        }
+    }
+}
+
+impl From<OriginName> for Origin {
+    fn from(name: OriginName) -> Origin {
+        match name {
+            OriginName::Model => Origin::Model,
+            OriginName::Operator => Origin::Operator,
+            OriginName::Fleet => Origin::Fleet,
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use sensor_common::context::window::{LONGEST, estimate, idle_of, later, steps};
 use sensor_common::context::{ENTRIES, Ends, Key, ServiceWindow, SourceWindow, WINDOW_TICKS, WINDOWS, victim};
-use sensor_common::table::tag_of;
+use sensor_common::table::{TICK_SHIFT, tag_of};
 
 /// What is counted, in the order of an account's columns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,14 +18,17 @@ pub(super) struct Events {
     pub(super) failed: u64,
     pub(super) resets: u64,
     pub(super) bytes: u64,
+    pub(super) half_open: u64,
 }
 
-const COLUMNS: usize = 5;
+const COLUMNS: usize = 6;
+/// Length of the middle window, seconds.
+const WINDOW_SECONDS: f64 = WINDOW_TICKS[1] as f64 * (1u64 << TICK_SHIFT) as f64 / 1e9;
 
 impl Events {
     fn columns(self) -> [u64; COLUMNS] {
-        let Events { judged, unanswered, failed, resets, bytes } = self;
-        [judged, unanswered, failed, resets, bytes]
+        let Events { judged, unanswered, failed, resets, bytes, half_open } = self;
+        [judged, unanswered, failed, resets, bytes, half_open]
     }
 }
 
@@ -63,10 +66,10 @@ impl Counts {
 
     fn window(&self, window: usize, now: u32) -> Events {
         let (current, previous) = (&self.current[window], &self.previous[window]);
-        let [judged, unanswered, failed, resets, bytes] = std::array::from_fn(|column| {
+        let [judged, unanswered, failed, resets, bytes, half_open] = std::array::from_fn(|column| {
             estimate(current[column], previous[column], self.last, now, WINDOW_TICKS[window])
         });
-        Events { judged, unanswered, failed, resets, bytes }
+        Events { judged, unanswered, failed, resets, bytes, half_open }
     }
 }
 
@@ -147,7 +150,7 @@ impl Ledger {
     /// Counts flows of any service whose records the agent will never see.
     pub fn lose(&mut self, flows: u64, tick: u32) {
         if flows > 0 {
-            self.lost.add(tick, [flows, 0, 0, 0, 0]);
+            self.lost.add(tick, [flows, 0, 0, 0, 0, 0]);
         }
     }
 
@@ -157,6 +160,22 @@ impl Ledger {
             page_mut(&mut self.sources, ends.source_hash).add(&ends.source, ends.source_hash, tick, amounts);
             page_mut(&mut self.services, ends.service_hash).add(&ends.service, ends.service_hash, tick, amounts);
         }
+    }
+
+    /// Services with at least so many half-open connections a second over the last ten: the rate, and their share of the
+    /// flows that were judged. A look at every account: for once a second.
+    pub fn half_open(&self, now: u32, least: f64) -> Vec<(Key, f64, f64)> {
+        let mut found = Vec::new();
+        for page in &self.services {
+            for place in (0..ENTRIES).filter(|place| page.tags[*place] != 0) {
+                let Events { judged, half_open, .. } = page.counts[place].window(1, now);
+                let rate = half_open as f64 / WINDOW_SECONDS;
+                if rate >= least {
+                    found.push((page.keys[place], rate, half_open as f64 / judged.max(1) as f64));
+                }
+            }
+        }
+        found
     }
 
     /// Completes what the programs noted of a source.
@@ -169,7 +188,7 @@ impl Ledger {
     ) -> Option<[SourceWindow; WINDOWS]> {
         let events = page(&self.sources, hash).read(key, hash, now)?;
         Some(std::array::from_fn(|window| {
-            let Events { judged, unanswered, failed, resets, bytes } = events[window];
+            let Events { judged, unanswered, failed, resets, bytes, half_open: _ } = events[window];
             SourceWindow {
                 unanswered: narrow(unanswered),
                 resets: narrow(resets),
@@ -191,7 +210,7 @@ impl Ledger {
     ) -> Option<[ServiceWindow; WINDOWS]> {
         let events = page(&self.services, hash).read(key, hash, now)?;
         Some(std::array::from_fn(|window| {
-            let Events { judged, unanswered, failed, resets, bytes } = events[window];
+            let Events { judged, unanswered, failed, resets, bytes, half_open: _ } = events[window];
             let unjudged = (noted[window].new_flows as u64).saturating_sub(judged);
             let lost = self.lost.window(window, now).judged.min(unjudged);
             ServiceWindow {

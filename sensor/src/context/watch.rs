@@ -25,6 +25,8 @@ pub struct Brief {
     /// A reset ended the handshake.
     refused: bool,
     bytes: u64,
+    /// A TCP handshake was begun and is not completed.
+    half_open: bool,
 }
 
 impl Brief {
@@ -40,6 +42,7 @@ impl Brief {
             reset: record.state & state::RST != 0,
             refused: record.state & state::RST_EARLY != 0,
             bytes: record.l3_bytes(),
+            half_open: record.state & (state::SYN | state::ESTABLISHED) == state::SYN,
         }
     }
 }
@@ -102,6 +105,7 @@ impl Watch {
             judged: 1,
             unanswered: unanswered as u64,
             failed: (unanswered || flow.refused) as u64,
+            half_open: (flow.half_open && !flow.reset) as u64,
             ..Events::default()
         };
         ledger.add(ends, tick_of(until_ns.min(now_ns)), judged);

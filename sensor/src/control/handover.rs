@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use super::{ANSWER_TIMEOUT, answer, exchange_within, failure};
+use super::ANSWER_TIMEOUT;
+use super::client::answer;
+use super::routes::{exchange_within, failure};
 use crate::view::{HandOverView, Request};
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -2,10 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use tokio::sync::mpsc;
+
+use super::client::fetch;
 use super::*;
 use crate::config::Mode;
 use crate::view::flow::tests::flow;
-use crate::view::{self, FlowsView, LeaseState, LeaseView, PacketsView, PollView, TableView, VerdictsView};
+use crate::view::{
+    self, BreakerView, EnforceRequest, EnforcementView, FeaturesView, FlowsView, LeaseState, LeaseView, ModeView,
+    PacketsView, PollView, Request, SortKey, StatusView, TableView, VerdictsView, Which,
+};
 
 fn sample_status() -> StatusView {
     StatusView {
@@ -24,7 +33,24 @@ fn sample_status() -> StatusView {
         packets: PacketsView::default(),
         flows: FlowsView::default(),
         verdicts: VerdictsView::default(),
+        enforcement: enforcement(),
         loss: BTreeMap::new(),
+    }
+}
+
+fn enforcement() -> EnforcementView {
+    EnforcementView {
+        configured_mode: Mode::Enforce,
+        ramp: false,
+        breaker: BreakerView { open: false, trip: None, reason: None },
+        flow_verdicts: 1,
+        source_verdicts: 2,
+        service_limits: 3,
+        never_drop: 4,
+        never_drop_by: [("gateway".to_owned(), 4)].into(),
+        withheld_packets: 5,
+        protected_packets: 6,
+        audit_lost: 7,
     }
 }
 
@@ -52,6 +78,18 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
                 let refused = format!("{} refused, shadow {shadow}", path.display());
                 let _ = reply.send(Err(refused));
             }
+            Request::Enforce(EnforceRequest::Mode { to, by, reply, .. }) => {
+                assert_eq!(by.uid, rustix::process::geteuid().as_raw(), "the peer is known");
+                let mode = to.unwrap_or(Mode::Observe);
+                let _ = reply.send(Ok(ModeView { mode, configured: Mode::Observe, ramp: false }));
+            }
+            Request::Enforce(EnforceRequest::Disallow { item, reply, .. }) => {
+                let _ = reply.send(Err(format!("{item} was not added")));
+            }
+            Request::Enforce(EnforceRequest::Remove { which, reply, .. }) => {
+                let _ = reply.send(if which == Which::All { Ok(Vec::new()) } else { Err(format!("{which:?}")) });
+            }
+            Request::Enforce(other) => panic!("not asked here: {other:?}"),
         }
     }
 }
@@ -60,9 +98,8 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
 async fn round_trip() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("run/sensor.sock");
-    let socket = ControlSocket::bind(&path).await.expect("binds");
-    let mode = fs::metadata(&path).expect("exists").permissions().mode();
-    assert_eq!(mode & 0o777, 0o600);
+    let socket = ControlSocket::bind(&path, Access::default()).await.expect("binds");
+    assert_eq!(fs::metadata(&path).expect("exists").permissions().mode() & 0o777, 0o600);
     let (sender, receiver) = mpsc::channel(4);
     let poll = tokio::spawn(answer(receiver));
     let server = tokio::spawn(socket.serve(sender));
@@ -80,11 +117,18 @@ async fn round_trip() {
     assert!(error.contains("/a b/ü.onnx refused, shadow true"), "{error}");
     let error = hand_over(&path, Duration::from_secs(5)).await.expect_err("no pins").to_string();
     assert!(error.contains("409") && error.contains(&format!("for {}", std::process::id())), "{error}");
+    assert_eq!(mode(&path, None).await.expect("mode").mode, Mode::Observe);
+    assert_eq!(mode(&path, Some(Mode::Enforce)).await.expect("mode").mode, Mode::Enforce);
+    assert!(remove_verdicts(&path, Which::All).await.expect("removed").is_empty());
+    let error = remove_verdicts(&path, Which::Scope("198.18.0.0/16".into())).await.expect_err("none").to_string();
+    assert!(error.contains("404") && error.contains("198.18.0.0/16"), "{error}");
+    let error = remove_allow(&path, "tcp/22".parse().expect("an item")).await.expect_err("none").to_string();
+    assert!(error.contains("tcp/22 was not added"), "{error}");
     assert_eq!(get_flows(&path, SortKey::Score, 0).await.expect("flows").len(), 3);
     let error = fetch::<StatusView>(&path, "/v1/flows?sort=luck").await.expect_err("unknown order").to_string();
     assert!(error.contains("400") && error.contains("luck"), "{error}");
 
-    let error = ControlSocket::bind(&path).await.expect_err("in use").to_string();
+    let error = ControlSocket::bind(&path, Access::default()).await.expect_err("in use").to_string();
     assert!(error.contains("another sensor agent") && error.contains(&std::process::id().to_string()), "{error}");
     assert_eq!(get_status(&path).await.expect("the first goes on"), sample_status());
 
@@ -106,13 +150,27 @@ async fn stale_sockets_are_removed_and_other_files_are_not() {
     // The standard library leaves the file behind, as a killed agent does.
     drop(std::os::unix::net::UnixListener::bind(&path).expect("binds"));
     assert!(path.exists());
-    let first = ControlSocket::bind(&path).await.expect("replaces it");
+    let first = ControlSocket::bind(&path, Access::default()).await.expect("replaces it");
 
     // Whoever took the name keeps it.
     fs::remove_file(&path).expect("removes");
     fs::write(&path, "not a socket").expect("writes");
     drop(first);
     assert!(path.exists());
-    let error = ControlSocket::bind(&path).await.expect_err("a file").to_string();
+    let error = ControlSocket::bind(&path, Access::default()).await.expect_err("a file").to_string();
     assert!(error.contains("not a socket"), "{error}");
+}
+
+#[tokio::test]
+async fn a_group_may_connect_and_the_name_is_never_open_to_others() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("sensor.sock");
+    let group = |name: &str| Access { group: Some(name.to_owned()), ..Access::default() };
+    let error = format!("{:#}", ControlSocket::bind(&path, group("no-such-group")).await.expect_err("no group"));
+    assert!(error.contains("agent.socket_group"), "{error}");
+    let own = rustix::process::getegid().as_raw().to_string();
+    let _socket = ControlSocket::bind(&path, group(&own)).await.expect("binds");
+    assert_eq!(fs::metadata(&path).expect("exists").permissions().mode() & 0o777, 0o660);
+    let left: Vec<_> = fs::read_dir(directory.path()).expect("a directory").collect();
+    assert_eq!(left.len(), 1, "the place where it was made is gone: {left:?}");
 }

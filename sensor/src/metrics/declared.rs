@@ -141,6 +141,21 @@ declare! {
         "Drift in the last window: 0 stable, 1 moderate, 2 high (of the score, or of a quarter of the features)";
     DRIFT_WINDOWS: Counter "sensor_drift_windows_total", "windows", [], "Windows of drift indices that were completed";
     DRIFT_FALLBACK: Gauge "sensor_drift_fallback_active", "1", [], "1 while drops become tags because drift is high";
+    MODE: Gauge "sensor_mode", "1", ["mode"], "1 for the mode in force, 0 for the others";
+    RAMP: Gauge "sensor_ramp_active", "1", [], "1 while policy.ramp lasts: only scores from policy.ramp_score on drop";
+    BREAKER_OPEN: Gauge "sensor_breaker_open", "1", [], "1 while verdicts of models tag and no more";
+    BREAKER_TRIPS: Counter "sensor_breaker_trips_total", "trips", ["cap"], "Times that the breaker opened, by the cap that was exceeded";
+    VERDICTS_HELD: Gauge "sensor_verdicts_held", "verdicts", ["scope", "action", "origin"],
+        "Verdicts that hold, by what mode enforce does";
+    VERDICT_CHANGES: Counter "sensor_verdict_changes_total", "verdicts", ["change", "scope", "origin"],
+        "Verdicts that were added, renewed, expired or removed";
+    VERDICTS_REFUSED: Counter "sensor_verdicts_refused_total", "verdicts", [],
+        "Verdicts of models and rules that are not held: no room (policy.max_verdicts), or the never-drop list forbids them";
+    VERDICT_ERRORS: Counter "sensor_verdict_errors_total", "writes", [], "Writes of verdicts or of the never-drop list that the kernel refused";
+    NEVER_DROP: Gauge "sensor_never_drop_entries", "entries", ["why"], "Entries of the never-drop list, by reason";
+    AUDIT_LINES: Counter "sensor_audit_lines_total", "lines", [], "Audit lines written to every sink";
+    AUDIT_LOST: Counter "sensor_audit_lost_lines_total", "lines", [], "Audit lines that some sink did not get";
+    STORE_ERRORS: Counter "sensor_store_errors_total", "errors", [], "Failures to write the state that survives a restart; it is written again";
     LEASE: Gauge "sensor_lease_active", "1", [], "1 while the programs obey verdicts, 0 after the lease ran out";
     POLL: Histogram "sensor_poll_seconds", "seconds", [], "Duration of one poll of the flow table";
     OVERRUNS: Counter "sensor_poll_overruns_total", "polls", [], "Polls that took longer than the poll interval";

@@ -5,6 +5,7 @@
 //! told apart.
 
 pub mod declared;
+mod enforce;
 mod life;
 mod process;
 mod state;
@@ -23,6 +24,7 @@ use sensor_common::counter::InterfaceCounters;
 use sensor_common::verdict::Action;
 
 use self::declared::Metric;
+pub use self::enforce::{Enforcement, VerdictChange};
 pub use self::life::{Agreement, LoadSource, ModelRole};
 pub use self::state::EndReason;
 use self::state::{Interface, Shared, StateCollector, VerdictCounts, seen};
@@ -268,6 +270,7 @@ impl Metrics {
             view.bytes += all.bytes;
             view.passed += of(Action::Pass);
             view.tagged += of(Action::Tag);
+            view.limited += of(Action::Limit);
             view.dropped += of(Action::Drop);
             view.unrecorded += counters.unrecorded.iter().sum::<u64>();
         }

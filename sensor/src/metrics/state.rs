@@ -15,8 +15,13 @@ use sensor_common::counter::{Cause, Hook, InterfaceCounters, Volume};
 use sensor_common::verdict::Action;
 
 use super::declared::{self, Kind, Metric};
+use super::enforce::{EnforceCounts, Enforcement};
 use super::life::{LoadSource, ModelRole};
 use super::process;
+use crate::allow::Why;
+use crate::breaker::Cap;
+use crate::config::{Mode, OriginName};
+use crate::verdicts::scope::Scope;
 
 /// Why a flow ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,6 +141,7 @@ pub(super) struct State {
     pub(super) drift: Option<DriftValues>,
     pub(super) drift_windows: u64,
     pub(super) drift_fallback: bool,
+    pub(super) enforce: EnforceCounts,
 }
 
 impl State {
@@ -301,7 +307,47 @@ fn agent(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
     writer.family(&declared::PROGRAM_TIME, programs().map(|(name, (seconds, _))| (name, Value::Real(*seconds))))?;
     writer.family(&declared::PROGRAM_RUNS, programs().map(|(name, (_, runs))| (name, Value::Count(*runs))))?;
     models(writer, state)?;
+    enforcement(writer, &state.enforce)?;
     writer.family(&declared::BUILD_INFO, [([env!("CARGO_PKG_VERSION").to_owned()], Value::Count(1))])
+}
+
+fn enforcement(writer: &mut Writer<'_>, counts: &EnforceCounts) -> fmt::Result {
+    let EnforceCounts { now, changes, trips, refused, errors } = counts;
+    let Enforcement { mode, tripped, ramp, verdicts, never_drop, audit: [written, lost], store_errors } = now;
+    let modes = [Mode::Observe, Mode::Tag, Mode::Enforce];
+    let level = |on: bool| Value::Count(u64::from(on));
+    writer.family(&declared::MODE, modes.map(|one| ([one.name().to_owned()], level(*mode == Some(one)))))?;
+    writer.family(&declared::RAMP, [([], level(*ramp))])?;
+    writer.family(&declared::BREAKER_OPEN, [([], level(*tripped))])?;
+    writer.family(
+        &declared::BREAKER_TRIPS,
+        Cap::ALL.map(|cap| ([cap.name().to_owned()], Value::Count(trips.get(&cap).copied().unwrap_or_default()))),
+    )?;
+    // Every scope stands there, so that one that ran empty says 0.
+    let mut held: BTreeMap<_, u64> =
+        Scope::KINDS.iter().map(|scope| ((*scope, Action::Drop, OriginName::Model), 0)).collect();
+    held.extend(verdicts);
+    writer.family(
+        &declared::VERDICTS_HELD,
+        held.into_iter().map(|((scope, action, origin), count)| {
+            ([scope, action.name(), origin.name()].map(str::to_owned), Value::Count(count))
+        }),
+    )?;
+    writer.family(
+        &declared::VERDICT_CHANGES,
+        changes.iter().map(|((change, scope, origin), count)| {
+            ([change.name(), scope, origin.name()].map(str::to_owned), Value::Count(*count))
+        }),
+    )?;
+    writer.family(&declared::VERDICTS_REFUSED, [([], Value::Count(*refused))])?;
+    writer.family(&declared::VERDICT_ERRORS, [([], Value::Count(*errors))])?;
+    writer.family(
+        &declared::NEVER_DROP,
+        Why::ALL.map(|why| ([why.name().to_owned()], Value::Count(never_drop.get(&why).copied().unwrap_or_default()))),
+    )?;
+    writer.family(&declared::AUDIT_LINES, [([], Value::Count(*written))])?;
+    writer.family(&declared::AUDIT_LOST, [([], Value::Count(*lost))])?;
+    writer.family(&declared::STORE_ERRORS, [([], Value::Count(*store_errors))])
 }
 
 fn models(writer: &mut Writer<'_>, state: &State) -> fmt::Result {

@@ -41,6 +41,13 @@ fn sample() -> Metrics {
     metrics.shadow_error();
     metrics.drift([("fwd_packets", 0.3)].into_iter(), Some(0.05), crate::model::drift::Level::High);
     metrics.drift_fallback(true);
+    metrics.enforcement(Enforcement {
+        mode: Some(crate::config::Mode::Tag),
+        verdicts: [(("prefix", Action::Limit, crate::config::OriginName::Operator), 3)].into(),
+        ..Enforcement::default()
+    });
+    metrics.verdict_change(VerdictChange::Expired, "flow", crate::config::OriginName::Model);
+    metrics.breaker_tripped(crate::breaker::Cap::Flows);
     metrics
 }
 
@@ -98,6 +105,12 @@ fn values() {
         "sensor_drift_feature_psi{feature=\"fwd_packets\"} 0.3",
         "sensor_drift_level 2",
         "sensor_drift_fallback_active 1",
+        "sensor_mode{mode=\"tag\"} 1",
+        "sensor_mode{mode=\"enforce\"} 0",
+        "sensor_verdicts_held{scope=\"prefix\",action=\"limit\",origin=\"operator\"} 3",
+        "sensor_verdict_changes_total{change=\"expired\",scope=\"flow\",origin=\"model\"} 1",
+        "sensor_breaker_trips_total{cap=\"flows\"} 1",
+        "sensor_never_drop_entries{why=\"gateway\"} 0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
     }

@@ -23,7 +23,8 @@ use super::endpoints;
 use super::engine::{Engine, Native, Sink, Stop};
 use super::source::Source;
 use super::table::{DEFAULT_MAX_FLOWS, Reason, Table, Timeouts};
-use crate::config::{ActionName, Mode, PolicyConfig};
+use crate::allow::List;
+use crate::config::{ActionName, PolicyConfig};
 use crate::context::REPLAY_SEED;
 use crate::model::{Model, Score};
 use crate::policy::Policy;
@@ -83,6 +84,7 @@ struct Count {
     looks: u64,
     reported: u64,
     tag: u64,
+    limit: u64,
     drop: u64,
 }
 
@@ -96,10 +98,11 @@ pub fn replay(
     output: &mut dyn Write,
     report: &mut dyn Write,
 ) -> Result<()> {
-    let policy = Policy::new(Mode::Enforce, &options.policy, &model.labels, model.thresholds, model.min_packets);
+    let policy = Policy::new(&options.policy, &model.labels, model.thresholds, model.min_packets);
     let mut scorer = Scorer {
         model,
         policy,
+        allow: List::of(&options.policy.never_drop, &options.policy.never_drop_ports, &[]),
         writer: Writer::new(options.form, output),
         pending: Vec::with_capacity(BATCH),
         records: Vec::with_capacity(BATCH),
@@ -194,6 +197,7 @@ impl Sink for Numbered<'_> {
 struct Scorer<'a> {
     model: &'a mut Model,
     policy: Policy,
+    allow: List,
     writer: Writer<'a>,
     pending: Vec<(u64, Reason)>,
     records: Vec<FlowRecord>,
@@ -216,7 +220,7 @@ impl Scorer<'_> {
         self.model.score(&self.records, &self.contexts, &mut scores)?;
         for ((record, (number, reason)), score) in self.records.iter().zip(&self.pending).zip(&scores) {
             let scored = (record.packets() >= self.policy.min_packets()).then_some(*score);
-            let decision = scored.map(|score| self.policy.decide(record, score));
+            let decision = scored.map(|score| self.policy.decide(record, score, &self.allow));
             let label =
                 scored.map(|Score { label, .. }| self.model.labels.get(usize::from(label)).map_or("?", String::as_str));
             match (label, &decision) {
@@ -228,6 +232,7 @@ impl Scorer<'_> {
                         count.looks += 1;
                         count.reported += u64::from(decision.reported);
                         count.tag += u64::from(decision.would == Action::Tag);
+                        count.limit += u64::from(decision.would == Action::Limit);
                         count.drop += u64::from(decision.would == Action::Drop);
                     }
                 }
@@ -257,9 +262,9 @@ impl Scorer<'_> {
     }
 
     fn summary(&self, report: &mut dyn Write) -> Result<()> {
-        writeln!(report, "{:<16} {:>9} {:>9} {:>9} {:>9}", "label", "looks", "reported", "tag", "drop")?;
-        for (label, Count { looks, reported, tag, drop }) in &self.counts {
-            writeln!(report, "{label:<16} {looks:>9} {reported:>9} {tag:>9} {drop:>9}")?;
+        writeln!(report, "{:<16} {:>9} {:>9} {:>9} {:>9} {:>9}", "label", "looks", "reported", "tag", "limit", "drop")?;
+        for (label, Count { looks, reported, tag, limit, drop }) in &self.counts {
+            writeln!(report, "{label:<16} {looks:>9} {reported:>9} {tag:>9} {limit:>9} {drop:>9}")?;
         }
         if self.young > 0 {
             let least = self.policy.min_packets();

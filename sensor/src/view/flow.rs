@@ -131,27 +131,35 @@ pub struct FeaturesView {
     pub features: BTreeMap<String, Option<f64>>,
 }
 
+/// IP protocols that have a name here.
+const PROTOCOLS: [(u8, &str); 15] = [
+    (protocol::ICMP, "icmp"),
+    (2, "igmp"),
+    (4, "ipip"),
+    (protocol::TCP, "tcp"),
+    (protocol::UDP, "udp"),
+    (41, "ipv6"),
+    (47, "gre"),
+    (50, "esp"),
+    (protocol::AH, "ah"),
+    (protocol::ICMPV6, "icmpv6"),
+    (89, "ospf"),
+    (103, "pim"),
+    (112, "vrrp"),
+    (protocol::SCTP, "sctp"),
+    (protocol::UDP_LITE, "udplite"),
+];
+
 /// The name of an IP protocol number.
 pub fn protocol_name(number: u8) -> String {
-    let name = match number {
-        protocol::ICMP => "icmp",
-        2 => "igmp",
-        4 => "ipip",
-        protocol::TCP => "tcp",
-        protocol::UDP => "udp",
-        41 => "ipv6",
-        47 => "gre",
-        50 => "esp",
-        protocol::AH => "ah",
-        protocol::ICMPV6 => "icmpv6",
-        89 => "ospf",
-        103 => "pim",
-        112 => "vrrp",
-        protocol::SCTP => "sctp",
-        protocol::UDP_LITE => "udplite",
-        _ => return number.to_string(),
-    };
-    name.to_owned()
+    let known = PROTOCOLS.iter().find(|(known, _)| *known == number);
+    known.map_or_else(|| number.to_string(), |(_, name)| (*name).to_owned())
+}
+
+/// The IP protocol of a name or a number.
+pub fn protocol_number(name: &str) -> Option<u8> {
+    let known = PROTOCOLS.iter().find(|(_, known)| *known == name);
+    known.map(|(number, _)| *number).or_else(|| name.parse().ok())
 }
 
 #[cfg(test)]

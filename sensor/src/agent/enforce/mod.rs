@@ -1,0 +1,224 @@
+//! Enforcement in the poll thread: the book of verdicts, the never-drop list, the breaker and the mode, each change of them
+//! written through to the kernel, the records, the store and the audit.
+//!
+//! Invariants: the kernel's maps and the records follow the book within one poll; a verdict is checked against the
+//! never-drop list before it is written, and the kernel checks again; nothing here waits for a disk or a reader.
+//! The parts: [`enter`] (verdicts in and out), [`protect`] (the never-drop list), [`watch`] (once a second),
+//! [`requests`] (the control socket). Owned by [`super::poll`].
+
+mod enter;
+mod protect;
+mod requests;
+mod watch;
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ipnet::IpNet;
+use sensor_common::verdict::{Action, Origin};
+
+use super::clock::now_ns;
+use super::poll::Poller;
+use crate::allow::List;
+use crate::audit::{Audit, Event};
+use crate::breaker::Breaker;
+use crate::config::{Config, Mode};
+use crate::host::{self, Surroundings};
+use crate::metrics::VerdictChange;
+use crate::policy;
+use crate::store::{SavedMode, State, Store};
+use crate::verdicts::{Book, Moment, Room};
+
+/// How long the last changes may take to reach the disk when the agent stops.
+const LAST_WRITE: Duration = Duration::from_secs(2);
+
+/// What the poll thread knows of enforcement.
+pub(super) struct Enforcer {
+    pub(super) mode: Mode,
+    pub(super) book: Book,
+    pub(super) allow: List,
+    pub(super) breaker: Breaker,
+    pub(super) audit: Audit,
+    pub(super) store: Store,
+    /// Whether drops of models are held back because drift is high.
+    pub(super) drifted: bool,
+    /// Flows with a score that are active; those under a model's verdict of drop; as of the last scan.
+    pub(super) scored: [u64; 2],
+    /// The scan that goes on counts here.
+    pub(super) counting: [u64; 2],
+    /// Verdicts whose features may still be looked into in this second.
+    pub(super) explanations: u32,
+    saved_mode: Option<SavedMode>,
+    enforcing_since_unix_ms: Option<u64>,
+    ramp: bool,
+    surroundings: Option<Receiver<Surroundings>>,
+    own: HashSet<IpAddr>,
+    /// Sources whose records are to be looked at: their verdicts changed since the last poll.
+    stale: Vec<IpNet>,
+    /// All records are to be looked at.
+    all_stale: bool,
+    /// The source that each flow verdict of drop speaks against, and how many do.
+    accused: HashMap<u64, IpAddr>,
+    accusations: HashMap<IpAddr, u32>,
+    /// Packets of each service limit when it was last looked at.
+    limited: HashMap<u64, u64>,
+}
+
+/// Both clocks.
+pub(super) fn moment() -> Moment {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Moment { ns: now_ns(), unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
+}
+
+impl Enforcer {
+    /// Opens store and audit, and takes over what an earlier agent left.
+    pub(super) fn start(config: &Config) -> Enforcer {
+        let directory = config.agent.state_dir.as_deref();
+        let (store, saved) = Store::open(directory);
+        let audit = Audit::open(&config.audit, directory);
+        let now = moment();
+        let mut book = Book::new(Room { each: config.policy.max_verdicts as usize }, saved.state.next_id);
+        let kept = saved.verdicts.len();
+        let restored = saved.verdicts.into_iter().filter_map(|verdict| book.restore(verdict, now)).count();
+        let policy = &config.policy;
+        let mut allow = List::of(&policy.never_drop, &policy.never_drop_ports, &policy.never_drop_interfaces);
+        for entry in saved.allowed {
+            allow.restore(entry, now);
+        }
+        let State { mode: saved_mode, enforcing_since_unix_ms, trip, next_id: _ } = saved.state;
+        // What was set by command holds until the configuration says something else than it did then.
+        let saved_mode = saved_mode.filter(|saved| saved.configured == config.mode);
+        let mode = saved_mode.map_or(config.mode, |saved| saved.mode);
+        if mode != config.mode {
+            tracing::warn!(
+                "mode {mode}, which was set by command, goes before that of the configuration ({})",
+                config.mode
+            );
+        }
+        if kept > 0 {
+            tracing::info!("{restored} verdicts of an earlier agent go on; {} have ended since", kept - restored);
+        }
+        if let Some(trip) = &trip {
+            tracing::warn!("the breaker is open since an earlier run: {trip}; `sensor breaker reset` closes it");
+        }
+        Enforcer {
+            mode,
+            book,
+            allow,
+            breaker: Breaker::new(config.breaker.clone(), trip),
+            audit,
+            store,
+            drifted: false,
+            scored: [0; 2],
+            counting: [0; 2],
+            explanations: 0,
+            saved_mode,
+            enforcing_since_unix_ms: enforcing_since_unix_ms.filter(|_| mode == Mode::Enforce),
+            ramp: false,
+            surroundings: host::watch(policy).inspect_err(|error| tracing::error!("{error:#}")).ok(),
+            own: HashSet::new(),
+            stale: Vec::new(),
+            all_stale: false,
+            accused: HashMap::new(),
+            accusations: HashMap::new(),
+            limited: HashMap::new(),
+        }
+    }
+
+    /// The strongest action that is done for verdicts of an origin.
+    pub(super) fn ceiling(&self, origin: Origin) -> Action {
+        policy::ceiling(self.mode, origin, self.drifted || self.breaker.trip().is_some())
+    }
+
+    /// Whether the ramp lasts.
+    pub(super) fn ramp(&self) -> bool {
+        self.ramp
+    }
+
+    fn state(&self) -> State {
+        State {
+            mode: self.saved_mode,
+            enforcing_since_unix_ms: self.enforcing_since_unix_ms,
+            trip: self.breaker.trip().copied(),
+            next_id: self.book.next_id(),
+        }
+    }
+
+    fn keep_state(&mut self) {
+        let state = self.state();
+        self.store.state(state);
+    }
+}
+
+impl Poller {
+    /// Writes everything that is known at the start to the kernel: ceilings, the never-drop list, verdicts.
+    pub(super) fn begin_enforcement(&mut self) {
+        self.protect_all();
+        let around = host::surroundings(&self.config.policy.never_drop_host);
+        self.take_surroundings(around);
+        self.take_sessions(host::sessions(&self.config.policy));
+        self.kernel.verdicts.set_note_known(self.config.policy.half_open_limit > 0);
+        self.reconcile();
+        self.count_ramp(moment());
+        self.obey_ceilings();
+        let event = Event::Start {
+            version: env!("CARGO_PKG_VERSION"),
+            mode: self.enforcer.mode,
+            verdicts: self.enforcer.book.len(),
+        };
+        self.enforcer.audit.write(event);
+        self.enforcer.keep_state();
+        self.publish_enforcement();
+    }
+
+    /// Between lease and scan of each poll: what has ended goes, and records follow what has changed.
+    pub(super) fn keep_verdicts(&mut self, now: u64) {
+        self.expire_verdicts(now);
+        self.restamp(now);
+        self.enforcer.counting = [0; 2];
+    }
+
+    /// Tells the kernel what is done at most, for the next packet on.
+    pub(super) fn obey_ceilings(&mut self) {
+        let enforcer = &self.enforcer;
+        self.kernel.verdicts.set_ceilings(|origin| enforcer.ceiling(origin));
+    }
+
+    /// Changes the mode; `by` is for the audit.
+    pub(super) fn set_mode(&mut self, to: Mode, by: String) {
+        let from = self.enforcer.mode;
+        self.enforcer.saved_mode = Some(SavedMode { mode: to, configured: self.config.mode });
+        if from != to {
+            let now = moment();
+            self.enforcer.mode = to;
+            self.enforcer.enforcing_since_unix_ms = None;
+            self.count_ramp(now);
+            self.obey_ceilings();
+            tracing::info!("mode {to}, before {from}, by {by}");
+            self.enforcer.audit.write(Event::Mode { from, to, by });
+            self.publish_enforcement();
+        }
+        self.enforcer.keep_state();
+    }
+
+    /// The last things that are written; verdicts stay in the store for the next agent.
+    pub(super) fn end_enforcement(&mut self) {
+        let enforcer = &mut self.enforcer;
+        enforcer.audit.write(Event::Stop);
+        if enforcer.store.is_behind() {
+            let state = enforcer.state();
+            enforcer.store.replace(enforcer.book.iter(), enforcer.allow.entries().into_iter(), state);
+        }
+        enforcer.keep_state();
+        if !enforcer.store.flush(LAST_WRITE) {
+            tracing::error!("the last changes of verdicts may not be in {:?}", self.config.agent.state_dir);
+        }
+        enforcer.audit.flush(LAST_WRITE);
+    }
+
+    fn note_change(&self, change: VerdictChange, verdict: &crate::verdicts::Verdict) {
+        self.metrics.verdict_change(change, verdict.scope.kind(), verdict.origin);
+    }
+}

@@ -1,0 +1,158 @@
+//! The never-drop list and the kernel's copy of it.
+
+use sensor_common::flow::FlowKey;
+use sensor_common::packet::protocol;
+use sensor_common::verdict::{Action, Entry as KernelEntry, Origin};
+
+use super::super::poll::Poller;
+use super::moment;
+use crate::allow::{Change, Item, Why};
+use crate::audit::Event;
+use crate::bpf::attach;
+use crate::host::{Items, Surroundings};
+
+impl Poller {
+    /// Brings changes of the list to the kernel, and takes back the verdicts that it forbids from now on.
+    pub(super) fn protect(&mut self, changes: &[Change]) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut ports = false;
+        for change in changes {
+            let result = match (&change.item, change.allowed) {
+                (Item::Prefix(prefix), true) => self.kernel.verdicts.allow(*prefix),
+                (Item::Prefix(prefix), false) => self.kernel.verdicts.disallow(*prefix).map(drop),
+                (Item::Port(_), _) => {
+                    ports = true;
+                    Ok(())
+                }
+                (Item::Interface(_), _) => self.protect_interfaces(),
+                (Item::Flow(key), allowed) => self.protect_flow(key, allowed),
+            };
+            if let Err(error) = result {
+                self.metrics.verdict_error();
+                tracing::error!("the kernel's never-drop list lacks a change of {}: {error:#}", change.item);
+            }
+        }
+        if ports && let Err(error) = self.protect_ports() {
+            self.metrics.verdict_error();
+            tracing::error!("the kernel's never-drop list lacks a change of ports: {error:#}");
+        }
+        if changes.iter().any(|change| change.allowed) {
+            let enforcer = &self.enforcer;
+            let forbidden = enforcer.book.iter().filter(|verdict| {
+                Action::from(verdict.action) > Action::Tag && enforcer.allow.forbids(&verdict.scope).is_some()
+            });
+            let forbidden: Vec<u64> = forbidden.map(|verdict| verdict.id).collect();
+            for id in forbidden {
+                self.withdraw(id, "the never-drop list forbids it".to_owned());
+            }
+        }
+        self.enforcer.all_stale = true;
+    }
+
+    /// Makes the kernel's list that of this agent: an earlier one may have left another.
+    pub(super) fn protect_all(&mut self) {
+        let items: Vec<Item> = self.enforcer.allow.items().cloned().collect();
+        let listed = |item: &Item| items.contains(item);
+        let prefixes = self.kernel.verdicts.allowed().unwrap_or_default();
+        let flows = self.kernel.verdicts.allowed_flows().unwrap_or_default();
+        let left = prefixes.into_iter().map(Item::Prefix).chain(flows.into_iter().map(Item::Flow));
+        let left: Vec<_> = left.filter(|item| !listed(item)).map(|item| Change { item, allowed: false }).collect();
+        self.protect(&left);
+        let changes: Vec<_> = items.iter().map(|item| Change { item: item.clone(), allowed: true }).collect();
+        self.protect(&changes);
+        for result in [self.protect_ports(), self.protect_interfaces()] {
+            if let Err(error) = result {
+                self.metrics.verdict_error();
+                tracing::error!("the kernel's never-drop list is not complete: {error:#}");
+            }
+        }
+    }
+
+    /// Takes over what was found around this host.
+    pub(super) fn take_surroundings(&mut self, around: Surroundings) {
+        let Surroundings { gateways, resolvers, own } = around;
+        self.enforcer.own = own;
+        self.replace(Why::Gateway, &gateways);
+        self.replace(Why::Resolver, &resolvers);
+    }
+
+    /// Takes over the sessions of operators at this moment.
+    pub(super) fn take_sessions(&mut self, sessions: Option<Items>) {
+        if let Some(sessions) = sessions {
+            self.replace(Why::Session, &sessions);
+        }
+    }
+
+    fn replace(&mut self, why: Why, items: &Items) {
+        let changes = self.enforcer.allow.replace(why, items);
+        for Change { item, allowed } in &changes {
+            let entry = Box::new(crate::allow::entry(item.clone(), why));
+            self.enforcer.audit.write(match allowed {
+                true => Event::Allowed { entry },
+                false => Event::NotAllowed { entry, by: why.name().to_owned() },
+            });
+        }
+        self.protect(&changes);
+    }
+
+    fn protect_ports(&mut self) -> anyhow::Result<()> {
+        let of = |wanted: u8| -> Vec<u16> {
+            let ports = self.enforcer.allow.items().filter_map(|item| match item {
+                Item::Port(port) if port.protocol == wanted => Some(port.port),
+                _ => None,
+            });
+            ports.collect()
+        };
+        let (tcp, udp) = (of(protocol::TCP), of(protocol::UDP));
+        self.kernel.verdicts.set_ports(&tcp, &udp)
+    }
+
+    /// Interfaces that are not watched need no protection.
+    fn protect_interfaces(&mut self) -> anyhow::Result<()> {
+        let names = self.enforcer.allow.items().filter_map(|item| match item {
+            Item::Interface(name) => Some(name.as_str()),
+            _ => None,
+        });
+        let watched = |name: &&str| self.attached.iter().any(|attached| attached.interface == **name);
+        let indexes: Vec<u32> = names.filter(watched).filter_map(|name| attach::ifindex(name).ok()).collect();
+        self.enforcer.allow.set_indexes(indexes.iter().copied().collect());
+        self.kernel.exempt(&indexes)
+    }
+
+    /// A flow outside VLANs, and in each VLAN that this host has: its socket does not say where it runs.
+    fn protect_flow(&mut self, key: &FlowKey, allowed: bool) -> anyhow::Result<()> {
+        let mut keys = vec![*key];
+        if key.vlans == [0; 2] {
+            keys.extend(vlans().into_iter().map(|vlan| FlowKey { vlans: [vlan, 0], ..*key }));
+        }
+        for key in keys {
+            if allowed {
+                let pass = KernelEntry::new(Action::Pass, Origin::Operator, 0, u64::MAX);
+                self.kernel.verdicts.set_flow(&key, &pass)?;
+            } else {
+                self.kernel.verdicts.remove_flow(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out the entries that have ended.
+    pub(super) fn expire_allowed(&mut self) {
+        let (ended, changes) = self.enforcer.allow.expire(moment().ns);
+        for entry in ended {
+            self.enforcer.store.no_allow(&entry.item);
+            tracing::info!("{} is not protected any more: its time is over", entry.item);
+            self.enforcer.audit.write(Event::NotAllowed { entry: Box::new(entry), by: "its time is over".to_owned() });
+        }
+        self.protect(&changes);
+    }
+}
+
+/// VLAN ids of this host, at most 16.
+fn vlans() -> Vec<u16> {
+    let table = std::fs::read_to_string("/proc/thread-self/net/vlan/config").unwrap_or_default();
+    let id = |line: &str| line.split('|').nth(1)?.trim().parse().ok();
+    table.lines().filter_map(id).take(16).collect()
+}

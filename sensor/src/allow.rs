@@ -1,0 +1,503 @@
+//! The never-drop list: what no verdict drops or limits, whoever decided it. Pure: time is an argument.
+//!
+//! An item (a prefix, a local port, an interface, a flow) can stand here for several reasons at once and goes when the last
+//! one does. The list is checked before a verdict is written, and each [`Change`] goes to the kernel, which checks again
+//! before it drops ([`crate::bpf`]): there it always wins. Called by the poll thread and by `sensor replay`.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use ipnet::IpNet;
+use sensor_common::flow::{FlowKey, FlowRecord, state};
+use sensor_common::packet::protocol;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use crate::verdicts::Moment;
+use crate::verdicts::scope::{Scope, addresses, plain};
+
+/// A TCP or UDP port of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Port {
+    /// IP protocol number: TCP or UDP.
+    pub protocol: u8,
+    /// 1 to 65535.
+    pub port: u16,
+}
+
+/// What is never dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Item {
+    /// Packets from or to these addresses.
+    Prefix(IpNet),
+    /// Packets to or from this port of this host.
+    Port(Port),
+    /// Packets of this interface.
+    Interface(String),
+    /// Packets of this flow, in every VLAN.
+    Flow(FlowKey),
+}
+
+impl Item {
+    /// The kind, as commands and metrics name it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Item::Prefix(_) => "prefix",
+            Item::Port(_) => "port",
+            Item::Interface(_) => "interface",
+            Item::Flow(_) => "flow",
+        }
+    }
+}
+
+/// Why an item stands on the list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Why {
+    /// The configuration names it.
+    Configuration,
+    /// `sensor allow add`.
+    Operator,
+    /// A default gateway, or another address of its MAC.
+    Gateway,
+    /// A resolver that this host asks.
+    Resolver,
+    /// A session of a management port.
+    Session,
+}
+
+impl Why {
+    /// Every reason.
+    pub const ALL: [Why; 5] = [Why::Configuration, Why::Operator, Why::Gateway, Why::Resolver, Why::Session];
+
+    /// The name in metrics, JSON and tables.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Why::Configuration => "configuration",
+            Why::Operator => "operator",
+            Why::Gateway => "gateway",
+            Why::Resolver => "resolver",
+            Why::Session => "session",
+        }
+    }
+}
+
+/// One entry.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// What is never dropped.
+    pub item: Item,
+    /// Why.
+    pub why: Why,
+    /// Comment.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+    /// Who added it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub who: String,
+    /// When it ends, Unix time, ms; `None` = not by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until_unix_ms: Option<u64>,
+    /// The same, monotonic ns.
+    #[serde(skip)]
+    pub until_ns: Option<u64>,
+}
+
+/// An item that is protected from now on, or no longer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Which.
+    pub item: Item,
+    /// Whether it is protected.
+    pub allowed: bool,
+}
+
+/// The list.
+#[derive(Debug, Default)]
+pub struct List {
+    entries: HashMap<Item, BTreeMap<Why, Entry>>,
+    /// Lengths of the prefixes in use, IPv4 and IPv6.
+    lengths: [BTreeMap<u8, usize>; 2],
+    /// Flows, without VLANs and tunnels.
+    flows: HashSet<FlowKey>,
+    /// Indexes of the interfaces.
+    indexes: HashSet<u32>,
+}
+
+impl List {
+    /// The list of a configuration: its prefixes, ports and interfaces.
+    pub fn of(prefixes: &[IpNet], ports: &[Port], interfaces: &[String]) -> List {
+        let mut list = List::default();
+        let items = prefixes.iter().map(|prefix| Item::Prefix(plain(*prefix)));
+        let items = items.chain(ports.iter().map(|port| Item::Port(*port)));
+        for item in items.chain(interfaces.iter().cloned().map(Item::Interface)) {
+            list.add(entry(item, Why::Configuration));
+        }
+        list
+    }
+
+    /// Adds an entry, or replaces the one of the same item and reason.
+    pub fn add(&mut self, entry: Entry) -> Option<Change> {
+        let item = entry.item.clone();
+        let reasons = self.entries.entry(item.clone()).or_default();
+        let new = reasons.is_empty();
+        reasons.insert(entry.why, entry);
+        if !new {
+            return None;
+        }
+        match &item {
+            Item::Prefix(prefix) => *self.lengths[family(prefix)].entry(prefix.prefix_len()).or_default() += 1,
+            Item::Flow(key) => drop(self.flows.insert(bare(key))),
+            Item::Port(_) | Item::Interface(_) => {}
+        }
+        Some(Change { item, allowed: true })
+    }
+
+    /// Takes an entry out.
+    ///
+    /// # Errors
+    /// There is none for this reason; the text names the reasons that there are.
+    pub fn remove(&mut self, item: &Item, why: Why) -> Result<Option<Change>> {
+        let Some(reasons) = self.entries.get_mut(item) else { bail!("{item} is not on the never-drop list") };
+        if reasons.remove(&why).is_none() {
+            let others: Vec<_> = reasons.keys().map(|why| why.name()).collect();
+            bail!("{item} was not added by {}: it stands there because of {}", why.name(), others.join(" and "));
+        }
+        if !reasons.is_empty() {
+            return Ok(None);
+        }
+        self.entries.remove(item);
+        match item {
+            Item::Prefix(prefix) => {
+                let lengths = &mut self.lengths[family(prefix)];
+                if let Some(count) = lengths.get_mut(&prefix.prefix_len()) {
+                    *count -= 1;
+                    if *count == 0 {
+                        lengths.remove(&prefix.prefix_len());
+                    }
+                }
+            }
+            Item::Flow(key) => {
+                let same = |other: &Item| matches!(other, Item::Flow(other) if bare(other) == bare(key));
+                if !self.entries.keys().any(same) {
+                    self.flows.remove(&bare(key));
+                }
+            }
+            Item::Port(_) | Item::Interface(_) => {}
+        }
+        Ok(Some(Change { item: item.clone(), allowed: false }))
+    }
+
+    /// Makes `items` those that stand here for `why`, with a comment each.
+    pub fn replace(&mut self, why: Why, items: &[(Item, String)]) -> Vec<Change> {
+        let wanted: HashSet<&Item> = items.iter().map(|(item, _)| item).collect();
+        let old = self.entries.iter().filter(|(item, reasons)| reasons.contains_key(&why) && !wanted.contains(item));
+        let old: Vec<Item> = old.map(|(item, _)| item.clone()).collect();
+        let mut changes: Vec<Change> = items
+            .iter()
+            .filter_map(|(item, note)| self.add(Entry { note: note.clone(), ..entry(item.clone(), why) }))
+            .collect();
+        changes.extend(old.iter().filter_map(|item| self.remove(item, why).ok().flatten()));
+        changes
+    }
+
+    /// Takes out what has ended; the entries, and what is not protected any more.
+    pub fn expire(&mut self, now_ns: u64) -> (Vec<Entry>, Vec<Change>) {
+        let ended = |entry: &&Entry| entry.until_ns.is_some_and(|until| until <= now_ns);
+        let ended: Vec<Entry> = self.entries.values().flat_map(BTreeMap::values).filter(ended).cloned().collect();
+        let changes = ended.iter().filter_map(|entry| self.remove(&entry.item, entry.why).ok().flatten()).collect();
+        (ended, changes)
+    }
+
+    /// Takes an entry over from an earlier agent; `None` if it has ended, or changes nothing.
+    pub fn restore(&mut self, mut entry: Entry, now: Moment) -> Option<Change> {
+        if let Some(until) = entry.until_unix_ms {
+            let left = until.saturating_sub(now.unix_ms);
+            if left == 0 {
+                return None;
+            }
+            entry.until_ns = Some(now.plus_ms(left).ns);
+        }
+        self.add(entry)
+    }
+
+    /// Names the indexes of the interfaces on the list.
+    pub fn set_indexes(&mut self, indexes: HashSet<u32>) {
+        self.indexes = indexes;
+    }
+
+    /// All entries, those of the configuration first.
+    pub fn entries(&self) -> Vec<&Entry> {
+        let mut entries: Vec<_> = self.entries.values().flat_map(BTreeMap::values).collect();
+        entries.sort_by_cached_key(|entry| (entry.why, entry.item.kind(), entry.item.to_string()));
+        entries
+    }
+
+    /// Every protected item.
+    pub fn items(&self) -> impl Iterator<Item = &Item> {
+        self.entries.keys()
+    }
+
+    /// Entries by reason.
+    pub fn counts(&self) -> BTreeMap<Why, u64> {
+        let mut counts = BTreeMap::new();
+        for why in self.entries.values().flat_map(BTreeMap::keys) {
+            *counts.entry(*why).or_default() += 1;
+        }
+        counts
+    }
+
+    /// The entry that keeps a flow from being dropped: an endpoint, the responder's port, the interface, the flow itself.
+    pub fn protects(&self, record: &FlowRecord) -> bool {
+        let key = &record.key;
+        if addresses(key).iter().any(|address| self.covers(*address).is_some()) {
+            return true;
+        }
+        let port = if record.state & state::INITIATOR_HIGH == 0 { key.high_port } else { key.low_port };
+        self.entries.contains_key(&Item::Port(Port { protocol: key.protocol, port }))
+            || (!self.flows.is_empty() && self.flows.contains(&bare(key)))
+            || self.indexes.contains(&record.ifindex)
+            || is_vital(key)
+    }
+
+    /// What keeps a verdict of this scope from being written: the whole of it is protected.
+    pub fn forbids(&self, scope: &Scope) -> Option<String> {
+        let item = match scope {
+            Scope::Source(prefix) => self.covers_prefix(prefix)?,
+            Scope::Service(service) => {
+                let port = Item::Port(Port { protocol: service.protocol, port: service.port });
+                if self.entries.contains_key(&port) { port } else { self.covers(service.address)? }
+            }
+            Scope::Flow(key) => {
+                if is_vital(key) {
+                    return Some("neighbour discovery and DHCP are never dropped".to_owned());
+                }
+                let flow = || self.flows.contains(&bare(key)).then(|| Item::Flow(*key));
+                addresses(key).into_iter().find_map(|address| self.covers(address)).or_else(flow)?
+            }
+        };
+        let reasons = self.entries.get(&item).map(|reasons| reasons.keys().map(|why| why.name()).collect::<Vec<_>>());
+        let reasons = reasons.unwrap_or_default().join(" and ");
+        Some(format!("{item} is on the never-drop list ({reasons}); see `sensor allow list`"))
+    }
+
+    fn covers(&self, address: IpAddr) -> Option<Item> {
+        self.covers_prefix(&IpNet::from(address))
+    }
+
+    fn covers_prefix(&self, prefix: &IpNet) -> Option<Item> {
+        let lengths = &self.lengths[family(prefix)];
+        lengths.range(..=prefix.prefix_len()).find_map(|(length, _)| {
+            let wider = Item::Prefix(IpNet::new(prefix.addr(), *length).ok()?.trunc());
+            self.entries.contains_key(&wider).then_some(wider)
+        })
+    }
+}
+
+/// An entry without end and comment.
+pub fn entry(item: Item, why: Why) -> Entry {
+    Entry { item, why, note: String::new(), who: String::new(), until_unix_ms: None, until_ns: None }
+}
+
+/// What a network cannot live without, and what the kernel passes by itself: ICMPv6 (RFC 4890 §4.4) and DHCP.
+pub fn is_vital(key: &FlowKey) -> bool {
+    let ports = [key.low_port, key.high_port];
+    match key.protocol {
+        protocol::ICMPV6 => true,
+        protocol::UDP => {
+            ports.iter().all(|port| [67, 68].contains(port)) || ports.iter().all(|port| [546, 547].contains(port))
+        }
+        _ => false,
+    }
+}
+
+/// The flow wherever it runs.
+fn bare(key: &FlowKey) -> FlowKey {
+    FlowKey { vlans: [0; 2], tunnel: 0, encapsulation: 0, ..*key }
+}
+
+fn family(prefix: &IpNet) -> usize {
+    usize::from(matches!(prefix, IpNet::V6(_)))
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", if self.protocol == protocol::TCP { "tcp" } else { "udp" }, self.port)
+    }
+}
+
+impl FromStr for Port {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Port> {
+        let (name, port) = text.split_once('/').with_context(|| format!("\"{text}\" is no port such as tcp/22"))?;
+        let protocol = match name {
+            "tcp" => protocol::TCP,
+            "udp" => protocol::UDP,
+            _ => bail!("\"{text}\" is no port such as tcp/22 or udp/53"),
+        };
+        let port = port.parse().ok().filter(|port| *port != 0);
+        Ok(Port { protocol, port: port.with_context(|| format!("\"{text}\": ports are 1 to 65535"))? })
+    }
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Item::Prefix(prefix) => write!(f, "{}", Scope::Source(*prefix)),
+            Item::Port(port) => write!(f, "{port}"),
+            Item::Interface(name) => write!(f, "dev:{name}"),
+            Item::Flow(key) => write!(f, "{}", Scope::Flow(*key)),
+        }
+    }
+}
+
+impl FromStr for Item {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Item> {
+        if let Some(name) = text.strip_prefix("dev:") {
+            ensure!(!name.is_empty() && name.len() <= 15, "\"{name}\" is no name of an interface");
+            return Ok(Item::Interface(name.to_owned()));
+        }
+        if text.starts_with("tcp/") || text.starts_with("udp/") {
+            return Ok(Item::Port(text.parse()?));
+        }
+        match text.parse::<Scope>() {
+            Ok(Scope::Source(prefix)) => Ok(Item::Prefix(prefix)),
+            Ok(Scope::Flow(key)) => Ok(Item::Flow(key)),
+            Ok(Scope::Service(_)) => {
+                bail!("\"{text}\": a port of this host is written tcp/22, a flow has two endpoints")
+            }
+            Err(_) => bail!("\"{text}\" is no address, prefix, port (tcp/22), interface (dev:eth0) or flow"),
+        }
+    }
+}
+
+macro_rules! as_text {
+    ($($type:ty),+) => {
+        $(
+            impl Serialize for $type {
+                fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                    serializer.collect_str(self)
+                }
+            }
+            impl<'de> Deserialize<'de> for $type {
+                fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<$type, D::Error> {
+                    String::deserialize(deserializer)?.parse().map_err(|error| D::Error::custom(format!("{error:#}")))
+                }
+            }
+        )+
+    };
+}
+
+as_text! { Port, Item }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(text: &str) -> Item {
+        text.parse().expect(text)
+    }
+
+    fn list(items: &[&str]) -> List {
+        let mut list = List::default();
+        items.iter().for_each(|text| drop(list.add(entry(item(text), Why::Operator))));
+        list
+    }
+
+    fn record(flow: &str) -> FlowRecord {
+        let Ok(Scope::Flow(key)) = flow.parse() else { panic!("{flow} is no flow") };
+        let mut record = FlowRecord::zeroed();
+        record.key = key;
+        record
+    }
+
+    #[test]
+    fn every_item_reads_back_as_it_was_written() {
+        for text in ["198.18.0.0/16", "2001:db8::1", "tcp/22", "udp/53", "dev:eth0", "tcp,198.18.0.1:1,198.18.0.2:2"] {
+            assert_eq!(item(text).to_string(), text);
+        }
+        for (text, word) in [("tcp/0", "1 to 65535"), ("tcp,198.18.0.1:22", "tcp/22"), ("eth0", "dev:eth0")] {
+            let error = format!("{:#}", text.parse::<Item>().expect_err(text));
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_item_stays_until_its_last_reason_goes() {
+        let mut list = List::of(&["198.18.7.1/24".parse().expect("a prefix")], &[], &[]);
+        let network = item("198.18.7.0/24");
+        assert_eq!(list.add(entry(network.clone(), Why::Gateway)), None, "it is protected already");
+        let error = list.remove(&network, Why::Operator).expect_err("not the operator's").to_string();
+        assert!(error.contains("because of configuration and gateway"), "{error}");
+        assert_eq!(list.remove(&network, Why::Configuration).expect("there"), None);
+        let gone = Change { item: network.clone(), allowed: false };
+        assert_eq!(list.replace(Why::Gateway, &[]), [gone]);
+        assert!(list.remove(&network, Why::Gateway).is_err() && list.entries().is_empty());
+        assert!(!list.protects(&record("udp,198.18.7.9:1,198.18.0.10:2")));
+    }
+
+    #[test]
+    fn a_refreshed_set_changes_only_what_is_new_or_gone() {
+        let mut list = List::default();
+        let of = |names: &[&str]| names.iter().map(|name| (item(name), String::new())).collect::<Vec<_>>();
+        assert_eq!(list.replace(Why::Resolver, &of(&["198.18.0.53", "2001:db8::53"])).len(), 2);
+        assert!(list.replace(Why::Resolver, &of(&["2001:db8::53", "198.18.0.53"])).is_empty());
+        let changes = list.replace(Why::Resolver, &of(&["198.18.0.54", "198.18.0.53"]));
+        let change = |name: &str, allowed| Change { item: item(name), allowed };
+        assert_eq!(changes, [change("198.18.0.54", true), change("2001:db8::53", false)]);
+    }
+
+    #[test]
+    fn endpoints_ports_interfaces_and_flows_protect() {
+        let mut list = list(&["198.18.7.0/24", "tcp/22", "tcp,198.18.0.10:2222,198.18.66.7:50000", "2001:db8:7::/48"]);
+        for flow in [
+            "udp,198.18.7.1:9,198.18.0.10:5514",
+            "udp,198.18.0.10:5514,198.18.7.1:9",
+            "icmp,[2001:db8::1]:0,[2001:db8:7::9]:0",
+            "tcp,198.18.0.10:2222,198.18.66.7:50000",
+            "tcp,198.18.0.10:2222,198.18.66.7:50000,vlan=5",
+            "icmpv6,[2001:db8::1]:0,[2001:db8::2]:0",
+            "udp,0.0.0.0:68,255.255.255.255:67",
+        ] {
+            assert!(list.protects(&record(flow)), "{flow}");
+        }
+        let mut ssh = record("tcp,198.18.0.10:22,198.18.66.7:50000");
+        assert!(!list.protects(&ssh), "here the low end began: 50000 is the responder's port");
+        ssh.state |= state::INITIATOR_HIGH;
+        assert!(list.protects(&ssh));
+        let mut other = record("tcp,198.18.0.10:2222,198.18.66.7:50001");
+        assert!(!list.protects(&other));
+        other.ifindex = 3;
+        list.set_indexes([3].into());
+        assert!(list.protects(&other));
+    }
+
+    #[test]
+    fn what_is_protected_as_a_whole_gets_no_verdict() {
+        let list = list(&["198.18.7.0/24", "tcp/22"]);
+        let forbids = |scope: &str| list.forbids(&scope.parse().expect(scope));
+        assert!(forbids("198.18.7.9").expect("covered").contains("198.18.7.0/24"));
+        assert!(forbids("198.18.7.0/25").is_some() && forbids("198.18.0.0/16").is_none());
+        assert!(forbids("tcp,198.18.0.10:22").is_some() && forbids("tcp,198.18.0.10:80").is_none());
+        assert!(forbids("udp,198.18.0.10:1,198.18.7.9:2").is_some());
+        assert!(forbids("icmpv6,2001:db8::1,2001:db8::2").is_some());
+    }
+
+    #[test]
+    fn entries_end() {
+        let mut list = List::default();
+        let now = Moment { ns: 1_000_000_000, unix_ms: 1_700_000_000_000 };
+        let until_unix_ms = Some(now.plus_ms(5_000).unix_ms);
+        let timed = Entry { until_unix_ms, ..entry(item("198.18.7.1"), Why::Operator) };
+        assert!(list.restore(timed.clone(), now).is_some());
+        assert!(list.expire(now.plus_ms(4_999).ns).0.is_empty());
+        let (ended, changes) = list.expire(now.plus_ms(5_000).ns);
+        assert_eq!((ended.len(), changes.len()), (1, 1));
+        assert!(list.restore(timed, now.plus_ms(5_000)).is_none(), "it has ended");
+    }
+}

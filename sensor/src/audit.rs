@@ -1,0 +1,446 @@
+//! The audit: one JSON line for each verdict, expiry, undo, change of mode, of the breaker, of the model, of the never-drop
+//! list. To a file that rotates, to standard output, to the journal.
+//!
+//! Invariant: [`Audit::write`] never waits. A thread writes; if its queue is full, or a sink cannot be written, lines are
+//! lost and counted. The lines are described in docs/control.md. Called by the poll thread.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use crate::allow;
+use crate::breaker::Trip;
+use crate::config::{ActionName, AuditConfig, Mode};
+use crate::verdicts::Verdict;
+
+/// Lines that may wait for the disk.
+const QUEUE: usize = 16_384;
+/// Lines that may wait for a reader of standard output.
+const STDOUT_QUEUE: usize = 1_024;
+const JOURNAL: &str = "/run/systemd/journal/socket";
+
+/// What happened.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The agent started.
+    Start {
+        /// Its version.
+        version: &'static str,
+        /// Its mode.
+        mode: Mode,
+        /// Verdicts that it goes on with.
+        verdicts: usize,
+    },
+    /// The agent stops.
+    Stop,
+    /// A verdict, new or with another action than before.
+    Verdict {
+        /// Which.
+        #[serde(flatten)]
+        verdict: Box<Verdict>,
+        /// What is done, under the mode and the breaker.
+        done: ActionName,
+        /// When it ends, RFC 3339.
+        until: String,
+    },
+    /// A verdict ended by itself.
+    Expired {
+        /// Which.
+        #[serde(flatten)]
+        verdict: Box<Verdict>,
+        /// Packets that it acted on, or would have, as far as they are known.
+        packets: u64,
+    },
+    /// A verdict was taken back.
+    Removed {
+        /// Which.
+        #[serde(flatten)]
+        verdict: Box<Verdict>,
+        /// By whom.
+        by: String,
+        /// Packets that it acted on, or would have, as far as they are known.
+        packets: u64,
+    },
+    /// Another mode.
+    Mode {
+        /// Before.
+        from: Mode,
+        /// Now.
+        to: Mode,
+        /// By whom.
+        by: String,
+    },
+    /// The breaker opened.
+    BreakerTripped {
+        /// Why.
+        #[serde(flatten)]
+        trip: Trip,
+        /// In words.
+        text: String,
+    },
+    /// The breaker closed.
+    BreakerReset {
+        /// Why it was open.
+        #[serde(flatten)]
+        trip: Trip,
+        /// By whom, or by what rule.
+        by: String,
+    },
+    /// Another model is in use, or was refused.
+    Model {
+        /// "active" or "shadow".
+        role: &'static str,
+        /// Its name.
+        name: String,
+        /// Its hash, empty if it was refused.
+        model: String,
+        /// What asked for it.
+        by: String,
+        /// Why it was refused.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        refused: Option<String>,
+    },
+    /// Something is never dropped from now on.
+    Allowed {
+        /// What.
+        #[serde(flatten)]
+        entry: Box<allow::Entry>,
+    },
+    /// Something is not protected any more for this reason.
+    NotAllowed {
+        /// What.
+        #[serde(flatten)]
+        entry: Box<allow::Entry>,
+        /// By whom.
+        by: String,
+    },
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: String,
+    #[serde(flatten)]
+    event: &'a Event,
+}
+
+enum Message {
+    Event(SystemTime, Box<Event>),
+    Flush(SyncSender<()>),
+}
+
+/// The writing end.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    queue: Option<SyncSender<Message>>,
+    lost: Arc<AtomicU64>,
+    written: Arc<AtomicU64>,
+}
+
+impl Audit {
+    /// An audit that goes nowhere.
+    pub fn none() -> Audit {
+        Audit { queue: None, lost: Arc::default(), written: Arc::default() }
+    }
+
+    /// Opens the sinks of a configuration. `directory`: where a relative path starts. A sink that cannot be opened is
+    /// done without, with a log line.
+    pub fn open(config: &AuditConfig, directory: Option<&Path>) -> Audit {
+        let path = config.path.as_ref().and_then(|path| match directory {
+            _ if path.is_absolute() => Some(path.clone()),
+            directory => Some(directory?.join(path)),
+        });
+        let bytes = u64::from(config.max_mib) << 20;
+        let file = path.and_then(|path| {
+            let opened = Rotating::open(&path, bytes, config.files);
+            opened.inspect_err(|error| tracing::error!("no audit is written (audit.path): {error:#}")).ok()
+        });
+        let journal = config.journald.then(journal).and_then(|opened| {
+            opened.inspect_err(|error| tracing::error!("no audit goes to the journal (audit.journald): {error:#}")).ok()
+        });
+        let stdout = config.stdout.then(stdout).and_then(|started| {
+            started.inspect_err(|error| tracing::error!("no audit goes to standard output: {error:#}")).ok()
+        });
+        if file.is_none() && journal.is_none() && stdout.is_none() {
+            return Audit::none();
+        }
+        let (queue, inbox) = sync_channel(QUEUE);
+        let audit = Audit { queue: Some(queue), ..Audit::none() };
+        let (lost, written) = (audit.lost.clone(), audit.written.clone());
+        let sinks = Sinks { file, journal, stdout, lost, written, failing: false };
+        match std::thread::Builder::new().name("sensor-audit".to_owned()).spawn(move || sinks.run(&inbox)) {
+            Ok(_) => audit,
+            Err(error) => {
+                tracing::error!("cannot start the thread that writes the audit: {error}");
+                Audit::none()
+            }
+        }
+    }
+
+    /// Hands an event over.
+    pub fn write(&self, event: Event) {
+        if let Some(queue) = &self.queue
+            && queue.try_send(Message::Event(SystemTime::now(), Box::new(event))).is_err()
+        {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until what was handed over is written, or until `limit` is over.
+    pub fn flush(&self, limit: Duration) {
+        let Some(queue) = &self.queue else { return };
+        let (done, answer) = sync_channel(1);
+        if queue.try_send(Message::Flush(done)).is_ok() {
+            // Not in time is no reason to wait longer.
+            let _ = answer.recv_timeout(limit);
+        }
+    }
+
+    /// Lines that some sink did not get.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Lines written.
+    pub fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
+    }
+}
+
+/// A point in time as lines show it.
+pub fn rfc3339(unix_ms: u64) -> String {
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms));
+    // Year 9999 is where the format ends.
+    let last = Duration::from_secs(253_402_300_799);
+    let time = time.filter(|time| time.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|age| age < last));
+    humantime::format_rfc3339_millis(time.unwrap_or(SystemTime::UNIX_EPOCH + last)).to_string()
+}
+
+struct Sinks {
+    file: Option<Rotating>,
+    journal: Option<UnixDatagram>,
+    stdout: Option<SyncSender<String>>,
+    lost: Arc<AtomicU64>,
+    written: Arc<AtomicU64>,
+    failing: bool,
+}
+
+impl Sinks {
+    fn run(mut self, inbox: &Receiver<Message>) {
+        while let Ok(message) = inbox.recv() {
+            match message {
+                Message::Event(time, event) => self.event(time, &event),
+                // Nobody may wait any more.
+                Message::Flush(done) => drop(done.try_send(())),
+            }
+        }
+    }
+
+    fn event(&mut self, time: SystemTime, event: &Event) {
+        let line = Line { time: humantime::format_rfc3339_millis(time).to_string(), event };
+        let Ok(mut text) = serde_json::to_string(&line) else {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let mut whole = true;
+        if let Some(journal) = &self.journal {
+            let entry = format!("SYSLOG_IDENTIFIER=sensor-audit\nPRIORITY=6\nMESSAGE={text}\n");
+            whole &= journal.send(entry.as_bytes()).is_ok();
+        }
+        text.push('\n');
+        if let Some(file) = &mut self.file {
+            match file.write(text.as_bytes()) {
+                Ok(()) => self.failing = false,
+                Err(error) => {
+                    if !std::mem::replace(&mut self.failing, true) {
+                        tracing::error!("the audit cannot be written: {error:#}; lines are lost");
+                    }
+                    whole = false;
+                }
+            }
+        }
+        if let Some(stdout) = &self.stdout {
+            whole &= stdout.try_send(text).is_ok();
+        }
+        let counter = if whole { &self.written } else { &self.lost };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A file that is renamed to NAME.1 when it is full, NAME.1 to NAME.2, and so on.
+struct Rotating {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    most: u64,
+    files: u32,
+}
+
+impl Rotating {
+    fn open(path: &Path, most: u64, files: u32) -> Result<Rotating> {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        }
+        let file = append(path)?;
+        let bytes = file.metadata().with_context(|| format!("{}", path.display()))?.len();
+        Ok(Rotating { path: path.to_owned(), file, bytes, most, files })
+    }
+
+    fn write(&mut self, line: &[u8]) -> Result<()> {
+        if self.bytes > 0 && self.bytes + line.len() as u64 > self.most {
+            self.rotate()?;
+        }
+        let begun = self.bytes;
+        self.bytes += line.len() as u64;
+        self.file.write_all(line).inspect_err(|_| {
+            // Half a line (a full disk) must not spoil the next one.
+            let _ = self.file.set_len(begun);
+            self.bytes = begun;
+        })?;
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> Result<()> {
+        let name = |number: u32| match number {
+            0 => self.path.clone(),
+            number => {
+                let mut name = self.path.clone().into_os_string();
+                name.push(format!(".{number}"));
+                PathBuf::from(name)
+            }
+        };
+        for number in (0..self.files.saturating_sub(1)).rev() {
+            // An older one need not exist.
+            let _ = fs::rename(name(number), name(number + 1));
+        }
+        if self.files == 1 {
+            self.file.set_len(0).context("cannot empty the audit")?;
+        }
+        self.file = append(&self.path)?;
+        self.bytes = 0;
+        Ok(())
+    }
+}
+
+fn append(path: &Path) -> Result<File> {
+    let opened = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
+    opened.with_context(|| format!("cannot open {}", path.display()))
+}
+
+fn journal() -> Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound().context("cannot make a socket")?;
+    socket.connect(JOURNAL).with_context(|| format!("cannot connect to {JOURNAL}"))?;
+    // A journal that does not read must not hold the file up.
+    socket.set_nonblocking(true).context("cannot make the socket non-blocking")?;
+    Ok(socket)
+}
+
+/// Prints from a thread of its own, which ends with the process: a reader may never read.
+fn stdout() -> Result<SyncSender<String>> {
+    let (lines, inbox) = sync_channel::<String>(STDOUT_QUEUE);
+    let print = move || {
+        for line in inbox {
+            if std::io::stdout().write_all(line.as_bytes()).is_err() {
+                break;
+            }
+        }
+    };
+    std::thread::Builder::new().name("sensor-audit-out".to_owned()).spawn(print).context("cannot start a thread")?;
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdicts::{Evidence, Rate};
+
+    fn verdict() -> Box<Verdict> {
+        let evidence = Evidence {
+            who: "operator uid 0".into(),
+            label: Some("scan".into()),
+            score: Some(0.97),
+            ..Evidence::default()
+        };
+        Box::new(Verdict {
+            id: 7,
+            scope: "198.18.66.0/24".parse().expect("a scope"),
+            action: ActionName::Drop,
+            rate: Rate::default(),
+            origin: crate::config::OriginName::Operator,
+            evidence,
+            created_unix_ms: 1_700_000_000_000,
+            until_unix_ms: 1_700_000_600_000,
+            until_ns: 5,
+        })
+    }
+
+    fn lines(path: &Path) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(path).expect("a file");
+        text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    }
+
+    #[test]
+    fn each_event_is_one_line_of_json() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let audit = Audit::open(&AuditConfig::default(), Some(folder.path()));
+        let until = rfc3339(verdict().until_unix_ms);
+        audit.write(Event::Verdict { verdict: verdict(), done: ActionName::Tag, until });
+        audit.write(Event::Removed { verdict: verdict(), by: "uid 0\n\"x\"".into(), packets: 3 });
+        audit.write(Event::Mode { from: Mode::Observe, to: Mode::Enforce, by: "uid 0".into() });
+        audit.flush(Duration::from_secs(10));
+        let lines = lines(&folder.path().join("audit.jsonl"));
+        assert_eq!(lines.len(), 3);
+        for (name, value) in [
+            ("event", "verdict"),
+            ("scope", "198.18.66.0/24"),
+            ("action", "drop"),
+            ("done", "tag"),
+            ("label", "scan"),
+            ("until", "2023-11-14T22:23:20.000Z"),
+        ] {
+            assert_eq!(lines[0][name], value, "{}", lines[0]);
+        }
+        assert!(lines[0]["time"].as_str().is_some_and(|time| time.ends_with('Z')));
+        assert_eq!((&lines[1]["by"], &lines[2]["to"]), (&"uid 0\n\"x\"".into(), &"enforce".into()));
+        assert_eq!((audit.written(), audit.lost()), (3, 0));
+    }
+
+    #[test]
+    fn files_rotate_and_only_so_many_are_kept() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join("a");
+        let mut file = Rotating::open(&path, 100, 3).expect("opens");
+        for number in 0..50 {
+            file.write(format!("{number:039}\n").as_bytes()).expect("writes");
+        }
+        let name = |number: u32| folder.path().join(if number == 0 { "a".into() } else { format!("a.{number}") });
+        let text = |number: u32| fs::read_to_string(name(number)).expect("a file");
+        assert!(text(0).ends_with("49\n") && text(1).ends_with("47\n") && text(2).ends_with("45\n"));
+        assert!((0..3).all(|number| text(number).len() <= 100) && !name(3).exists());
+        let mut again = Rotating::open(&path, 100, 3).expect("opens");
+        again.write(&[b'x'; 39]).expect("writes");
+        assert!(text(0).ends_with('x') && text(1).ends_with("49\n"), "it goes on where the last one stopped");
+        let mut alone = Rotating::open(&folder.path().join("b"), 100, 1).expect("opens");
+        (0..9).for_each(|_| alone.write(&[b'y'; 60]).expect("writes"));
+        assert_eq!(fs::metadata(folder.path().join("b")).expect("a file").len(), 60);
+    }
+
+    #[test]
+    fn a_full_queue_loses_lines_and_counts_them() {
+        let (queue, inbox) = sync_channel(2);
+        let audit = Audit { queue: Some(queue), ..Audit::none() };
+        (0..5).for_each(|_| audit.write(Event::Stop));
+        assert_eq!((audit.lost(), inbox.try_iter().count()), (3, 2));
+        Audit::none().write(Event::Stop);
+        Audit::none().flush(Duration::from_secs(9));
+    }
+}

@@ -1,0 +1,323 @@
+//! `sensor verdicts`, `sensor allow`, `sensor mode`, `sensor breaker`: enforcement by hand.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use super::print::{self, table};
+use super::{Socket, say, wait};
+use crate::allow::{Entry, Item};
+use crate::audit::rfc3339;
+use crate::config::{ActionName, Mode};
+use crate::control;
+use crate::verdicts::Rate;
+use crate::view::{NewAllow, NewVerdict, VerdictList, VerdictView, Which};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum VerdictsCommand {
+    /// List the verdicts that hold, the newest first
+    List {
+        #[command(flatten)]
+        socket: Socket,
+        /// At most this many, 0 = all [default: 50, with --json all]
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one verdict: why, by whom, until when
+    Show {
+        /// Its number
+        id: u64,
+        #[command(flatten)]
+        socket: Socket,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add a verdict: `sensor verdicts add drop 198.18.66.0/24 --for 1h`
+    Add(Box<Add>),
+    /// Take verdicts back; their packets pass from the next one on
+    Remove {
+        /// Their numbers, or what they are about
+        #[arg(required_unless_present = "all")]
+        which: Vec<String>,
+        /// Every verdict, of models too
+        #[arg(long, conflicts_with = "which")]
+        all: bool,
+        #[command(flatten)]
+        socket: Socket,
+        /// One JSON array
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Add {
+    /// What mode enforce does with the packets
+    #[arg(value_enum)]
+    action: ActionName,
+    /// An address (198.18.66.7) or a prefix (2001:db8:66::/48): all flows that they begin; a flow, by its id in `sensor flows
+    /// --json` or as tcp,198.18.66.7:4444,198.18.0.10:80; a service (limit only), as tcp,198.18.0.10:80
+    scope: String,
+    /// How long it holds
+    #[arg(long = "for", value_name = "DUR", value_parser = humantime::parse_duration, default_value = "10m")]
+    duration: Duration,
+    /// For action limit: packets a second; of a service, half-open connections a second
+    #[arg(long, value_name = "N")]
+    pps: Option<u64>,
+    /// For action limit: bytes a second
+    #[arg(long, value_name = "N")]
+    bps: Option<u64>,
+    /// Why, for the audit
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    note: String,
+    #[command(flatten)]
+    socket: Socket,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AllowCommand {
+    /// List what is never dropped, and why
+    List {
+        #[command(flatten)]
+        socket: Socket,
+        /// One JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Never drop this from now on: an address, a prefix, a local port (tcp/22), an interface (dev:eth0), a flow
+    Add {
+        /// What
+        item: Item,
+        /// For how long [default: until it is removed]
+        #[arg(long = "for", value_name = "DUR", value_parser = humantime::parse_duration)]
+        duration: Option<Duration>,
+        /// Why, for the audit
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        note: String,
+        #[command(flatten)]
+        socket: Socket,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take back what `sensor allow add` added
+    Remove {
+        /// What
+        item: Item,
+        #[command(flatten)]
+        socket: Socket,
+        /// One JSON string
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BreakerCommand {
+    /// Close it: verdicts of models are obeyed again as far as the mode allows
+    Reset,
+}
+
+pub(super) fn verdicts(command: VerdictsCommand) -> Result<ExitCode> {
+    match command {
+        VerdictsCommand::List { socket, limit, json } => {
+            let limit = limit.unwrap_or(if json { 0 } else { 50 });
+            let list = wait(control::get_verdicts(&socket.socket, limit))?;
+            say(&if json { print::json(&list)? } else { list_text(&list) })?;
+        }
+        VerdictsCommand::Show { id, socket, json } => {
+            let verdict = wait(control::get_verdict(&socket.socket, id))?;
+            say(&if json { print::json(&verdict)? } else { verdict_text(&verdict) })?;
+        }
+        VerdictsCommand::Add(add) => {
+            let Add { action, scope, duration, pps, bps, note, socket, json } = *add;
+            let new = NewVerdict {
+                scope,
+                action,
+                // A part of a second counts as one: zero would be no verdict.
+                for_seconds: duration.as_secs() + u64::from(duration.subsec_nanos() > 0),
+                packets_per_second: pps.unwrap_or(0),
+                bytes_per_second: bps.unwrap_or(0),
+                note,
+            };
+            let verdict = wait(control::add_verdict(&socket.socket, &new))?;
+            say(&if json { print::json(&verdict)? } else { added_text(&verdict) })?;
+        }
+        VerdictsCommand::Remove { which, all, socket, json } => {
+            let one = |text: String| text.parse().map_or_else(|_| Which::Scope(text.clone()), Which::Id);
+            let orders: Vec<Which> = if all { vec![Which::All] } else { which.into_iter().map(one).collect() };
+            let mut gone = Vec::new();
+            for one in orders {
+                gone.extend(wait(control::remove_verdicts(&socket.socket, one))?);
+            }
+            if json {
+                say(&print::json(&gone)?)?;
+            } else {
+                let mut text = String::new();
+                for verdict in &gone {
+                    // Writing to a string cannot fail.
+                    let _ = writeln!(text, "verdict {} ({} {}) is gone", verdict.id, verdict.action, verdict.scope);
+                }
+                say(if gone.is_empty() { "there was no verdict\n" } else { &text })?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn allow(command: AllowCommand) -> Result<ExitCode> {
+    match command {
+        AllowCommand::List { socket, json } => {
+            let entries = wait(control::get_allowed(&socket.socket))?;
+            say(&if json { print::json(&entries)? } else { allowed_text(&entries) })?;
+        }
+        AllowCommand::Add { item, duration, note, socket, json } => {
+            let for_seconds = duration.map(|duration| duration.as_secs().max(1));
+            let entry = wait(control::add_allow(&socket.socket, &NewAllow { item, for_seconds, note }))?;
+            let until =
+                entry.until_unix_ms.map_or("until it is removed".to_owned(), |ms| format!("until {}", rfc3339(ms)));
+            say(&if json { print::json(&entry)? } else { format!("{} is never dropped, {until}\n", entry.item) })?;
+        }
+        AllowCommand::Remove { item, socket, json } => {
+            let item = wait(control::remove_allow(&socket.socket, item))?;
+            say(&if json { print::json(&item)? } else { format!("{item} is off the never-drop list\n") })?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn mode(to: Option<Mode>, socket: &Socket, json: bool) -> Result<ExitCode> {
+    let view = wait(control::mode(&socket.socket, to))?;
+    let mut text = view.mode.to_string();
+    if view.mode != view.configured {
+        text += &format!(" (set by command; the configuration says {})", view.configured);
+    }
+    if view.ramp {
+        text += ", ramp: only the highest scores drop";
+    }
+    say(&if json { print::json(&view)? } else { text + "\n" })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) fn breaker(command: Option<BreakerCommand>, socket: &Socket, json: bool) -> Result<ExitCode> {
+    let view = wait(control::breaker(&socket.socket, matches!(command, Some(BreakerCommand::Reset))))?;
+    let text = match (&view.reason, &view.trip) {
+        (Some(reason), Some(trip)) => format!("open since {}: {reason}\n", rfc3339(trip.unix_ms)),
+        _ => "closed\n".to_owned(),
+    };
+    say(&if json { print::json(&view)? } else { text })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn rate(rate: Rate) -> String {
+    let part = |count: u64, unit: &str| if count == 0 { String::new() } else { format!(" {count} {unit}") };
+    part(rate.packets, "packets/s") + &part(rate.bytes, "bytes/s")
+}
+
+fn action(view: &VerdictView) -> String {
+    let verdict = &view.verdict;
+    let withheld = if view.done == verdict.action { String::new() } else { format!(" ({} now)", view.done) };
+    format!("{}{}{withheld}", verdict.action, rate(verdict.rate))
+}
+
+fn left(seconds: f64) -> String {
+    humantime::format_duration(Duration::from_secs(seconds.max(0.0).round() as u64)).to_string()
+}
+
+fn list_text(list: &VerdictList) -> String {
+    let columns = ["id", "scope", "about", "action", "ends in", "packets", "score", "label", "by"];
+    let rows = list.verdicts.iter().map(|view| {
+        let verdict = &view.verdict;
+        let evidence = &verdict.evidence;
+        [
+            verdict.id.to_string(),
+            verdict.scope.kind().to_owned(),
+            verdict.scope.to_string(),
+            action(view),
+            left(view.remaining_seconds),
+            view.packets.to_string(),
+            evidence.score.map_or_else(|| "-".to_owned(), |score| format!("{score:.3}")),
+            evidence.label.clone().unwrap_or_else(|| "-".to_owned()),
+            evidence.who.clone(),
+        ]
+    });
+    let mut text = table(&columns, &[0, 5, 6], rows);
+    let shown = list.verdicts.len() as u64;
+    if shown < list.total {
+        text += &format!("{} more; --limit 0 shows all\n", list.total - shown);
+    }
+    text
+}
+
+fn added_text(view: &VerdictView) -> String {
+    let verdict = &view.verdict;
+    let mut text = format!(
+        "verdict {}: {} {} {}, until {}\n",
+        verdict.id,
+        verdict.action,
+        verdict.scope.kind(),
+        verdict.scope,
+        rfc3339(verdict.until_unix_ms)
+    );
+    if view.done != verdict.action {
+        text += &format!(
+            "the mode allows {} and no more: its packets are counted, and `sensor mode enforce` makes it hold\n",
+            view.done
+        );
+    }
+    text
+}
+
+fn verdict_text(view: &VerdictView) -> String {
+    let verdict = &view.verdict;
+    let evidence = &verdict.evidence;
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        if !value.is_empty() {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{name:9} {value}");
+        }
+    };
+    line("verdict", format!("{} on {} {}", verdict.id, verdict.scope.kind(), verdict.scope));
+    line("action", action(view));
+    line("origin", format!("{}: {}", verdict.origin, evidence.who));
+    line("note", evidence.note.clone());
+    line("flow", evidence.flow.clone().unwrap_or_default());
+    line("label", evidence.label.clone().unwrap_or_default());
+    line("score", evidence.score.map(|score| format!("{score:.4}")).unwrap_or_default());
+    line("model", evidence.model.clone().unwrap_or_default());
+    for reason in &evidence.reasons {
+        let value = reason.value.map_or("missing".to_owned(), |value| value.to_string());
+        line("because", format!("{} = {value} ({:+.3})", reason.feature, reason.effect));
+    }
+    line("since", rfc3339(verdict.created_unix_ms));
+    line("until", format!("{} (in {})", rfc3339(verdict.until_unix_ms), left(view.remaining_seconds)));
+    line("packets", format!("{} ({} bytes) in the kernel's table of verdicts", view.packets, view.bytes));
+    text
+}
+
+fn allowed_text(entries: &[Entry]) -> String {
+    let columns = ["kind", "never dropped", "why", "until", "note"];
+    let rows = entries.iter().map(|entry| {
+        let note = [entry.who.as_str(), entry.note.as_str()].map(str::to_owned);
+        let note: Vec<String> = note.into_iter().filter(|text| !text.is_empty()).collect();
+        [
+            entry.item.kind().to_owned(),
+            entry.item.to_string(),
+            entry.why.name().to_owned(),
+            entry.until_unix_ms.map_or_else(|| "-".to_owned(), rfc3339),
+            note.join(": "),
+        ]
+    });
+    table(&columns, &[], rows)
+}

@@ -1,0 +1,210 @@
+//! `[policy]`, `[breaker]` and `[audit]`: from score to verdict, what bounds it, and what is written down of it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::forms::{duration, empty_is_none};
+use super::{ActionName, HostEntry, MINUTE, SECOND, number, within};
+use crate::allow::Port;
+
+/// `[policy]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PolicyConfig {
+    /// Score from which on a flow gets a verdict, in place of the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<f64>,
+    /// Packets of a flow before its first score (a power of two).
+    pub min_packets: u32,
+    /// Packets of a flow before it is dropped or limited; until then it is tagged.
+    pub min_packets_drop: u32,
+    /// How long a verdict holds unless it is renewed.
+    #[serde(with = "duration")]
+    pub verdict_ttl: Duration,
+    /// Verdicts of each scope that are held at once.
+    pub max_verdicts: u32,
+    /// Flows with an endpoint in one of these are never dropped.
+    pub never_drop: Vec<IpNet>,
+    /// Ports of this host that are never dropped.
+    pub never_drop_ports: Vec<Port>,
+    /// Interfaces whose packets are never dropped.
+    pub never_drop_interfaces: Vec<String>,
+    /// What of this host's own surroundings is never dropped.
+    pub never_drop_host: Vec<HostEntry>,
+    /// Local TCP ports whose established connections are sessions of operators.
+    pub session_ports: Vec<u16>,
+    /// For so long after mode enforce began, only scores from `ramp_score` on drop.
+    #[serde(with = "duration")]
+    pub ramp: Duration,
+    /// See `ramp`.
+    pub ramp_score: f64,
+    /// Packets a second that action limit of the model lets through, 0 = not limited in packets.
+    pub limit_packets: u64,
+    /// Bytes a second, likewise.
+    pub limit_bytes: u64,
+    /// Flows of a source under a verdict of drop, with completed handshakes, after which the source gets it; 0 = never.
+    pub escalate_flows: u32,
+    /// Half-open connections a second to a service, above which they are limited to that rate; 0 = never.
+    pub half_open_limit: u32,
+    /// Action per label of the model; other labels get the mode's action.
+    pub label_actions: BTreeMap<String, ActionName>,
+}
+
+/// `[breaker]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BreakerConfig {
+    /// Packets a second under verdicts of drop, 0 = any number.
+    pub drops_per_second: u64,
+    /// Share of the active, scored flows that may be under a verdict of drop, 1 = all.
+    pub flow_share: f64,
+    /// Flows under a verdict of drop below which their share is not looked at.
+    pub min_flows: u32,
+    /// Share of the active sources that may be under a verdict of drop, 1 = all.
+    pub source_share: f64,
+    /// As `min_flows`, for sources.
+    pub min_sources: u32,
+    /// New verdicts in a minute, 0 = any number.
+    pub verdicts_per_minute: u32,
+    /// It closes when all was below the caps for so long; 0 = by command only.
+    #[serde(with = "duration")]
+    pub reset_after: Duration,
+}
+
+/// `[audit]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditConfig {
+    /// The file; `None` (in the file: ""): none. A relative path starts at `agent.state_dir`.
+    #[serde(with = "empty_is_none")]
+    pub path: Option<PathBuf>,
+    /// Size at which a new file is begun, MiB.
+    pub max_mib: u32,
+    /// Files that are kept, the one in use included.
+    pub files: u32,
+    /// Whether the lines go to standard output, too.
+    pub stdout: bool,
+    /// Whether they go to the journal, too.
+    pub journald: bool,
+    /// New verdicts a second whose features are looked into.
+    pub explain_per_second: u32,
+}
+
+impl Default for PolicyConfig {
+    fn default() -> PolicyConfig {
+        let prefix = |octets: [u8; 4], length| IpNet::new_assert(octets.into(), length);
+        let prefix6 = |first: u16, last: u16, length| {
+            IpNet::new_assert(std::net::Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last).into(), length)
+        };
+        PolicyConfig {
+            threshold: None,
+            min_packets: 4,
+            min_packets_drop: 4,
+            verdict_ttl: Duration::from_secs(10 * 60),
+            max_verdicts: 16_384,
+            never_drop: vec![
+                prefix([127, 0, 0, 0], 8),
+                prefix6(0, 1, 128),
+                prefix([169, 254, 0, 0], 16),
+                prefix6(0xfe80, 0, 10),
+                prefix([224, 0, 0, 0], 4),
+                prefix6(0xff00, 0, 8),
+                prefix([255, 255, 255, 255], 32),
+            ],
+            never_drop_ports: Vec::new(),
+            never_drop_interfaces: Vec::new(),
+            never_drop_host: vec![HostEntry::Gateways, HostEntry::Resolvers, HostEntry::Sessions],
+            session_ports: vec![22],
+            ramp: Duration::ZERO,
+            ramp_score: 0.99,
+            limit_packets: 100,
+            limit_bytes: 0,
+            escalate_flows: 5,
+            half_open_limit: 200,
+            label_actions: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for BreakerConfig {
+    fn default() -> BreakerConfig {
+        BreakerConfig {
+            drops_per_second: 1_000_000,
+            flow_share: 0.25,
+            min_flows: 10,
+            source_share: 0.25,
+            min_sources: 10,
+            verdicts_per_minute: 600,
+            reset_after: Duration::from_secs(10 * 60),
+        }
+    }
+}
+
+impl Default for AuditConfig {
+    fn default() -> AuditConfig {
+        AuditConfig {
+            path: Some(PathBuf::from("audit.jsonl")),
+            max_mib: 16,
+            files: 5,
+            stdout: false,
+            journald: false,
+            explain_per_second: 20,
+        }
+    }
+}
+
+impl PolicyConfig {
+    pub(super) fn validate(&self) -> Result<()> {
+        if let Some(threshold) = self.threshold {
+            ensure!((0.0..=1.0).contains(&threshold), "policy.threshold = {threshold}: must be from 0.0 to 1.0");
+        }
+        for (name, packets) in
+            [("policy.min_packets", self.min_packets), ("policy.min_packets_drop", self.min_packets_drop)]
+        {
+            number(name, packets, 1, 65_536)?;
+            ensure!(
+                packets.is_power_of_two(),
+                "{name} = {packets}: must be a power of two, because flows are looked at when their count doubles"
+            );
+        }
+        within("policy.verdict_ttl", self.verdict_ttl, 2 * SECOND, 24 * 60 * MINUTE)?;
+        number("policy.max_verdicts", self.max_verdicts, 64, 1 << 20)?;
+        within("policy.ramp", self.ramp, Duration::ZERO, 366 * 24 * 60 * MINUTE)?;
+        ensure!(
+            (0.0..=1.0).contains(&self.ramp_score),
+            "policy.ramp_score = {}: must be from 0.0 to 1.0",
+            self.ramp_score
+        );
+        let limits = self.label_actions.values().any(|action| *action == ActionName::Limit);
+        ensure!(
+            !limits || self.limit_packets > 0 || self.limit_bytes > 0,
+            "policy.label_actions has a limit: set policy.limit_packets or policy.limit_bytes"
+        );
+        number("policy.escalate_flows", self.escalate_flows, 0, 65_536)?;
+        number("policy.half_open_limit", self.half_open_limit, 0, 10_000_000)
+    }
+}
+
+impl BreakerConfig {
+    pub(super) fn validate(&self) -> Result<()> {
+        for (name, share) in [("breaker.flow_share", self.flow_share), ("breaker.source_share", self.source_share)] {
+            ensure!(share > 0.0 && share <= 1.0, "{name} = {share}: must be above 0.0, up to 1.0 (off)");
+        }
+        number("breaker.min_flows", self.min_flows, 1, 1 << 20)?;
+        number("breaker.min_sources", self.min_sources, 1, 1 << 20)?;
+        within("breaker.reset_after", self.reset_after, Duration::ZERO, 24 * 60 * MINUTE)
+    }
+}
+
+impl AuditConfig {
+    pub(super) fn validate(&self) -> Result<()> {
+        number("audit.max_mib", self.max_mib, 1, 1 << 12)?;
+        number("audit.files", self.files, 1, 1000)?;
+        number("audit.explain_per_second", self.explain_per_second, 0, 1000)
+    }
+}

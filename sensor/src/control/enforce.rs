@@ -1,0 +1,147 @@
+//! The routes of enforcement: verdicts, the never-drop list, the mode, the breaker.
+
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::ANSWER_TIMEOUT;
+use super::routes::{exchange_within, failure};
+use crate::allow::Item;
+use crate::config::{Mode, PolicyConfig};
+use crate::host::{self, Items};
+use crate::view::{EnforceRequest, NewAllow, NewVerdict, Peer, Request, Which};
+
+#[derive(Clone)]
+struct Door {
+    requests: mpsc::Sender<Request>,
+    policy: PolicyConfig,
+}
+
+pub(super) fn router(requests: mpsc::Sender<Request>, policy: PolicyConfig) -> Router {
+    Router::new()
+        .route("/v1/verdicts", get(verdicts).post(add))
+        .route("/v1/verdicts/remove", post(remove))
+        .route("/v1/verdicts/{id}", get(verdict).delete(remove_one))
+        .route("/v1/allow", get(allowed).post(allow))
+        .route("/v1/allow/remove", post(disallow))
+        .route("/v1/mode", get(mode).put(set_mode))
+        .route("/v1/breaker", get(breaker))
+        .route("/v1/breaker/reset", post(reset))
+        .with_state(Door { requests, policy })
+}
+
+impl Door {
+    /// The poll thread's answer as HTTP. `refused`: the status of a reason why not.
+    async fn ask<T: Serialize>(
+        &self,
+        refused: StatusCode,
+        request: impl FnOnce(oneshot::Sender<Result<T, String>>) -> EnforceRequest,
+    ) -> Response {
+        match exchange_within(ANSWER_TIMEOUT, &self.requests, |reply| Request::Enforce(request(reply))).await {
+            Ok(Ok(value)) => Json(value).into_response(),
+            Ok(Err(reason)) => failure(refused, &reason),
+            Err(response) => response,
+        }
+    }
+
+    /// Sessions of operators now: whoever acts must not cut off the session that is typed in.
+    async fn sessions(&self) -> Option<Items> {
+        let policy = self.policy.clone();
+        tokio::task::spawn_blocking(move || host::sessions(&policy)).await.ok().flatten()
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    #[serde(default)]
+    limit: usize,
+}
+
+async fn verdicts(State(door): State<Door>, Query(ListQuery { limit }): Query<ListQuery>) -> Response {
+    door.ask(StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Verdicts { limit, reply }).await
+}
+
+async fn verdict(State(door): State<Door>, Path(id): Path<u64>) -> Response {
+    door.ask(StatusCode::NOT_FOUND, |reply| EnforceRequest::Verdict { id, reply }).await
+}
+
+async fn add(State(door): State<Door>, Extension(by): Extension<Peer>, Json(new): Json<NewVerdict>) -> Response {
+    let sessions = door.sessions().await;
+    let request = |reply| EnforceRequest::Add { new, by, sessions, reply };
+    door.ask(StatusCode::UNPROCESSABLE_ENTITY, request).await
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Change {
+    pub(super) which: Which,
+}
+
+async fn remove(
+    State(door): State<Door>,
+    Extension(by): Extension<Peer>,
+    Json(Change { which }): Json<Change>,
+) -> Response {
+    door.ask(StatusCode::NOT_FOUND, |reply| EnforceRequest::Remove { which, by, reply }).await
+}
+
+async fn remove_one(State(door): State<Door>, Extension(by): Extension<Peer>, Path(id): Path<u64>) -> Response {
+    let which = Which::Id(id);
+    door.ask(StatusCode::NOT_FOUND, |reply| EnforceRequest::Remove { which, by, reply }).await
+}
+
+async fn allowed(State(door): State<Door>) -> Response {
+    door.ask(StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Allowed { reply }).await
+}
+
+async fn allow(State(door): State<Door>, Extension(by): Extension<Peer>, Json(new): Json<NewAllow>) -> Response {
+    door.ask(StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Allow { new, by, reply }).await
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ItemQuery {
+    pub(super) item: Item,
+}
+
+async fn disallow(
+    State(door): State<Door>,
+    Extension(by): Extension<Peer>,
+    Json(ItemQuery { item }): Json<ItemQuery>,
+) -> Response {
+    door.ask(StatusCode::NOT_FOUND, |reply| EnforceRequest::Disallow { item, by, reply }).await
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ModeBody {
+    pub(super) mode: Mode,
+}
+
+async fn mode(State(door): State<Door>, Extension(by): Extension<Peer>) -> Response {
+    let request = |reply| EnforceRequest::Mode { to: None, by, sessions: None, reply };
+    door.ask(StatusCode::UNPROCESSABLE_ENTITY, request).await
+}
+
+async fn set_mode(
+    State(door): State<Door>,
+    Extension(by): Extension<Peer>,
+    Json(ModeBody { mode }): Json<ModeBody>,
+) -> Response {
+    let sessions = door.sessions().await;
+    let request = |reply| EnforceRequest::Mode { to: Some(mode), by, sessions, reply };
+    door.ask(StatusCode::UNPROCESSABLE_ENTITY, request).await
+}
+
+async fn breaker(State(door): State<Door>, Extension(by): Extension<Peer>) -> Response {
+    door.ask(StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Breaker { reset: false, by, reply }).await
+}
+
+async fn reset(State(door): State<Door>, Extension(by): Extension<Peer>) -> Response {
+    door.ask(StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Breaker { reset: true, by, reply }).await
+}

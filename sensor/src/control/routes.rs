@@ -1,0 +1,127 @@
+//! The routes that show flows, features and the status, and load models; those of enforcement are in
+//! [`super::enforce`]. Whatever changes something is for administrators only.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::extract::{Query, Request as HttpRequest, State};
+use axum::http::{Method, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{ANSWER_TIMEOUT, Failure, LOAD_TIMEOUT, enforce, handover};
+use crate::config::PolicyConfig;
+use crate::view::{Peer, Request, SortKey};
+
+/// All routes.
+pub(super) fn router(requests: mpsc::Sender<Request>, policy: PolicyConfig) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/flows", get(flows))
+        .route("/v1/features", get(features))
+        .route("/v1/model", post(load_model))
+        .with_state(requests.clone())
+        .merge(handover::router(requests.clone()))
+        .merge(enforce::router(requests, policy))
+        .layer(from_fn(administrators_change))
+}
+
+/// Reading is for everybody who can connect; all else for root and for the user that the agent runs as.
+async fn administrators_change(Extension(peer): Extension<Peer>, request: HttpRequest, next: Next) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    if reads || is_administrator(peer) {
+        return next.run(request).await;
+    }
+    let error = format!("uid {} may read here, and change nothing: that is for root and the agent's user", peer.uid);
+    failure(StatusCode::FORBIDDEN, &error)
+}
+
+fn is_administrator(peer: Peer) -> bool {
+    peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw()
+}
+
+pub(super) fn failure(code: StatusCode, error: &str) -> Response {
+    (code, Json(Failure { error: error.to_owned() })).into_response()
+}
+
+async fn ask<T: Serialize>(
+    requests: &mpsc::Sender<Request>,
+    request: impl FnOnce(oneshot::Sender<T>) -> Request,
+) -> Response {
+    match exchange_within(ANSWER_TIMEOUT, requests, request).await {
+        Ok(value) => Json(value).into_response(),
+        Err(response) => response,
+    }
+}
+
+/// The poll thread's answer, or that of a failure.
+pub(super) async fn exchange_within<T>(
+    limit: Duration,
+    requests: &mpsc::Sender<Request>,
+    request: impl FnOnce(oneshot::Sender<T>) -> Request,
+) -> Result<T, Response> {
+    let (reply, answer) = oneshot::channel();
+    let exchange = async {
+        requests.send(request(reply)).await.ok()?;
+        answer.await.ok()
+    };
+    match tokio::time::timeout(limit, exchange).await {
+        Ok(Some(value)) => Ok(value),
+        Ok(None) => Err(failure(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping")),
+        Err(_) => Err(failure(StatusCode::GATEWAY_TIMEOUT, "the poll thread did not answer in time; see its log")),
+    }
+}
+
+async fn status(State(requests): State<mpsc::Sender<Request>>) -> Response {
+    ask(&requests, |reply| Request::Status { reply }).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FlowsQuery {
+    #[serde(default)]
+    sort: SortKey,
+    #[serde(default)]
+    limit: usize,
+}
+
+async fn flows(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<FlowsQuery>) -> Response {
+    let FlowsQuery { sort, limit } = query;
+    ask(&requests, |reply| Request::Flows { sort, limit, reply }).await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FeaturesQuery {
+    id: String,
+}
+
+async fn features(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<FeaturesQuery>) -> Response {
+    let ask = exchange_within(ANSWER_TIMEOUT, &requests, |reply| Request::Features { id: query.id, reply });
+    match ask.await {
+        Ok(Some(view)) => Json(view).into_response(),
+        Ok(None) => failure(StatusCode::NOT_FOUND, "there is no such flow any more; `sensor flows --json` has the ids"),
+        Err(response) => response,
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LoadQuery {
+    pub(super) path: PathBuf,
+    #[serde(default)]
+    pub(super) shadow: bool,
+}
+
+async fn load_model(State(requests): State<mpsc::Sender<Request>>, Json(query): Json<LoadQuery>) -> Response {
+    let LoadQuery { path, shadow } = query;
+    match exchange_within(LOAD_TIMEOUT, &requests, |reply| Request::Load { path, shadow, reply }).await {
+        Ok(Ok(view)) => Json(view).into_response(),
+        Ok(Err(reason)) => failure(StatusCode::UNPROCESSABLE_ENTITY, &reason),
+        Err(response) => response,
+    }
+}

@@ -1,0 +1,397 @@
+//! The book of verdicts that hold: what about, why, by whom, until when. Pure: time is an argument.
+//!
+//! Invariants: one verdict per scope; an operator's is never replaced by a model's; a verdict has an end; ids are given
+//! once and only grow. The book is the truth that the kernel's maps and the records follow: the poll thread
+//! ([`crate::agent`]) writes each [`Change`] through. Kept over restarts by [`crate::store`].
+
+pub mod scope;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use anyhow::{Result, bail, ensure};
+use ipnet::IpNet;
+use sensor_common::flow::FlowKey;
+use sensor_common::verdict::{Action, Origin};
+use serde::{Deserialize, Serialize};
+
+use self::scope::Scope;
+use crate::config::{ActionName, OriginName};
+
+/// A point in time on both clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moment {
+    /// Monotonic, ns: what the kernel compares with.
+    pub ns: u64,
+    /// Unix time, ms: what people read, and what survives a reboot.
+    pub unix_ms: u64,
+}
+
+impl Moment {
+    /// So much later, or earlier.
+    pub fn plus_ms(self, ms: u64) -> Moment {
+        Moment { ns: self.ns.saturating_add(ms.saturating_mul(1_000_000)), unix_ms: self.unix_ms.saturating_add(ms) }
+    }
+}
+
+/// What a limit lets through; 0 = not limited in this unit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Packets a second.
+    pub packets: u64,
+    /// Bytes of frames a second.
+    pub bytes: u64,
+}
+
+/// A feature's part in a score.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Feature.
+    pub feature: String,
+    /// Its value; `None` = missing.
+    pub value: Option<f64>,
+    /// What the score loses without it.
+    pub effect: f64,
+}
+
+/// A verdict to be entered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// What about.
+    pub scope: Scope,
+    /// What enforce does.
+    pub action: Action,
+    /// For [`Action::Limit`].
+    pub rate: Rate,
+    /// Who decides: bounds what is done.
+    pub origin: Origin,
+    /// Until when, from now, ms.
+    pub for_ms: u64,
+    /// Why.
+    pub evidence: Evidence,
+}
+
+/// Why there is a verdict, and by whom.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Evidence {
+    /// Who: a model's name and hash, a rule, a user.
+    pub who: String,
+    /// Comment of an operator, or the rule in words.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub note: String,
+    /// Label of the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// The label's number in the model's list.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub label_number: u8,
+    /// Score, 0 to 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+    /// Hash of the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// The features that made the score, largest effect first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<Reason>,
+    /// Initiator and responder of the flow, as people read them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flow: Option<String>,
+}
+
+fn is_zero(number: &u8) -> bool {
+    *number == 0
+}
+
+/// A verdict that holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// Number.
+    pub id: u64,
+    /// What about.
+    pub scope: Scope,
+    /// What enforce does.
+    pub action: ActionName,
+    /// For limits.
+    #[serde(default)]
+    pub rate: Rate,
+    /// Who decided.
+    pub origin: OriginName,
+    /// Why.
+    #[serde(flatten)]
+    pub evidence: Evidence,
+    /// When it was entered, Unix time, ms.
+    pub created_unix_ms: u64,
+    /// When it ends, Unix time, ms.
+    pub until_unix_ms: u64,
+    /// The same, monotonic ns.
+    #[serde(skip)]
+    pub until_ns: u64,
+}
+
+impl Verdict {
+    /// What is done under a ceiling.
+    pub fn done(&self, ceiling: Action) -> Action {
+        Action::from(self.action).min(ceiling)
+    }
+}
+
+/// What came of an order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// A new verdict; the one of the same scope that it replaced.
+    Added(u64, Option<Box<Verdict>>),
+    /// The same verdict holds for longer.
+    Renewed(u64),
+}
+
+/// Entries of each kind that the book (and the kernel's maps) can hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// Of each kind: flows, sources with prefixes, services.
+    pub each: usize,
+}
+
+/// The verdicts that hold.
+#[derive(Debug)]
+pub struct Book {
+    room: Room,
+    next_id: u64,
+    verdicts: BTreeMap<u64, Verdict>,
+    scopes: HashMap<Scope, u64>,
+    ends: BTreeSet<(u64, u64)>,
+    /// By kind: flow, source, service.
+    held: [usize; 3],
+    /// Lengths of the source prefixes that are in use, and how many of each: IPv4, IPv6.
+    lengths: [BTreeMap<u8, usize>; 2],
+}
+
+impl Book {
+    /// An empty book whose first verdict gets number `next_id`.
+    pub fn new(room: Room, next_id: u64) -> Book {
+        Book {
+            room,
+            next_id: next_id.max(1),
+            verdicts: BTreeMap::new(),
+            scopes: HashMap::new(),
+            ends: BTreeSet::new(),
+            held: [0; 3],
+            lengths: Default::default(),
+        }
+    }
+
+    /// The number of the next verdict.
+    pub fn next_id(&self) -> u64 {
+        self.next_id
+    }
+
+    /// Enters a verdict. One of the same scope is replaced, or renewed if it says the same.
+    ///
+    /// # Errors
+    /// The scope cannot have this action, an operator's verdict stands there, or the book is full.
+    pub fn add(&mut self, order: Order, now: Moment) -> Result<Change> {
+        let Order { scope, action, rate, origin, for_ms, evidence } = order;
+        check(&scope, action, rate)?;
+        let until = now.plus_ms(for_ms);
+        let before = self.scopes.get(&scope).and_then(|id| self.verdicts.get(id));
+        if let Some(old) = before {
+            let old_origin = Origin::from(old.origin);
+            if rank(old_origin) > rank(origin) && old.until_ns > now.ns {
+                bail!(
+                    "verdict {} of origin {} holds for {scope}; it goes before one of origin {}",
+                    old.id,
+                    old.origin,
+                    { OriginName::from(origin) }
+                );
+            }
+            if old.action == action.into() && old.rate == rate && old_origin == origin {
+                let id = old.id;
+                self.renew(id, until);
+                return Ok(Change::Renewed(id));
+            }
+        } else if self.held[kind(&scope)] >= self.room.each {
+            bail!("there is no room for another {} verdict: {} are held (policy.max_verdicts)", scope.kind(), {
+                self.room.each
+            });
+        }
+        let replaced = self.scopes.get(&scope).copied().and_then(|id| self.remove(id)).map(Box::new);
+        let id = self.next_id;
+        self.insert(Verdict {
+            id,
+            scope,
+            action: action.into(),
+            rate,
+            origin: origin.into(),
+            evidence,
+            created_unix_ms: now.unix_ms,
+            until_unix_ms: until.unix_ms,
+            until_ns: until.ns,
+        });
+        Ok(Change::Added(id, replaced))
+    }
+
+    /// Takes a verdict over from an earlier agent, with the time that it has left; `None` if it has ended, or makes no
+    /// sense here.
+    pub fn restore(&mut self, mut verdict: Verdict, now: Moment) -> Option<u64> {
+        // A clock that was set back must not make it longer than it was.
+        let whole = verdict.until_unix_ms.saturating_sub(verdict.created_unix_ms);
+        let left = verdict.until_unix_ms.saturating_sub(now.unix_ms).min(whole);
+        let free = !self.scopes.contains_key(&verdict.scope) && !self.verdicts.contains_key(&verdict.id);
+        let room = self.held[kind(&verdict.scope)] < self.room.each;
+        if left == 0 || !free || !room || check(&verdict.scope, verdict.action.into(), verdict.rate).is_err() {
+            return None;
+        }
+        verdict.until_ns = now.plus_ms(left).ns;
+        let id = verdict.id;
+        self.insert(verdict);
+        Some(id)
+    }
+
+    fn insert(&mut self, verdict: Verdict) {
+        let id = verdict.id;
+        self.next_id = self.next_id.max(id.saturating_add(1));
+        self.scopes.insert(verdict.scope, id);
+        self.ends.insert((verdict.until_ns, id));
+        self.held[kind(&verdict.scope)] += 1;
+        if let Scope::Source(prefix) = verdict.scope {
+            *self.lengths[family(&prefix)].entry(prefix.prefix_len()).or_default() += 1;
+        }
+        self.verdicts.insert(id, verdict);
+    }
+
+    /// Moves the end of a verdict; an earlier one is left where it is.
+    pub fn renew(&mut self, id: u64, until: Moment) {
+        if let Some(verdict) = self.verdicts.get_mut(&id)
+            && until.ns > verdict.until_ns
+        {
+            self.ends.remove(&(verdict.until_ns, id));
+            (verdict.until_ns, verdict.until_unix_ms) = (until.ns, until.unix_ms);
+            self.ends.insert((until.ns, id));
+        }
+    }
+
+    /// Takes a verdict out.
+    pub fn remove(&mut self, id: u64) -> Option<Verdict> {
+        let verdict = self.verdicts.remove(&id)?;
+        self.scopes.remove(&verdict.scope);
+        self.ends.remove(&(verdict.until_ns, id));
+        self.held[kind(&verdict.scope)] -= 1;
+        if let Scope::Source(prefix) = verdict.scope {
+            let lengths = &mut self.lengths[family(&prefix)];
+            if let Some(count) = lengths.get_mut(&prefix.prefix_len()) {
+                *count -= 1;
+                if *count == 0 {
+                    lengths.remove(&prefix.prefix_len());
+                }
+            }
+        }
+        Some(verdict)
+    }
+
+    /// Takes out what has ended, at most `most` verdicts.
+    pub fn expire(&mut self, now_ns: u64, most: usize) -> Vec<Verdict> {
+        let ended: Vec<u64> =
+            self.ends.iter().take_while(|(until, _)| *until <= now_ns).take(most).map(|(_, id)| *id).collect();
+        ended.into_iter().filter_map(|id| self.remove(id)).collect()
+    }
+
+    /// A verdict by its number.
+    pub fn get(&self, id: u64) -> Option<&Verdict> {
+        self.verdicts.get(&id)
+    }
+
+    /// The verdict of exactly this scope.
+    pub fn of(&self, scope: &Scope) -> Option<&Verdict> {
+        self.verdicts.get(self.scopes.get(scope)?)
+    }
+
+    /// The source verdict with the longest prefix that covers this address.
+    pub fn of_source(&self, address: IpAddr) -> Option<&Verdict> {
+        let lengths = &self.lengths[usize::from(address.is_ipv6())];
+        lengths.keys().rev().find_map(|length| {
+            let prefix = IpNet::new(address, *length).ok()?;
+            self.of(&Scope::Source(prefix.trunc()))
+        })
+    }
+
+    /// What holds for a flow: its own verdict, else that of its initiator's address.
+    pub fn of_flow(&self, key: &FlowKey, initiator: IpAddr) -> Option<&Verdict> {
+        self.of(&Scope::Flow(*key)).or_else(|| self.of_source(initiator))
+    }
+
+    /// All, by number.
+    pub fn iter(&self) -> impl Iterator<Item = &Verdict> {
+        self.verdicts.values()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.verdicts.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.verdicts.is_empty()
+    }
+
+    /// Flow, source (with prefixes) and service verdicts.
+    pub fn held(&self) -> [usize; 3] {
+        self.held
+    }
+
+    /// How many there are by kind of scope, action and origin.
+    pub fn counts(&self) -> BTreeMap<(&'static str, Action, OriginName), u64> {
+        let mut counts = BTreeMap::new();
+        for verdict in self.verdicts.values() {
+            let place = (verdict.scope.kind(), Action::from(verdict.action), verdict.origin);
+            *counts.entry(place).or_default() += 1;
+        }
+        counts
+    }
+}
+
+fn rank(origin: Origin) -> u8 {
+    match origin {
+        Origin::Model => 0,
+        Origin::Fleet => 1,
+        Origin::Operator => 2,
+    }
+}
+
+fn kind(scope: &Scope) -> usize {
+    match scope {
+        Scope::Flow(_) => 0,
+        Scope::Source(_) => 1,
+        Scope::Service(_) => 2,
+    }
+}
+
+fn family(prefix: &IpNet) -> usize {
+    usize::from(matches!(prefix, IpNet::V6(_)))
+}
+
+fn check(scope: &Scope, action: Action, rate: Rate) -> Result<()> {
+    ensure!(action != Action::Pass, "a verdict tags, limits or drops; to let traffic pass, use `sensor allow add`");
+    let limited = rate != Rate::default();
+    ensure!(
+        limited == (action == Action::Limit),
+        "a rate (packets/s, bytes/s) goes with action limit, and only with it"
+    );
+    match scope {
+        Scope::Source(prefix) => {
+            ensure!(prefix.prefix_len() > 0, "{prefix} is everybody: name a narrower prefix");
+        }
+        Scope::Service(service) => {
+            ensure!(
+                action == Action::Limit && rate.packets > 0 && rate.bytes == 0,
+                "a service ({service}) can only be limited, in packets/s: it is the rate of half-open connections"
+            );
+        }
+        Scope::Flow(_) => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+//! The book's invariants.
+
+use super::*;
+
+fn at(seconds: u64) -> Moment {
+    Moment { ns: 1_000 * 1_000_000_000, unix_ms: 1_700_000_000_000 }.plus_ms(seconds * 1_000)
+}
+
+fn order(scope: &str, action: Action, origin: Origin, seconds: u64) -> Order {
+    let rate = if action == Action::Limit { Rate { packets: 10, bytes: 0 } } else { Rate::default() };
+    let scope = scope.parse().expect(scope);
+    Order { scope, action, rate, origin, for_ms: seconds * 1_000, evidence: Evidence::default() }
+}
+
+fn book() -> Book {
+    Book::new(Room { each: 10_000 }, 7)
+}
+
+fn added(book: &mut Book, order: Order, now: Moment) -> u64 {
+    match book.add(order, now).expect("taken") {
+        Change::Added(id, _) => id,
+        Change::Renewed(id) => panic!("renewed {id}"),
+    }
+}
+
+#[test]
+fn the_longest_prefix_and_the_flow_itself_go_first() {
+    let mut book = book();
+    let wide = added(&mut book, order("198.18.0.0/16", Action::Tag, Origin::Model, 60), at(0));
+    let narrow = added(&mut book, order("198.18.66.7", Action::Drop, Origin::Model, 60), at(0));
+    let six = added(&mut book, order("2001:db8:66::/48", Action::Drop, Origin::Operator, 60), at(0));
+    assert_eq!((wide, narrow, six), (7, 8, 9));
+    let of = |book: &Book, address: &str| book.of_source(address.parse().expect(address)).map(|verdict| verdict.id);
+    assert_eq!(of(&book, "198.18.66.7"), Some(narrow));
+    assert_eq!(of(&book, "198.18.66.8"), Some(wide));
+    assert_eq!(of(&book, "198.19.0.1"), None);
+    assert_eq!(of(&book, "2001:db8:66:1::1"), Some(six));
+    assert_eq!(of(&book, "2001:db8:67::1"), None);
+    let Scope::Flow(key) = "tcp,198.18.66.7:1,198.18.0.1:2".parse().expect("a flow") else { panic!("no flow") };
+    let initiator = "198.18.66.7".parse().expect("an address");
+    assert_eq!(book.of_flow(&key, initiator).map(|verdict| verdict.id), Some(narrow));
+    let own = added(&mut book, order("tcp,198.18.66.7:1,198.18.0.1:2", Action::Tag, Origin::Model, 60), at(0));
+    assert_eq!(book.of_flow(&key, initiator).map(|verdict| verdict.id), Some(own));
+    book.remove(narrow).expect("held");
+    assert_eq!(of(&book, "198.18.66.7"), Some(wide));
+    assert_eq!(book.held(), [1, 2, 0]);
+}
+
+#[test]
+fn an_operator_goes_before_a_model() {
+    let mut book = book();
+    let by_model = added(&mut book, order("198.18.66.7", Action::Drop, Origin::Model, 60), at(0));
+    let Change::Added(by_operator, Some(old)) =
+        book.add(order("198.18.66.7", Action::Tag, Origin::Operator, 60), at(1)).expect("taken")
+    else {
+        panic!("the model's verdict is replaced")
+    };
+    assert_eq!((old.id, book.len()), (by_model, 1));
+    let error = book.add(order("198.18.66.7", Action::Drop, Origin::Model, 60), at(2)).expect_err("held").to_string();
+    assert!(error.contains(&format!("verdict {by_operator} of origin operator")), "{error}");
+    // When the operator's has ended, the model is heard again, expired or not taken out yet.
+    assert!(book.add(order("198.18.66.7", Action::Drop, Origin::Model, 60), at(61)).is_ok());
+}
+
+#[test]
+fn the_same_again_is_longer_and_never_shorter() {
+    let mut book = book();
+    let id = added(&mut book, order("198.18.66.7", Action::Drop, Origin::Model, 60), at(0));
+    assert_eq!(book.add(order("198.18.66.7", Action::Drop, Origin::Model, 60), at(30)).expect("taken"), {
+        Change::Renewed(id)
+    });
+    book.add(order("198.18.66.7", Action::Drop, Origin::Model, 5), at(31)).expect("taken");
+    assert_eq!(book.get(id).map(|verdict| verdict.until_ns), Some(at(90).ns));
+    assert!(book.expire(at(89).ns, usize::MAX).is_empty());
+    assert_eq!(book.expire(at(90).ns, usize::MAX).len(), 1);
+    assert!(book.is_empty() && book.of_source("198.18.66.7".parse().expect("address")).is_none());
+}
+
+#[test]
+fn ten_thousand_end_together_in_batches() {
+    let mut book = book();
+    for number in 0..10_000u32 {
+        let address = std::net::Ipv4Addr::from(0xc612_0000 + number);
+        added(&mut book, order(&address.to_string(), Action::Drop, Origin::Operator, 60), at(0));
+    }
+    let error = book.add(order("2001:db8::1", Action::Drop, Origin::Operator, 1), at(0)).expect_err("full").to_string();
+    assert!(error.contains("policy.max_verdicts"), "{error}");
+    assert!(book.add(order("198.18.0.1", Action::Drop, Origin::Operator, 60), at(1)).is_ok(), "renewed all the same");
+    let mut batches = Vec::new();
+    while !book.is_empty() {
+        batches.push(book.expire(at(70).ns, 4_096).len());
+    }
+    assert_eq!(batches, [4_096, 4_096, 1_808]);
+    assert_eq!(book.held(), [0; 3]);
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let mut book = book();
+    for (scope, action, word) in [
+        ("0.0.0.0/0", Action::Drop, "everybody"),
+        ("198.18.66.7", Action::Pass, "sensor allow add"),
+        ("tcp,198.18.0.10:80", Action::Drop, "only be limited"),
+    ] {
+        let error = book.add(order(scope, action, Origin::Operator, 60), at(0)).expect_err(scope).to_string();
+        assert!(error.contains(word), "{scope}: {error}");
+    }
+    let unlimited = Order { rate: Rate::default(), ..order("198.18.66.7", Action::Limit, Origin::Operator, 60) };
+    assert!(book.add(unlimited, at(0)).expect_err("no rate").to_string().contains("rate"));
+    assert!(book.add(order("tcp,198.18.0.10:80", Action::Limit, Origin::Model, 60), at(0)).is_ok());
+}
+
+#[test]
+fn a_restored_verdict_has_the_time_it_had_left() {
+    let mut first = book();
+    let id = added(&mut first, order("198.18.66.7", Action::Drop, Origin::Operator, 60), at(0));
+    let json = serde_json::to_string(first.get(id).expect("held")).expect("JSON");
+    let read = || serde_json::from_str::<Verdict>(&json).expect("JSON");
+    let restored = |unix_ms: u64| {
+        let mut book = book();
+        // Another boot: the monotonic clock began anew.
+        let now = Moment { ns: 5_000_000_000, unix_ms };
+        book.restore(read(), now).map(|id| (book.get(id).expect("held").until_ns - now.ns) / 1_000_000)
+    };
+    assert_eq!(restored(at(20).unix_ms), Some(40_000));
+    assert_eq!(restored(at(60).unix_ms), None);
+    assert_eq!(restored(at(0).unix_ms - 3_600_000), Some(60_000), "not longer than it was given");
+    let mut next = Book::new(Room { each: 1 }, 1);
+    next.restore(read(), at(1)).expect("taken over");
+    assert_eq!(next.next_id(), id + 1);
+    assert!(next.restore(read(), at(1)).is_none(), "once");
+}
