@@ -274,7 +274,7 @@ impl List {
                 if is_vital(key) {
                     return Some("neighbour discovery and DHCP are never dropped".to_owned());
                 }
-                let flow = || self.flows.contains(&bare(key)).then(|| Item::Flow(*key));
+                let flow = || self.flows.contains(&bare(key)).then_some(Item::Flow(*key));
                 addresses(key).into_iter().find_map(|address| self.covers(address)).or_else(flow)?
             }
         };
