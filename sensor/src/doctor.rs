@@ -189,8 +189,8 @@ fn judge_kernel(kernel: &Capabilities) -> Vec<Finding> {
         "bpf fs",
         level(*bpf_fs, Level::Note),
         yes(*bpf_fs),
-        "",
-        "mount -t bpf bpf /sys/fs/bpf (for bpftool; Sensor pins nothing)",
+        if *bpf_fs { "pins, takeover" } else { "" },
+        "mount -t bpf bpf /sys/fs/bpf; without it no agent can take over from another (agent.pins)",
     );
     findings.0
 }

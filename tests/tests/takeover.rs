@@ -1,6 +1,8 @@
 //! One agent after another on the same maps and links: nothing of the traffic, of the flows and of the verdicts may be lost
 //! on the way. Every promise with real traffic, counted at its receiver. Needs root.
 
+#[path = "takeover/clsact.rs"]
+mod clsact;
 #[path = "takeover/scene.rs"]
 mod scene;
 

@@ -83,6 +83,8 @@ pub struct Kernel {
     pub context: Option<ContextTables>,
     counters: PerCpuArray<MapData, Counters>,
     evicted: RingBuf<MapData>,
+    /// The same ring as it was opened first: programs that are loaded later name it by that descriptor.
+    first_evicted: Option<RingBuf<MapData>>,
     pub(super) xdp: &'static str,
     stack_ingress: bool,
     tagging: bool,
@@ -225,6 +227,7 @@ impl Kernel {
             context,
             counters,
             evicted,
+            first_evicted: None,
             xdp,
             stack_ingress: false,
             tagging: options.tagging,
@@ -306,7 +309,8 @@ impl Kernel {
         }
         // It read on in the ring after this one had looked where it was.
         let ring = MapData::from_pin(pins.map_path("EVICTED")).context("map EVICTED")?;
-        self.evicted = RingBuf::try_from(aya::maps::Map::RingBuf(ring)).context("map EVICTED")?;
+        let ring = RingBuf::try_from(aya::maps::Map::RingBuf(ring)).context("map EVICTED")?;
+        self.first_evicted = Some(std::mem::replace(&mut self.evicted, ring));
         self.verdicts.look_again()?;
         self.note_qdiscs()?;
         Ok(self.table.free_locks_of_the_dead())

@@ -61,7 +61,7 @@ pub struct Filter {
     pub program: Option<u32>,
 }
 
-/// All filters under an interface's clsact; none if it has no such qdisc.
+/// All filters under an interface's clsact; none if it has no such qdisc, or is gone.
 ///
 /// # Errors
 /// If netlink fails.
@@ -97,8 +97,15 @@ pub fn remove_clsact(ifindex: u32) -> anyhow::Result<bool> {
     if !filters(ifindex)?.is_empty() {
         return Ok(false);
     }
-    request(RTM_DELQDISC, ifindex, CLSACT_HANDLE, TC_H_CLSACT, 0).context("the kernel did not delete the qdisc")?;
-    Ok(true)
+    match request(RTM_DELQDISC, ifindex, CLSACT_HANDLE, TC_H_CLSACT, 0) {
+        // The interface went, and the qdisc with it.
+        Err(error) if is_no_device(&error) => Ok(true),
+        result => result.map(|()| true).context("the kernel did not delete the qdisc"),
+    }
+}
+
+fn is_no_device(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
 fn open() -> anyhow::Result<OwnedFd> {

@@ -22,8 +22,9 @@ impl Kernel {
     ) -> anyhow::Result<Option<(XdpAttachment, Option<Held>)>> {
         let Some(pins) = self.pins.as_ref().filter(|_| self.adopted()) else { return Ok(None) };
         let Some(link) = pins.link(Hook::Ingress, ifindex)? else {
-            // Received packets were seen at TC's ingress, because the driver has no XDP: so it goes on.
-            let stack = choice == Choice::Auto && pins.link(Hook::StackIngress, ifindex)?.is_some();
+            // Received packets were seen at TC's ingress, by choice or because the driver has no XDP: so it goes on.
+            let stack =
+                matches!(choice, Choice::Auto | Choice::Tc) && pins.link(Hook::StackIngress, ifindex)?.is_some();
             if stack {
                 self.load_stack_ingress()?;
             }
