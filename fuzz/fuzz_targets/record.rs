@@ -108,11 +108,11 @@ impl Model {
     }
 
     fn check(&self, half: Option<&Direction>) {
-        let Some(half) = half.filter(|half| half.arrivals > 0) else {
+        let Some(half) = half.filter(|half| half.packets > 0) else {
             assert_eq!(self.frames, 0);
             return;
         };
-        assert_eq!((half.arrivals as u64, half.packets), (self.frames, self.packets));
+        assert_eq!((half.arrivals(), half.packets), (self.frames, self.packets));
         assert_eq!((half.l3_bytes, half.payload_bytes), (self.l3, self.payload));
         assert_eq!(half.l3_bytes - half.payload_bytes, self.header);
         assert_eq!(half.size_bins.iter().map(|count| *count as u64).sum::<u64>(), self.packets);

@@ -9,6 +9,7 @@ mod bins;
 mod direction;
 mod hint;
 mod key;
+mod quick;
 mod record;
 mod shape;
 #[cfg(any(feature = "std", test))]
@@ -21,6 +22,7 @@ pub use self::bins::{IAT_BIN_EDGES_NS, IAT_BINS, SIZE_BINS, iat_bin, size_bin};
 pub use self::direction::{Direction, Opening, icmp_kind, ip_seen};
 pub use self::hint::ENTROPY_UNIT;
 pub use self::key::{Domain, FlowKey};
+pub use self::quick::Quick;
 pub use self::record::{Arrival, FlowRecord, starts_high};
 pub use self::shape::{BULK_GAP_NS, BULK_PACKETS, IDLE_NS, Pauses, SUBFLOW_GAP_NS};
 #[cfg(any(feature = "std", test))]

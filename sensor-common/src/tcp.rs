@@ -6,7 +6,7 @@
 
 mod sequence;
 
-use crate::flow::{FlowRecord, state};
+use crate::flow::{Direction, FlowRecord, state};
 use crate::packet::Packet;
 
 /// No more data from the sender.
@@ -15,6 +15,8 @@ pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
 /// Reset.
 pub const RST: u8 = 0x04;
+/// The sender has nothing more to send for now.
+pub const PSH: u8 = 0x08;
 /// The acknowledgement number is valid.
 pub const ACK: u8 = 0x10;
 
@@ -22,6 +24,33 @@ pub const ACK: u8 = 0x10;
 #[inline(always)]
 pub fn is_first_syn(flags: u8) -> bool {
     flags & (SYN | ACK | RST | FIN) == SYN
+}
+
+/// Follows a packet that goes on where the direction's last one ended, in a connection in which there is nothing to
+/// follow but sequence numbers ([`FlowRecord::steady`]), and counts its flags; false, and nothing is changed, if it is
+/// anything else.
+#[inline(always)]
+pub(crate) fn follow_quick(half: &mut Direction, packet: &Packet) -> bool {
+    let flags = packet.tcp_flags;
+    if flags & !PSH != ACK || packet.seq != half.next || packet.window == 0 {
+        return false;
+    }
+    let newer = packet.ack.wrapping_sub(half.ack) as i32;
+    if packet.window != half.window_last {
+        half.window_last = packet.window;
+        half.window_min = half.window_min.min(packet.window);
+        half.window_max = half.window_max.max(packet.window);
+    } else if newer == 0 && packet.payload_len == 0 {
+        // Perhaps a duplicate acknowledgement.
+        return false;
+    }
+    if newer > 0 {
+        half.ack = packet.ack;
+    }
+    half.next = half.next.wrapping_add(packet.payload_len);
+    half.acks = half.acks.wrapping_add(1);
+    half.pushes = half.pushes.wrapping_add((flags >> 3 & 1) as u32);
+    true
 }
 
 /// Follows sequence numbers, handshake and close. `side`: 0 = from the initiator.

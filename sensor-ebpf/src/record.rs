@@ -3,7 +3,7 @@
 
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use sensor_common::counter::InterfaceCounters;
-use sensor_common::flow::FlowRecord;
+use sensor_common::flow::{FlowRecord, Quick};
 use sensor_common::packet::protocol;
 use sensor_common::table::{Bucket, occupied_ways};
 
@@ -20,7 +20,19 @@ pub(crate) fn restart(record: &mut FlowRecord, bucket: &Bucket, visit: &Visit, c
     counters.flows_created += 1;
 }
 
-/// [`FlowRecord::update`] in its parts: each verified once, and one after the other, so that they share a stack.
+/// [`FlowRecord::update`]; whether the flow's stage may have changed.
+#[inline(always)]
+pub(crate) fn update(record: &mut FlowRecord, visit: &Visit) -> bool {
+    match record.quick(&visit.packet, visit.now_ns) {
+        Quick::Counted => return false,
+        Quick::Stage => {}
+        Quick::No => count(record, visit),
+    }
+    true
+}
+
+/// The long way of [`FlowRecord::update`] in its parts: each verified once, and one after the other, so that they share a
+/// stack.
 #[inline(always)]
 pub(crate) fn count(record: &mut FlowRecord, visit: &Visit) {
     // SAFETY: both pointers come from references.
@@ -36,6 +48,7 @@ pub(crate) fn count(record: &mut FlowRecord, visit: &Visit) {
             unsafe { sensor_hint(record, visit) };
         }
     }
+    record.settle();
 }
 
 /// See [`count`].

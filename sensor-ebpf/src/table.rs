@@ -14,8 +14,7 @@ use sensor_common::flow::state;
 use sensor_common::hash;
 use sensor_common::packet::{Packet, protocol};
 use sensor_common::table::{
-    Bucket, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, WAYS, bucket_of, eviction_rank, occupied_ways, stage_of, tag_of,
-    tick_of,
+    Bucket, STAGE_HELD, WAYS, bucket_of, eviction_rank, occupied_ways, stage_of, tag_of, tick_of,
 };
 use sensor_common::verdict::{Action, Verdict, cleared, local_end};
 
@@ -24,7 +23,7 @@ use crate::context;
 use crate::datapath::control;
 use crate::lock;
 use crate::maps::{BUCKETS, INDEX, RECORDS, seed};
-use crate::record::{count, evict, restart, start};
+use crate::record::{self, count, evict, restart, start};
 use crate::verdicts::{self, CLEARED, HALF_OPEN};
 
 /// A packet on its visit to the table.
@@ -321,14 +320,15 @@ fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters, reopens
         inherit(record, visit);
         bucket.stages[way] = 1;
     } else {
-        count(record, visit);
+        let may_change = record::update(record, visit);
         let stage = bucket.stages[way];
-        let closed = record.state & state::CLOSED != 0;
-        let packets = record.packets();
         // Only a packet in many changes the stage: when the count outgrows it, when TCP closes, when a hold ends.
-        if packets >> (stage & STAGE_MASK) != 0 || closed != (stage & STAGE_CLOSED != 0) || stage & STAGE_HELD != 0 {
-            bucket.stages[way] = stage_of(packets, closed);
-            established = record.state & state::ESTABLISHED != 0;
+        if may_change || stage & STAGE_HELD != 0 {
+            let new = stage_of(record.packets(), record.state & state::CLOSED != 0);
+            if new != stage {
+                bucket.stages[way] = new;
+                established = record.state & state::ESTABLISHED != 0;
+            }
         }
     }
     unlock(found.record, sequence);

@@ -16,7 +16,8 @@ const SEED: u16 = 0;
 pub fn community_id(record: &FlowRecord) -> String {
     let key = &record.key;
     let (low, high) = ((key.low, key.low_port), (key.high, key.high_port));
-    let (a, b) = match message(key.protocol, record.icmp_type, record.icmp_code) {
+    let (icmp_type, icmp_code) = record.icmp_message();
+    let (a, b) = match message(key.protocol, icmp_type, icmp_code) {
         // By the message, as its sender sent it; the flow's own order is by the echo identifier.
         Some(Message { ports: (from, to), answered }) => {
             let sender_high = (record.state & state::INITIATOR_HIGH != 0) != (record.first[0].direction & 1 != 0);
@@ -102,7 +103,7 @@ mod tests {
             record.state |= state::INITIATOR_HIGH;
         }
         if icmp {
-            (record.icmp_type, record.icmp_code) = (ports.0 as u8, ports.1 as u8);
+            (record.openings[0].icmp_type, record.openings[0].icmp_code) = (ports.0 as u8, ports.1 as u8);
         }
         record
     }

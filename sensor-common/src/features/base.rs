@@ -13,7 +13,7 @@ pub(super) const ONE_ARRIVAL_IN: &str = "fewer than two frames in that direction
 pub(super) const NO_HANDSHAKE: &str = "no SYN and SYN-ACK seen";
 
 pub(super) fn direction(record: &FlowRecord, side: usize) -> Option<&Direction> {
-    if side == 0 { Some(record.forward()) } else { record.reverse() }.filter(|half| half.arrivals > 0)
+    if side == 0 { Some(record.forward()) } else { record.reverse() }.filter(|half| half.packets > 0)
 }
 
 pub(super) fn of(record: &FlowRecord, side: usize, value: impl Fn(&Direction) -> f64) -> f64 {
@@ -52,8 +52,8 @@ pub(super) struct Spacing {
 
 impl Spacing {
     fn of_direction(record: &FlowRecord, side: usize) -> Option<Spacing> {
-        direction(record, side).filter(|half| half.arrivals > 1).map(|half| Spacing {
-            gaps: half.arrivals as u64 - 1,
+        direction(record, side).filter(|half| half.arrivals() > 1).map(|half| Spacing {
+            gaps: half.arrivals() - 1,
             span_ns: half.last_ns - record.first_ns_of(side).unwrap_or(half.last_ns),
             square_ns: wide(half.iat_square_low, half.iat_square_high),
             min_ns: half.iat_min_ns,
@@ -62,7 +62,7 @@ impl Spacing {
     }
 
     fn of_flow(record: &FlowRecord) -> Option<Spacing> {
-        let arrivals = record.forward().arrivals as u64 + record.reverse().map_or(0, |half| half.arrivals as u64);
+        let arrivals = record.forward().arrivals() + record.reverse().map_or(0, |half| half.arrivals());
         (arrivals > 1).then(|| Spacing {
             gaps: arrivals - 1,
             span_ns: record.last_ns - record.first_ns,
@@ -86,7 +86,7 @@ pub(super) fn spacing(record: &FlowRecord, side: usize, value: impl Fn(&Spacing)
 }
 
 pub(super) fn flag(record: &FlowRecord, side: usize, bit: usize) -> f64 {
-    tcp(record, count(record, side, |half| half.flags[bit] as u64))
+    tcp(record, count(record, side, |half| half.flag(bit) as u64))
 }
 
 pub(super) fn is(record: &FlowRecord, bits: u32) -> f64 {

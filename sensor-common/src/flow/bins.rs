@@ -8,28 +8,40 @@ pub const IAT_BINS: usize = 8;
 /// 2.147 s.
 pub const IAT_BIN_EDGES_NS: [u64; IAT_BINS - 1] = [1 << 13, 1 << 16, 1 << 19, 1 << 22, 1 << 25, 1 << 28, 1 << 31];
 
-/// The bin of a payload size, see [`SIZE_BINS`].
+/// The bin of a payload size, see [`SIZE_BINS`]. (Three comparisons, not seven: for the kernel each is a branch.)
 #[inline(always)]
 pub fn size_bin(payload: u32) -> usize {
-    (payload > 0) as usize
-        + (payload >= 64) as usize
-        + (payload >= 128) as usize
-        + (payload >= 256) as usize
-        + (payload >= 512) as usize
-        + (payload >= 1024) as usize
-        + (payload >= 1400) as usize
+    if payload >= 256 {
+        if payload >= 1024 { 6 + (payload >= 1400) as usize } else { 4 + (payload >= 512) as usize }
+    } else if payload >= 64 {
+        2 + (payload >= 128) as usize
+    } else {
+        (payload > 0) as usize
+    }
 }
 
 /// The bin of an inter-arrival time, see [`IAT_BIN_EDGES_NS`].
 #[inline(always)]
 pub fn iat_bin(iat_ns: u64) -> usize {
-    (iat_ns >= IAT_BIN_EDGES_NS[0]) as usize
-        + (iat_ns >= IAT_BIN_EDGES_NS[1]) as usize
-        + (iat_ns >= IAT_BIN_EDGES_NS[2]) as usize
-        + (iat_ns >= IAT_BIN_EDGES_NS[3]) as usize
-        + (iat_ns >= IAT_BIN_EDGES_NS[4]) as usize
-        + (iat_ns >= IAT_BIN_EDGES_NS[5]) as usize
-        + (iat_ns >= IAT_BIN_EDGES_NS[6]) as usize
+    let at_least = |edge: usize| iat_ns >= IAT_BIN_EDGES_NS[edge];
+    if at_least(3) {
+        if at_least(5) { 6 + at_least(6) as usize } else { 4 + at_least(4) as usize }
+    } else if at_least(1) {
+        2 + at_least(2) as usize
+    } else {
+        at_least(0) as usize
+    }
+}
+
+/// [`add_square`] of a value of at most 32 bits.
+#[inline(always)]
+pub(super) fn add_small_square(low: &mut u64, high: &mut u32, value: u64) {
+    let square = value.wrapping_mul(value);
+    let sum = low.wrapping_add(square);
+    *low = sum;
+    if sum < square {
+        *high = high.saturating_add(1);
+    }
 }
 
 /// Adds `value`² to a 96-bit sum kept in two words (the BPF machine multiplies 64 bits to 64 bits).

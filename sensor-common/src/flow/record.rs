@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::bins::add_square;
 use super::hint::hint;
 use super::shape::{Pauses, SUBFLOW_GAP_NS, pause, payload};
-use super::{Direction, FIRST_N, FlowKey, Opening, state};
+use super::{Direction, FIRST_N, FlowKey, Opening, Quick, state};
 use crate::packet::{Packet, mark, protocol};
 use crate::tcp;
 use crate::verdict::Verdict;
@@ -24,8 +24,9 @@ pub struct Arrival {
     pub direction: u8,
 }
 
-/// All that the kernel keeps of a connection: 960 bytes, fifteen cache lines. An ordinary packet touches lines 0 and 1
-/// and its direction's four; the others are touched at the start, at turns and after pauses.
+/// All that the kernel keeps of a connection: 960 bytes, fifteen cache lines. An ordinary packet ([`FlowRecord::quick`])
+/// touches lines 0 and 1 and the first three of its direction's four; the others are touched at the start and by what is
+/// out of the ordinary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub struct FlowRecord {
@@ -58,8 +59,10 @@ pub struct FlowRecord {
     pub state: u32,
     /// Bursts: longest runs of frames of one direction, the present one included.
     pub bursts: u32,
-    /// For which epoch of the never-drop list the flow was found to be without protection ([`crate::verdict::cleared`]).
-    pub cleared: u16,
+    /// Bit n: direction n is in a state in which ordinary packets can take the short way ([`FlowRecord::quick`]).
+    pub steady: u8,
+    /// Packets until [`FlowRecord::packets`] may reach a power of two.
+    pub until_stage: u8,
     /// Packets in the present run of one direction's payload, at most [`super::BULK_PACKETS`].
     pub run_packets: u8,
     /// Entries of `first` that are filled.
@@ -107,10 +110,8 @@ pub struct FlowRecord {
     pub error_type: u8,
     /// See `error_type`.
     pub error_code: u8,
-    /// Type and code of the first packet of an ICMP or ICMPv6 flow.
-    pub icmp_type: u8,
-    /// See `icmp_type`.
-    pub icmp_code: u8,
+    /// For which epoch of the never-drop list the flow was found to be without protection ([`crate::verdict::cleared`]).
+    pub cleared: u16,
 
     // Line 14.
     /// Active and idle periods; valid where `idles` is not 0.
@@ -148,6 +149,8 @@ impl FlowRecord {
         self.run_last_ns = 0;
         self.bursts = 1;
         self.cleared = 0;
+        self.steady = 0;
+        self.until_stage = 1;
         self.run_packets = 0;
         self.first_len = 0;
         self.ifindex = ifindex;
@@ -164,8 +167,6 @@ impl FlowRecord {
         self.icmp_errors = 0;
         self.error_type = 0;
         self.error_code = 0;
-        self.icmp_type = packet.icmp_type;
-        self.icmp_code = packet.icmp_code;
         // The direction of the first packet need not be forward: a SYN-ACK can come first.
         self.directions[0].start(now_ns);
         if self.direction_of(packet) == 1 {
@@ -194,15 +195,24 @@ impl FlowRecord {
     /// Counts one frame of this connection that arrived at `now_ns`.
     #[inline(always)]
     pub fn update(&mut self, packet: &Packet, now_ns: u64) {
+        if self.quick(packet, now_ns) == Quick::No {
+            self.long(packet, now_ns);
+        }
+    }
+
+    /// What [`FlowRecord::update`] does with a packet for which the short way does not do.
+    #[inline(always)]
+    pub(super) fn long(&mut self, packet: &Packet, now_ns: u64) {
         self.count(packet, now_ns);
         self.follow(packet);
         if self.look(packet) {
             self.hint(packet);
         }
+        self.settle();
     }
 
-    /// The first part of [`FlowRecord::update`]: volume, size, spacing. The kernel calls the parts one by one, as
-    /// functions that are verified each on its own and share one piece of stack.
+    /// The first part of [`FlowRecord::update`] of a packet for which the short way does not do: volume, size, spacing. The
+    /// kernel calls the parts one by one, as functions that are verified each on its own and share one piece of stack.
     #[inline(always)]
     pub fn count(&mut self, packet: &Packet, now_ns: u64) {
         let side = self.direction_of(packet) & 1;
@@ -226,7 +236,7 @@ impl FlowRecord {
         let turn = (self.state >> state::LAST_REVERSE_SHIFT & 1) ^ side as u32;
         self.bursts = self.bursts.saturating_add(turn);
         self.state ^= turn << state::LAST_REVERSE_SHIFT;
-        if self.directions[side].arrivals == 0 {
+        if self.directions[side].packets == 0 {
             self.openings[side].start(packet);
             if self.first_len > 0 {
                 self.reply_ns = now_ns;
@@ -243,6 +253,8 @@ impl FlowRecord {
             self.first_len += 1;
         }
         self.directions[side].update(packet, now_ns);
+        let left = (self.until_stage as u32).saturating_sub(packet.segments);
+        self.until_stage = if left == 0 { self.to_next_stage() } else { left as u8 };
         // Rare on the wire, so one test for all.
         if packet.marks & mark::FRAGMENT != 0 || packet.extensions != 0 {
             self.odd(packet, side);
@@ -278,6 +290,12 @@ impl FlowRecord {
         hint(&mut self.openings[side], packet);
     }
 
+    /// The last part: whether packets that come now can take the short way.
+    #[inline(always)]
+    pub fn settle(&mut self) {
+        self.steady = self.find_steady();
+    }
+
     #[inline(always)]
     fn odd(&mut self, packet: &Packet, side: usize) {
         let opening = &mut self.openings[side & 1];
@@ -300,7 +318,7 @@ impl FlowRecord {
 
     #[inline(always)]
     fn reverse_arrivals(&self) -> u64 {
-        if self.state & state::REVERSE == 0 { 0 } else { self.directions[1].arrivals as u64 }
+        if self.state & state::REVERSE == 0 { 0 } else { self.directions[1].arrivals() }
     }
 
     /// The initiator's direction.
@@ -316,7 +334,7 @@ impl FlowRecord {
     /// Frames of both directions, as the hooks handed them over.
     #[inline(always)]
     pub fn frames(&self) -> u64 {
-        self.directions[0].arrivals as u64 + self.reverse_arrivals()
+        self.directions[0].arrivals() + self.reverse_arrivals()
     }
 
     /// Wire packets of both directions.

@@ -3,5 +3,6 @@
 mod build;
 mod invariants;
 mod lifetime;
+mod quick;
 mod shape;
 mod tcp;

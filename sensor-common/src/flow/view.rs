@@ -22,12 +22,18 @@ impl FlowRecord {
     /// A direction (0 = forward) that has sent something.
     pub fn direction(&self, side: usize) -> Option<&Direction> {
         let valid = side == 0 || self.state & state::REVERSE != 0;
-        self.directions.get(side).filter(|half| valid && half.arrivals > 0)
+        self.directions.get(side).filter(|half| valid && half.packets > 0)
     }
 
     /// What the first packets of a direction say, if it has sent something.
     pub fn opening(&self, side: usize) -> Option<&Opening> {
         self.direction(side).and(self.openings.get(side))
+    }
+
+    /// Type and code of the first packet of an ICMP or ICMPv6 flow.
+    pub fn icmp_message(&self) -> (u8, u8) {
+        let opening = &self.openings[self.first[0].direction as usize & 1];
+        (opening.icmp_type, opening.icmp_code)
     }
 
     /// Arrival of the first frame of a direction, ns.

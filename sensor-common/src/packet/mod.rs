@@ -66,14 +66,12 @@ pub type Refusal = Cause;
 pub struct Packet {
     /// The flow it belongs to, the same for both directions.
     pub key: FlowKey,
-    /// Whether the sender is the key's `low` endpoint.
-    pub from_low: bool,
     /// IPv4 TTL or IPv6 hop limit.
     pub ttl: u8,
     /// IPv4 TOS or IPv6 traffic class (DSCP and ECN).
     pub traffic_class: u8,
-    /// TCP flags byte (FIN 0x01 … CWR 0x80), 0 for other protocols.
-    pub tcp_flags: u8,
+    /// Bits of [`mark`].
+    pub marks: u16,
     /// Frame length on the wire in bytes, link header included.
     pub frame_len: u32,
     /// Offset of the IP header (of a tunnelled flow: the inner one) from the start of the frame, in bytes.
@@ -86,10 +84,12 @@ pub struct Packet {
     pub segments: u32,
     /// Payload bytes in each segment but the last (0 for an ordinary frame).
     pub segment_size: u32,
+    /// Whether the sender is the key's `low` endpoint.
+    pub from_low: bool,
+    /// TCP flags byte (FIN 0x01 … CWR 0x80), 0 for other protocols.
+    pub tcp_flags: u8,
     /// TCP window as sent, not scaled.
     pub window: u16,
-    /// Bits of [`mark`].
-    pub marks: u16,
     /// TCP sequence number.
     pub seq: u32,
     /// TCP acknowledgement number.
@@ -134,6 +134,12 @@ impl Packet {
     #[inline(always)]
     pub fn l3_len(&self) -> u64 {
         self.header_len as u64 * self.segments as u64 + self.payload_len as u64
+    }
+
+    /// TTL, traffic class and marks in one word.
+    #[inline(always)]
+    pub fn look(&self) -> u32 {
+        (self.marks as u32) << 16 | (self.traffic_class as u32) << 8 | self.ttl as u32
     }
 
     /// Payload bytes of the last (for an ordinary frame: the only) wire segment.

@@ -368,7 +368,7 @@ impl engine::Sink for Counting<'_, '_> {
 
 /// Frames that a record holds.
 fn arrivals(record: &FlowRecord) -> u64 {
-    record.forward().arrivals as u64 + record.reverse().map_or(0, |half| half.arrivals as u64)
+    record.forward().arrivals() + record.reverse().map_or(0, |half| half.arrivals())
 }
 
 fn summary(totals: &Totals) -> String {

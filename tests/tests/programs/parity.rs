@@ -89,7 +89,7 @@ fn super_packets_count_as_the_segments_they_stand_for() {
     let records = rig::records(&rig.kernel);
     let forward = records[0].1.forward();
     // 2 + 3 + 1 + 2, and one each for the three whose segments cannot be what the kernel says.
-    assert_eq!((records.len(), forward.arrivals, forward.packets), (1, 7, 11));
+    assert_eq!((records.len(), forward.arrivals(), forward.packets), (1, 7, 11));
 }
 
 #[test]

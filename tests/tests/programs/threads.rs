@@ -57,13 +57,13 @@ fn repeat(runner: Runner<'_>, hook: Hook, frame: &[u8], repeat: u32) {
 /// Every sum of a record of `up` and `down` frames follows from the numbers of arrivals.
 fn consistent(record: &FlowRecord) {
     let (forward, reverse) = (record.forward(), record.reverse());
-    let reverse_arrivals = reverse.map_or(0, |half| half.arrivals as u64);
-    let arrivals = forward.arrivals as u64;
+    let reverse_arrivals = reverse.map_or(0, |half| half.arrivals());
+    let arrivals = forward.arrivals();
     assert_eq!(forward.packets, arrivals);
     assert_eq!(forward.payload_bytes, 100 * arrivals);
     assert_eq!(forward.l3_bytes, 140 * arrivals);
     assert_eq!(forward.l3_square, 140 * 140 * arrivals);
-    assert_eq!((forward.size_bins[2], forward.flags[4]), (forward.arrivals, forward.arrivals));
+    assert_eq!((forward.size_bins[2] as u64, forward.acks as u64), (forward.arrivals(), forward.arrivals()));
     assert_eq!(reverse.map_or(0, |half| half.payload_bytes), 1000 * reverse_arrivals);
     assert_eq!(record.frame_bytes, 154 * arrivals + 1054 * reverse_arrivals);
 }

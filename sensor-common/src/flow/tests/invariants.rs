@@ -72,7 +72,7 @@ proptest! {
         let mut gaps = 0;
         for side in [0, 1] {
             let Some(half) = record.direction(side) else { continue };
-            let frames = half.arrivals as u64;
+            let frames = half.arrivals();
             gaps += frames - 1;
             prop_assert_eq!(half.size_bins.iter().map(|bin| *bin as u64).sum::<u64>(), half.packets);
             prop_assert_eq!(half.iat_bins.iter().map(|bin| *bin as u64).sum::<u64>(), frames - 1);

@@ -57,10 +57,10 @@ fn icmp_packets_are_counted_by_kind() {
     let error = Packet { marks: mark::ICMP_ERROR, ..icmp(true, 3) };
     let record = each_ms(&[icmp(false, 8), icmp(true, 0), icmp(false, 8), error, icmp(true, 13)]);
     let reverse = record.reverse().expect("answered");
-    assert_eq!(record.forward().flags[icmp_kind::ECHO_REQUEST], 2);
-    assert_eq!(reverse.flags[icmp_kind::ECHO_REPLY], 1);
-    assert_eq!((reverse.flags[icmp_kind::ERROR], reverse.flags[icmp_kind::OTHER]), (1, 1));
-    assert_eq!((record.icmp_type, record.icmp_code), (8, 3));
+    assert_eq!(record.forward().icmp(icmp_kind::ECHO_REQUEST), 2);
+    assert_eq!(reverse.icmp(icmp_kind::ECHO_REPLY), 1);
+    assert_eq!((reverse.icmp(icmp_kind::ERROR), reverse.icmp(icmp_kind::OTHER)), (1, 1));
+    assert_eq!(record.icmp_message(), (8, 3));
 }
 
 #[test]

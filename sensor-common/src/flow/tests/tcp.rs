@@ -117,7 +117,7 @@ fn super_packets_count_their_segments() {
     let large = Packet { segments: 3, segment_size: 100, ..data(0, 250) };
     let record = each_ms(&[large, large]);
     assert_eq!(counts(&record, 0), (3, 0, 0, 0));
-    assert_eq!((record.forward().packets, record.forward().arrivals), (6, 2));
+    assert_eq!((record.forward().packets, record.forward().arrivals()), (6, 2));
     // 0–99 and 100–199 are old, 200–249 is new in part.
     let record = each_ms(&[data(0, 220), large]);
     assert_eq!(counts(&record, 0), (2, 0, 0, 0));

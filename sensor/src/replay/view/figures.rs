@@ -134,7 +134,7 @@ pub(super) fn flag(record: &FlowRecord, side: usize, bit: usize) -> i64 {
     if record.key.protocol != protocol::TCP {
         return 0;
     }
-    count(record, side, |half| half.flags[bit].into()) as i64
+    count(record, side, |half| half.flag(bit).into()) as i64
 }
 
 /// First and last frame, ns.
@@ -147,7 +147,7 @@ pub(super) fn times(record: &FlowRecord, side: usize) -> Option<(u64, u64)> {
 
 pub(super) fn gaps(record: &FlowRecord, side: usize) -> Option<Gaps> {
     let (first_ns, last_ns) = times(record, side)?;
-    let arrivals = count(record, side, |half| half.arrivals.into());
+    let arrivals = count(record, side, |half| half.arrivals());
     let (low, high, min_ns, max_ns) = match half(record, side) {
         Some(half) if side != BOTH => (half.iat_square_low, half.iat_square_high, half.iat_min_ns, half.iat_max_ns),
         _ => (record.iat_square_low, record.iat_square_high, record.iat_min_ns, record.iat_max_ns),
