@@ -5,11 +5,15 @@ use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use sensor_common::counter::Cause;
 use sensor_common::packet::Packet;
 
-use crate::atomic;
 use crate::frame::XdpFrame;
+use crate::maps::{LRU, SCRATCH};
 use crate::parse::{Source as _, Xdp};
+use crate::record::{count, start, update};
+use crate::table::Visit;
+use crate::{atomic, vary};
 
 /// Nothing but the call.
 #[xdp]
@@ -17,9 +21,28 @@ pub(crate) fn floor_drop(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
+/// A frame that is made the next one of its kind, and nothing else.
+#[xdp]
+pub(crate) fn floor_vary(ctx: XdpContext) -> u32 {
+    vary::next(&ctx);
+    xdp_action::XDP_DROP
+}
+
+/// Parse alone.
+#[xdp]
+pub(crate) fn floor_parse(ctx: XdpContext) -> u32 {
+    least(&ctx, false)
+}
+
 /// Parse and clock: what every program that keeps flow statistics has to do.
 #[xdp]
 pub(crate) fn floor_clock(ctx: XdpContext) -> u32 {
+    least(&ctx, true)
+}
+
+#[inline(always)]
+fn least(ctx: &XdpContext, clock: bool) -> u32 {
+    vary::next(ctx);
     let source = Xdp { ctx: ctx.ctx };
     // SAFETY: the context is this program's own.
     let len = unsafe { XdpFrame::len(ctx.ctx, false) };
@@ -28,7 +51,7 @@ pub(crate) fn floor_clock(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_PASS;
     }
     // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = if clock { unsafe { bpf_ktime_get_ns() } } else { 0 };
     // Every field is used, so that none of the parser is optimised away.
     let words = packet.key.words();
     let sum = words.iter().fold(now, |sum, word| sum.wrapping_add(*word as u64))
@@ -39,4 +62,37 @@ pub(crate) fn floor_clock(ctx: XdpContext) -> u32 {
         ^ (packet.tcp_flags as u64)
         ^ (packet.ttl as u64);
     if atomic::opaque(sum) == 77 { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
+}
+
+/// The same record in a hash map of the kernel that gives up what was used least recently: what most agents do. No
+/// locks, no verdicts, no counters.
+#[xdp]
+pub(crate) fn floor_lru(ctx: XdpContext) -> u32 {
+    vary::next(&ctx);
+    let source = Xdp { ctx: ctx.ctx };
+    // SAFETY: the context is this program's own.
+    let len = unsafe { XdpFrame::len(ctx.ctx, false) };
+    let mut visit = Visit { packet: Packet::start(len), now_ns: 0, ifindex: 0, reserved: 0, lease_until_ns: 0 };
+    match in_hash(source, &mut visit) {
+        Ok(()) => xdp_action::XDP_DROP,
+        Err(_) => xdp_action::XDP_PASS,
+    }
+}
+
+#[inline(always)]
+fn in_hash(source: Xdp, visit: &mut Visit) -> Result<(), u64> {
+    source.parse(&mut visit.packet)?;
+    // SAFETY: a helper without arguments.
+    visit.now_ns = unsafe { bpf_ktime_get_ns() };
+    if let Some(record) = LRU.get_ptr_mut(&visit.packet.key) {
+        // SAFETY: a map value. Other CPUs may write it: this is how the usual design counts.
+        update(unsafe { &mut *record }, visit);
+        return Ok(());
+    }
+    let record = SCRATCH.get_ptr_mut(0).ok_or(Cause::Internal as u64)?;
+    // SAFETY: this CPU's own map value.
+    let record = unsafe { &mut *record };
+    start(record, visit, 0);
+    count(record, visit);
+    LRU.insert(&visit.packet.key, &*record, 0).map_err(|_| Cause::BucketFull as u64)
 }

@@ -36,6 +36,8 @@ mod table;
 #[cfg(target_arch = "bpf")]
 mod tag;
 #[cfg(target_arch = "bpf")]
+mod vary;
+#[cfg(target_arch = "bpf")]
 mod verdicts;
 
 /// The crate is a program for the kernel; for the host there is nothing to run (`cargo xtask ebpf` builds the object).

@@ -38,6 +38,14 @@ pub(crate) static FRAGMENTS: Array<fragment::Slot> = Array::with_max_entries(fra
 #[map]
 pub(crate) static EVICTED: RingBuf = RingBuf::with_byte_size(EVICTED_BYTES, 0);
 
+/// What most agents keep their flows in, for benches. The agent leaves it as small as it is.
+#[map]
+pub(crate) static LRU: LruHashMap<FlowKey, FlowRecord> = LruHashMap::with_max_entries(1, 0);
+
+/// A record to begin with, for [`LRU`].
+#[map]
+pub(crate) static SCRATCH: PerCpuArray<FlowRecord> = PerCpuArray::with_max_entries(1, 0);
+
 /// Sources and services of the host context, mmapped by the agent.
 #[map]
 pub(crate) static SOURCES: Array<Set> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -100,6 +108,10 @@ static PAYLOAD_HINTS: Global<u8> = Global::new(0);
 pub(crate) fn parser_options() -> Options {
     Options { tunnels: TUNNELS.load(), payload_hints: PAYLOAD_HINTS.load() != 0 }
 }
+
+/// 1: frames are changed before they are read, as they ask for themselves (see [`crate::vary`]). For benches.
+#[unsafe(no_mangle)]
+pub(crate) static VARY: Global<u8> = Global::new(0);
 
 /// 1 on CPUs that do not reorder stores (x86-64), where giving a lock back needs no barrier.
 #[unsafe(no_mangle)]

@@ -13,6 +13,7 @@ use crate::frame::{SkbFrame, XdpFrame};
 use crate::maps::counters;
 use crate::parse::{Skb, Xdp};
 use crate::tag::tag;
+use crate::vary;
 
 /// Let the next program, or the stack, see the packet.
 const TC_NEXT: i32 = -1;
@@ -33,6 +34,7 @@ pub(crate) fn sensor_xdp_frags(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn ingress(ctx: &XdpContext, frags: bool) -> u32 {
+    vary::next(ctx);
     let ifindex = ctx.ingress_ifindex() as u32;
     let Some(counters) = counters(ifindex) else { return xdp_action::XDP_PASS };
     let created = counters.flows_created;

@@ -185,6 +185,34 @@ fn generation(record: *const FlowRecord) -> u32 {
 /// The way that holds the packet's flow, without any lock: `update` looks again under the record's.
 #[inline(always)]
 pub(crate) fn find(packet: &Packet, hash: u32) -> Result<Option<Found>, Cause> {
+    let number = bucket_of(hash, BUCKETS.load());
+    let tag = tag_of(hash);
+    let bucket = INDEX.get_ptr_mut(number).ok_or(Cause::Internal)?;
+    let mut way = 0;
+    // SAFETY: `way` is in bounds of a map value. Volatile: other CPUs write it.
+    while unsafe { (&raw const (*bucket).tags).cast::<u32>().add(way).read_volatile() } != tag {
+        way += 1;
+        if way == WAYS {
+            return Ok(None);
+        }
+    }
+    // The same number; but to the verifier one that it knows nothing of, so that it walks what follows once and not for
+    // each way.
+    // SAFETY: a map value.
+    let way = (way as u32 ^ unsafe { (&raw const (*bucket).reserved).read_volatile() }) & (WAYS as u32 - 1);
+    let record = RECORDS.get_ptr_mut(number * WAYS as u32 + way).ok_or(Cause::Internal)?;
+    // SAFETY: a map value. A half-written key can at worst fail to match, or match a record that `update` refuses.
+    let generation = unsafe { (&raw const (*record).generation).read_volatile() };
+    // SAFETY: as above.
+    if unsafe { &(*record).key }.same(&packet.key) {
+        return Ok(Some(Found { bucket, record, way: way as usize, tag, generation }));
+    }
+    find_behind(packet, hash)
+}
+
+/// As [`find`], where another flow of the bucket has the same tag: rare, so not part of it.
+#[inline(always)]
+fn find_behind(packet: &Packet, hash: u32) -> Result<Option<Found>, Cause> {
     // SAFETY: a reference.
     let answer = unsafe { sensor_find(packet, hash) };
     if answer & HIT == 0 {
@@ -200,7 +228,7 @@ pub(crate) fn find(packet: &Packet, hash: u32) -> Result<Option<Found>, Cause> {
 /// Bit of what [`sensor_find`] returns: the low bits are the way, and the upper half is the record's generation.
 const HIT: u64 = 1 << 8;
 
-/// See [`find`]. A function of its own, so that the verifier walks what follows once, and not for each way.
+/// See [`find_behind`]. A function of its own, so that the verifier walks what follows once, and not for each way.
 ///
 /// # Safety
 /// The pointer is valid, or null.

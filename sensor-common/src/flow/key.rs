@@ -105,26 +105,11 @@ impl FlowKey {
         borrow != 0
     }
 
-    /// The key as 32-bit words: 0–3 low address, 4–7 high address, 8 ports, 9 protocol, family and
+    /// The key as 32-bit words, as it lies in memory: 0–3 low address, 4–7 high address, 8 ports, 9 protocol, family and
     /// encapsulation, 10 VLANs, 11 tunnel id.
     #[inline(always)]
-    pub fn words(&self) -> [u32; KEY_WORDS] {
-        let FlowKey { low, high, low_port, high_port, protocol, family, encapsulation, reserved, vlans, tunnel } =
-            *self;
-        [
-            low[0],
-            low[1],
-            low[2],
-            low[3],
-            high[0],
-            high[1],
-            high[2],
-            high[3],
-            (low_port as u32) << 16 | high_port as u32,
-            (protocol as u32) << 24 | (family as u32) << 16 | (encapsulation as u32) << 8 | reserved as u32,
-            (vlans[0] as u32) << 16 | vlans[1] as u32,
-            tunnel,
-        ]
+    pub fn words(&self) -> &[u32; KEY_WORDS] {
+        bytemuck::cast_ref(self)
     }
 
     /// Equality without an early exit per byte: what the kernel compares on a hit.
@@ -133,10 +118,11 @@ impl FlowKey {
         let (a, b) = (self.words(), other.words());
         let mut differs = (a[0] ^ b[0]) | (a[4] ^ b[4]) | (a[8] ^ b[8]);
         differs |= (a[9] ^ b[9]) | (a[10] ^ b[10]) | (a[11] ^ b[11]);
-        if self.family != 4 {
-            differs |= (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
-            differs |= (a[5] ^ b[5]) | (a[6] ^ b[6]) | (a[7] ^ b[7]);
+        if differs != 0 || self.family == 4 {
+            return differs == 0;
         }
+        differs |= (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]);
+        differs |= (a[5] ^ b[5]) | (a[6] ^ b[6]) | (a[7] ^ b[7]);
         differs == 0
     }
 }

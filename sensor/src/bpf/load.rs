@@ -166,6 +166,8 @@ impl Kernel {
             .override_global("TUNNELS", &options.parser.tunnels, true)
             .override_global("PAYLOAD_HINTS", &(options.parser.payload_hints as u8), true)
             .override_global("STRONG_ORDER", &strong_order, true)
+            .override_global("VARY", &(options.floors as u8), true)
+            .map_max_entries("LRU", if options.floors { options.flows as u32 } else { 1 })
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
             .override_global("SOURCE_SETS", &source_sets, true)
             .override_global("SERVICE_SETS", &service_sets, true)
@@ -177,7 +179,7 @@ impl Kernel {
             kernel_programs.push("sensor_tag");
         }
         if options.floors {
-            kernel_programs.extend(["floor_drop", "floor_clock"]);
+            kernel_programs.extend(["floor_drop", "floor_vary", "floor_parse", "floor_clock", "floor_lru"]);
         }
         for name in kernel_programs {
             load_program(&mut ebpf, name)?;

@@ -21,8 +21,14 @@ pub enum Hook {
     Tag,
     /// `floor_drop`, for benches: nothing but the call.
     FloorDrop,
+    /// `floor_vary`, for benches: a frame that changes from run to run.
+    FloorVary,
+    /// `floor_parse`, for benches: the parser.
+    FloorParse,
     /// `floor_clock`, for benches: parse and clock.
     FloorClock,
+    /// `floor_lru`, for benches: the same record in a hash map of the kernel.
+    FloorLru,
 }
 
 /// What the kernel says of a loaded program.
@@ -101,7 +107,10 @@ impl Runner<'_> {
             Hook::StackIngress => "sensor_ingress",
             Hook::Tag => "sensor_tag",
             Hook::FloorDrop => "floor_drop",
+            Hook::FloorVary => "floor_vary",
+            Hook::FloorParse => "floor_parse",
             Hook::FloorClock => "floor_clock",
+            Hook::FloorLru => "floor_lru",
         };
         match self.ebpf.program(name) {
             Some(Program::Xdp(program)) => program.test_run(options),
