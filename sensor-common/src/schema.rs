@@ -65,7 +65,7 @@ pub struct Map {
     layout: u64,
 }
 
-/// Every map of the object, but for its constants and its messages.
+/// Every map of the object, but for its constants, its messages and those of benches.
 pub const MAPS: &[Map] = &[
     map::<u32, Bucket>("INDEX", 0),
     map::<u32, FlowRecord>("RECORDS", 0),
@@ -194,7 +194,7 @@ macro_rules! layout {
 }
 pub(crate) use layout;
 
-layout!(Bucket { tags, seen, stages, lock, reserved });
+layout!(Bucket { tags, seen, stages, lock, high });
 layout!(Volume { packets, bytes });
 layout!(Arrival { iat_us, payload, flags, direction });
 layout!(Control {

@@ -37,11 +37,21 @@ pub struct Bucket {
     pub stages: [u8; WAYS],
     /// 1 while a way is being given to a new flow.
     pub lock: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// Bit n: the initiator of the flow in way n is the key's high endpoint. A hint: where it is wrong, the programs
+    /// wait for memory a little longer.
+    pub high: u32,
 }
 
 const _: () = assert!(size_of::<Bucket>() == 64);
+
+impl Bucket {
+    /// Writes the hint on who began the flow in `way`.
+    #[inline(always)]
+    pub fn set_high(&mut self, way: usize, high: bool) {
+        let bit = 1 << (way & (WAYS - 1));
+        self.high = if high { self.high | bit } else { self.high & !bit };
+    }
+}
 
 /// The bucket of a hash. `buckets` is a power of two.
 #[inline(always)]

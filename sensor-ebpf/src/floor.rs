@@ -9,7 +9,7 @@ use sensor_common::counter::Cause;
 use sensor_common::packet::Packet;
 
 use crate::frame::XdpFrame;
-use crate::maps::{LRU, SCRATCH};
+use crate::maps::{BENCH_LRU, BENCH_RECORD};
 use crate::parse::{Source as _, Xdp};
 use crate::record::{count, start, update};
 use crate::table::Visit;
@@ -72,7 +72,7 @@ pub(crate) fn floor_lru(ctx: XdpContext) -> u32 {
     let source = Xdp { ctx: ctx.ctx };
     // SAFETY: the context is this program's own.
     let len = unsafe { XdpFrame::len(ctx.ctx, false) };
-    let mut visit = Visit { packet: Packet::start(len), now_ns: 0, ifindex: 0, reserved: 0, lease_until_ns: 0 };
+    let mut visit = Visit { packet: Packet::start(len), now_ns: 0, ifindex: 0, hook: 0, lease_until_ns: 0, verdict: 0 };
     match in_hash(source, &mut visit) {
         Ok(()) => xdp_action::XDP_DROP,
         Err(_) => xdp_action::XDP_PASS,
@@ -84,15 +84,15 @@ fn in_hash(source: Xdp, visit: &mut Visit) -> Result<(), u64> {
     source.parse(&mut visit.packet)?;
     // SAFETY: a helper without arguments.
     visit.now_ns = unsafe { bpf_ktime_get_ns() };
-    if let Some(record) = LRU.get_ptr_mut(&visit.packet.key) {
+    if let Some(record) = BENCH_LRU.get_ptr_mut(&visit.packet.key) {
         // SAFETY: a map value. Other CPUs may write it: this is how the usual design counts.
         update(unsafe { &mut *record }, visit);
         return Ok(());
     }
-    let record = SCRATCH.get_ptr_mut(0).ok_or(Cause::Internal as u64)?;
+    let record = BENCH_RECORD.get_ptr_mut(0).ok_or(Cause::Internal as u64)?;
     // SAFETY: this CPU's own map value.
     let record = unsafe { &mut *record };
     start(record, visit, 0);
     count(record, visit);
-    LRU.insert(&visit.packet.key, &*record, 0).map_err(|_| Cause::BucketFull as u64)
+    BENCH_LRU.insert(&visit.packet.key, &*record, 0).map_err(|_| Cause::BucketFull as u64)
 }

@@ -40,11 +40,11 @@ pub(crate) static EVICTED: RingBuf = RingBuf::with_byte_size(EVICTED_BYTES, 0);
 
 /// What most agents keep their flows in, for benches. The agent leaves it as small as it is.
 #[map]
-pub(crate) static LRU: LruHashMap<FlowKey, FlowRecord> = LruHashMap::with_max_entries(1, 0);
+pub(crate) static BENCH_LRU: LruHashMap<FlowKey, FlowRecord> = LruHashMap::with_max_entries(1, 0);
 
-/// A record to begin with, for [`LRU`].
+/// A record to begin with, for [`BENCH_LRU`].
 #[map]
-pub(crate) static SCRATCH: PerCpuArray<FlowRecord> = PerCpuArray::with_max_entries(1, 0);
+pub(crate) static BENCH_RECORD: PerCpuArray<FlowRecord> = PerCpuArray::with_max_entries(1, 0);
 
 /// Sources and services of the host context, mmapped by the agent.
 #[map]

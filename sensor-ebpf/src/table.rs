@@ -116,6 +116,7 @@ unsafe extern "C" fn sensor_account(visit: *const Visit, counters: *mut Interfac
         Ok(None) => return miss,
         Err(cause) => return REFUSED | cause as u64,
     };
+    fetch(found, &visit.packet);
     let verdict = verdicts::word(found.record);
     let mut done = Action::Pass as u64;
     if verdict.is_some() {
@@ -199,7 +200,8 @@ pub(crate) fn find(packet: &Packet, hash: u32) -> Result<Option<Found>, Cause> {
     // The same number; but to the verifier one that it knows nothing of, so that it walks what follows once and not for
     // each way.
     // SAFETY: a map value.
-    let way = (way as u32 ^ unsafe { (&raw const (*bucket).reserved).read_volatile() }) & (WAYS as u32 - 1);
+    let zero = unsafe { (&raw const (*bucket).high).read_volatile() } >> WAYS;
+    let way = (way as u32 ^ zero) & (WAYS as u32 - 1);
     let record = RECORDS.get_ptr_mut(number * WAYS as u32 + way).ok_or(Cause::Internal)?;
     // SAFETY: a map value. A half-written key can at worst fail to match, or match a record that `update` refuses.
     let generation = unsafe { (&raw const (*record).generation).read_volatile() };
@@ -320,6 +322,23 @@ pub(crate) fn unlock(record: *mut FlowRecord, sequence: u32) {
     unsafe { lock::give_back(&raw mut (*record).sequence, sequence) };
 }
 
+/// Asks for the lines of the record that an ordinary packet will need, before any of it has come: nothing behind the lock
+/// is read before it is taken, so without this the waits for memory would come one after the other.
+#[inline(always)]
+fn fetch(found: Found, packet: &Packet) {
+    let record = found.record;
+    // SAFETY: map values; what is read is not used.
+    unsafe {
+        let high = (&raw const (*found.bucket).high).read_volatile() >> found.way & 1;
+        let [forward, reverse] = [&raw const (*record).directions[0], &raw const (*record).directions[1]];
+        let half = if packet.from_low as u32 == high { reverse } else { forward };
+        (&raw const (*record).last_ns).read_volatile();
+        (&raw const (*half).last_ns).read_volatile();
+        (&raw const (*half).iat_square_low).read_volatile();
+        (&raw const (*half).size_bins[0]).read_volatile();
+    }
+}
+
 /// Counts the packet in the record that was found; false if the record was given to another flow meanwhile, or (unless
 /// `reopens`) if the packet begins another connection on the tuple of a closed one: that one has not been screened.
 #[inline(always)]
@@ -347,6 +366,7 @@ fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters, reopens
         restart(record, bucket, visit, counters);
         inherit(record, visit);
         bucket.stages[way] = 1;
+        bucket.set_high(way, record.state & state::INITIATOR_HIGH != 0);
     } else {
         let may_change = record::update(record, visit);
         let stage = bucket.stages[way];
@@ -451,6 +471,7 @@ fn insert_locked(
     count(contents, visit);
     bucket.stages[way] = stage_of(contents.packets(), contents.state & state::CLOSED != 0);
     bucket.seen[way] = tick;
+    bucket.set_high(way, contents.state & state::INITIATOR_HIGH != 0);
     // Whoever finds the tag finds a whole record. Before the record is unlocked: else the agent could release it first,
     // and the tag would lead to a record that was already handed over.
     // SAFETY: in bounds of a map value.

@@ -181,8 +181,14 @@ pub(super) const FLOW: [Feature; 27] = [
         |r| periods(r.idle(), spread)
     )
     .real(),
-    record_feature!("icmp_type", "1", "icmp", "type of the first message", NOT_ICMP, |r| icmp(r, r.icmp_message().0 as f64)),
-    record_feature!("icmp_code", "1", "icmp", "code of the first message", NOT_ICMP, |r| icmp(r, r.icmp_message().1 as f64)),
+    record_feature!("icmp_type", "1", "icmp", "type of the first message", NOT_ICMP, |r| icmp(
+        r,
+        r.icmp_message().0 as f64
+    )),
+    record_feature!("icmp_code", "1", "icmp", "code of the first message", NOT_ICMP, |r| icmp(
+        r,
+        r.icmp_message().1 as f64
+    )),
     record_feature!(
         "icmp_errors",
         "frames",

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::tcp::SYN;
 
-/// Reads a frame with at most one VLAN tag, IPv4 without options or fragments or IPv6 without extension headers, and UDP
+/// Reads a frame with at most two VLAN tags, IPv4 without options or fragments or IPv6 without extension headers, and UDP
 /// or TCP but for SYNs. Of anything else it says [`Progress::More`], and nothing can be said of `packet`, which must
 /// be [`Packet::start`] of the frame's length before.
 #[inline(always)]
@@ -32,6 +32,12 @@ fn read<F: Frame>(frame: F, options: Options, packet: &mut Packet) -> Option<Pro
         vlan = tag.be16::<0>() & 0x0fff;
         ethertype = tag.be16::<2>();
         start += 4;
+        if is_vlan(ethertype) {
+            let tag = frame.window(start, 4)?;
+            packet.key.vlans[1] = tag.be16::<0>() & 0x0fff;
+            ethertype = tag.be16::<2>();
+            start += 4;
+        }
     }
     let rest = packet.frame_len.checked_sub(start)?;
     let (number, before, len);

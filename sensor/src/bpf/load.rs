@@ -167,7 +167,7 @@ impl Kernel {
             .override_global("PAYLOAD_HINTS", &(options.parser.payload_hints as u8), true)
             .override_global("STRONG_ORDER", &strong_order, true)
             .override_global("VARY", &(options.floors as u8), true)
-            .map_max_entries("LRU", if options.floors { options.flows as u32 } else { 1 })
+            .map_max_entries("BENCH_LRU", if options.floors { options.flows as u32 } else { 1 })
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
             .override_global("SOURCE_SETS", &source_sets, true)
             .override_global("SERVICE_SETS", &service_sets, true)
@@ -513,8 +513,8 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
 /// What is not in the schema would not be carried over to the next agent, or with another layout.
 fn check_maps(ebpf: &Ebpf) -> anyhow::Result<()> {
     for (name, map) in ebpf.maps() {
-        // Constants, and the messages of the programs.
-        if name.starts_with('.') || name.starts_with("AYA_LOG") {
+        // Constants, the messages of the programs, and what only benches use.
+        if name.starts_with('.') || name.starts_with("AYA_LOG") || name.starts_with("BENCH_") {
             continue;
         }
         let data = super::pins::map_data(map).with_context(|| format!("map {name} is of a type that is not pinned"))?;

@@ -28,6 +28,9 @@ enum Bench {
         /// Prints JSON instead of a table.
         #[arg(long)]
         json: bool,
+        /// Only the cases whose name contains this, and the floors.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        only: String,
         /// Rounds; medians and minima are over these.
         #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1000))]
         repeats: u32,
@@ -38,12 +41,12 @@ enum Bench {
 }
 
 fn main() -> Result<()> {
-    let Bench::Datapath { json, repeats, packets } = Options::parse().bench;
+    let Bench::Datapath { json, only, repeats, packets } = Options::parse().bench;
     let cpu = sched_getcpu();
     let mut set = CpuSet::new();
     set.set(cpu);
     sched_setaffinity(None, &set).with_context(|| format!("stay on CPU {cpu}"))?;
-    let mut subjects = Subjects::load()?;
+    let mut subjects = Subjects::load(&only)?;
     let report = Report::new(cpu, packets, subjects.programs()?, subjects.measure(repeats, packets)?);
     if json {
         println!("{}", serde_json::to_string_pretty(&report.json())?);
