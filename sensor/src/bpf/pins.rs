@@ -219,7 +219,12 @@ impl Pins {
             Hook::Egress => "egress",
             Hook::StackIngress => "ingress",
             Hook::Tag => "tag",
-            Hook::Ingress | Hook::FloorDrop | Hook::FloorClock => "xdp",
+            Hook::Ingress
+            | Hook::FloorDrop
+            | Hook::FloorVary
+            | Hook::FloorParse
+            | Hook::FloorClock
+            | Hook::FloorLru => "xdp",
         };
         // The file system does not take dots.
         self.path.join(format!("link-{ifindex}-{hook}"))
