@@ -10,6 +10,7 @@ mod ebpf;
 mod fuzz;
 mod linker;
 mod lint;
+mod python;
 mod run;
 mod setup;
 mod test;

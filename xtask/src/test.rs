@@ -1,13 +1,13 @@
 //! `cargo xtask test`: every test of the workspace, on a machine made ready for them first.
 //!
-//! Invariant: nothing is excluded. The runner's own output goes straight to the terminal.
+//! Invariant: nothing is excluded, the Python part neither. The runner's own output goes straight to the terminal.
 
 use std::process::Command;
 
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::{cmd, ebpf, setup};
+use crate::{cmd, ebpf, python, setup};
 
 /// Which tests to run.
 #[derive(Args)]
@@ -34,6 +34,7 @@ pub(crate) fn test(args: TestArgs) -> Result<()> {
         if args.filter.is_empty() {
             // nextest runs no doctests; they attach nothing.
             cmd::run(cmd::cargo().args(["test", "--workspace", "--doc"]))?;
+            python::test()?;
         }
         return Ok(());
     }
@@ -47,7 +48,8 @@ pub(crate) fn test(args: TestArgs) -> Result<()> {
     if !args.filter.iter().any(|arg| arg == "--") {
         serial.arg("--");
     }
-    cmd::run(as_root(serial.arg("--test-threads=1")))
+    cmd::run(as_root(serial.arg("--test-threads=1")))?;
+    if args.filter.is_empty() { python::test() } else { Ok(()) }
 }
 
 /// Makes sure, before minutes of tests, that test binaries can run as root.

@@ -27,13 +27,16 @@ struct Options {
     /// TC's ingress and egress, under the captures' clock and under the kernel's
     #[arg(long)]
     live: bool,
+    /// With --live: at most so many frames of each capture
+    #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true, requires = "live")]
+    frames: u64,
     /// List every capture that was not compared whole, with the reason
     #[arg(short, long)]
     verbose: bool,
 }
 
 fn main() -> Result<ExitCode> {
-    let Options { mut captures, flows, live, verbose } = Options::parse();
+    let Options { mut captures, flows, live, frames, verbose } = Options::parse();
     if captures.is_empty() {
         captures.push(
             std::env::var_os("SENSOR_CAPTURES").map_or_else(|| PathBuf::from("../shared/captures"), PathBuf::from),
@@ -41,7 +44,7 @@ fn main() -> Result<ExitCode> {
     }
     let files = parity::captures(&captures)?;
     if live {
-        return cross(&files, verbose);
+        return cross(&files, frames, verbose);
     }
     let mut same = true;
     for (name, options) in parity::SETTINGS {
@@ -53,7 +56,7 @@ fn main() -> Result<ExitCode> {
 }
 
 /// Sends all files over a wire, in every way.
-fn cross(files: &[PathBuf], verbose: bool) -> Result<ExitCode> {
+fn cross(files: &[PathBuf], frames: u64, verbose: bool) -> Result<ExitCode> {
     let ways = Way::ALL
         .into_iter()
         .map(|way| (way, Clock::Replay))
@@ -64,7 +67,7 @@ fn cross(files: &[PathBuf], verbose: bool) -> Result<ExitCode> {
             let (start, mut wire, mut all, mut compared) =
                 (Instant::now(), Wire::new(way, clock, options)?, Crossing::default(), 0);
             for file in files {
-                let crossing = wire.capture(file, u64::MAX).with_context(|| file.display().to_string())?;
+                let crossing = wire.capture(file, frames).with_context(|| file.display().to_string())?;
                 for Difference { field, left, right } in &crossing.differences {
                     println!("MISMATCH {}: {field}: kernel {left}, native {right}", file.display());
                 }
