@@ -15,8 +15,8 @@ mod enforce;
 pub(crate) mod flow;
 
 pub use enforce::{
-    BreakerView, EnforceRequest, EnforcementView, ModeView, NewAllow, NewVerdict, Peer, Reply, VerdictList,
-    VerdictView, Which,
+    BatchView, BreakerView, EnforceRequest, EnforcementView, MAX_BATCH, ModeView, NewAllow, NewVerdict, NewVerdicts,
+    Peer, Reply, VerdictList, VerdictView, Which,
 };
 pub use flow::{FeaturesView, FlowView, SortKey, protocol_name, protocol_number, sort_flows, top};
 

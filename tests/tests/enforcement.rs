@@ -1,14 +1,19 @@
 //! Enforcement by hand with real traffic: verdicts, modes and the never-drop list by command, over a restart, and what the
 //! audit says of it. No model: what is dropped here was asked for. Needs root.
 
+use std::io::Write as _;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use sensor_tests::agent::Agent;
+use sensor_tests::agent::{Agent, binary};
 use sensor_tests::checks::{Must as _, assert_clean, wait_for};
+use sensor_tests::clients::download;
 use sensor_tests::counters::Received;
 use sensor_tests::netns::Ns;
 use sensor_tests::process::ChildGuard;
+use sensor_tests::servers::Nginx;
+use sensor_tests::stop::Stop;
 use sensor_tests::topology::{EDGE_V4, EDGE_V6, HostSpec, Lab, LabSpec, UPLINK};
 use serde_json::Value;
 
@@ -162,4 +167,96 @@ fn the_never_drop_list_wins_and_all_survives_a_restart() {
     ask(&again, &["verdicts", "remove", "--all"]);
     assert_eq!(scene.answered(), [PINGS, PINGS]);
     again.stop().must("stop the agent");
+}
+
+#[test]
+fn a_list_of_ten_thousand_is_entered_and_ends() {
+    let scene = Scene::build();
+    let agent = scene.agent(&["--mode", "enforce"]);
+    let mut list: String = (0..9_999u32).map(|n| format!("{}\n", std::net::Ipv4Addr::from(0xc613_0000 + n))).collect();
+    list += &format!("{} # the attacker\n", scene.lab.attackers[0].v4[0]);
+    let file = tempfile::NamedTempFile::new().map_err(Into::into).must("make a file");
+    std::fs::write(file.path(), list).map_err(Into::into).must("write the list");
+    let begun = std::time::Instant::now();
+    let path = file.path().to_string_lossy().into_owned();
+    let view = agent.ask_json(&["verdicts", "add", "drop", "--from-file", &path, "--for", "6s"]).must("add the list");
+    let entered = begun.elapsed();
+    assert_eq!((&view["added"], view["refused"].as_array().map(Vec::len)), (&10_000.into(), Some(0)), "{view}");
+    assert_eq!(scene.answered(), [0, PINGS]);
+    let held = || agent.metrics().must("scrape").sum("sensor_verdicts_held", &[("scope", "source")]);
+    wait_for("all are counted", Duration::from_secs(3), || held() == 10_000.0);
+    let gone = wait_for("all have ended", Duration::from_secs(15), || held() == 0.0);
+    assert_eq!(scene.answered(), [PINGS, PINGS]);
+    let metrics = agent.metrics().must("scrape");
+    assert_eq!(metrics.sum("sensor_verdict_changes_total", &[("change", "expired")]), 10_000.0);
+    assert_eq!(metrics.sum("sensor_verdict_errors_total", &[]), 0.0);
+    assert_eq!(metrics.sum("sensor_audit_lost_lines_total", &[]), 0.0);
+    eprintln!(
+        "entered in {entered:?}, gone {gone:?} later; {} late polls",
+        metrics.sum("sensor_poll_overruns_total", &[])
+    );
+    agent.stop().must("stop the agent");
+}
+
+#[test]
+fn half_open_floods_are_limited_at_the_service_and_name_no_source() {
+    let scene = Scene::build();
+    let edge = &scene.lab.edge.netns;
+    let _nginx = Nginx::start(edge).must("start nginx");
+    let agent = scene.agent(&["--mode", "enforce"]);
+    let client = &scene.lab.clients[0].netns;
+    let fetch = || download(client, &format!("http://{EDGE_V4}"), 1_460, &[], &Stop::new());
+    fetch().must("download before the flood");
+    // The innocent one in whose name the flood comes: an address of the client's network that completed no handshake.
+    let innocent = scene.lab.clients[0].v4[1].to_string();
+    let mut flood = scene.lab.attackers[0].netns.command("hping3");
+    flood.args(["-q", "-n", "-I", UPLINK, "-S", "-p", "80", "-i", "u500", "-a", &innocent, &EDGE_V4.to_string()]);
+    let flood = ChildGuard::spawn("hping3", &mut flood, None).must("start the flood");
+    wait_for("the service is limited", Duration::from_secs(15), || {
+        let status = agent.status().must("ask for the status");
+        status["enforcement"]["service_limits"] == 1
+    });
+    let list = agent.ask_json(&["verdicts", "list"]).must("list the verdicts");
+    assert_eq!(list["total"], 1, "no source is blamed: {list}");
+    assert_eq!(
+        (&list["verdicts"][0]["scope"], &list["verdicts"][0]["action"]),
+        (&"tcp,198.18.0.10:80".into(), &"limit".into())
+    );
+    wait_for("packets of the flood are dropped", Duration::from_secs(5), || {
+        agent.metrics().must("scrape").sum("sensor_packets_total", &[("action", "drop")]) > 500.0
+    });
+    assert!(flood.is_running());
+    for _ in 0..20 {
+        fetch().must("download during the flood: this source is known");
+    }
+    assert_eq!(scene.answered(), [PINGS, PINGS], "nobody is blocked");
+    agent.stop().must("stop the agent");
+}
+
+#[test]
+fn members_of_the_group_read_and_change_nothing() {
+    let scene = Scene::build();
+    let mut configuration = tempfile::NamedTempFile::new().map_err(Into::into).must("make a configuration");
+    configuration.write_all(b"[agent]\nsocket_group = \"65533\"\n").map_err(Into::into).must("write it");
+    let agent = scene.agent(&["--config", &configuration.path().to_string_lossy()]);
+    let (binary, socket) = (binary().must("find the binary"), agent.socket());
+    // The directory of the socket is the test's own, for everybody to pass.
+    let directory = socket.parent().expect("a directory");
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).map_err(Into::into).must("open it");
+    let run = |group: &str, words: &[&str]| {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=65534", &format!("--regid={group}"), "--clear-groups"]);
+        command.arg(&binary).args(words).arg("--socket").arg(&socket);
+        let output = command.output().map_err(Into::into).must("run sensor as nobody");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    assert!(run("65533", &["status"]).0 && run("65533", &["verdicts", "list"]).0, "a member reads");
+    for words in [&["mode", "enforce"][..], &["verdicts", "add", "drop", "198.18.66.1"], &["breaker", "reset"]] {
+        let (done, error) = run("65533", words);
+        assert!(!done && error.contains("403") && error.contains("uid 65534"), "{words:?}: {error}");
+    }
+    let (done, error) = run("65534", &["status"]);
+    assert!(!done && error.contains("not for this user"), "{error}");
+    assert_eq!(agent.status().must("ask")["mode"], "observe");
+    agent.stop().must("stop the agent");
 }

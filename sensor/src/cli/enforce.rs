@@ -1,11 +1,12 @@
 //! `sensor verdicts`, `sensor allow`, `sensor mode`, `sensor breaker`: enforcement by hand.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
-use clap::{Args, Subcommand};
+use anyhow::{Context as _, Result};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::print::{self, table};
 use super::{Socket, say, wait};
@@ -14,7 +15,7 @@ use crate::audit::rfc3339;
 use crate::config::{ActionName, Mode};
 use crate::control;
 use crate::verdicts::Rate;
-use crate::view::{NewAllow, NewVerdict, VerdictList, VerdictView, Which};
+use crate::view::{BatchView, MAX_BATCH, NewAllow, NewVerdict, NewVerdicts, VerdictList, VerdictView, Which};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum VerdictsCommand {
@@ -64,7 +65,11 @@ pub(super) struct Add {
     action: ActionName,
     /// An address (198.18.66.7) or a prefix (2001:db8:66::/48): all flows that they begin; a flow, by its id in `sensor flows
     /// --json` or as tcp,198.18.66.7:4444,198.18.0.10:80; a service (limit only), as tcp,198.18.0.10:80
-    scope: String,
+    #[arg(required_unless_present = "from_file")]
+    scope: Option<String>,
+    /// One verdict for each line of this file ("-": standard input); # begins a comment
+    #[arg(long, value_name = "FILE", conflicts_with = "scope")]
+    from_file: Option<PathBuf>,
     /// How long it holds
     #[arg(long = "for", value_name = "DUR", value_parser = humantime::parse_duration, default_value = "10m")]
     duration: Duration,
@@ -122,7 +127,7 @@ pub(super) enum AllowCommand {
     },
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum BreakerCommand {
     /// Close it: verdicts of models are obeyed again as far as the mode allows
     Reset,
@@ -140,16 +145,16 @@ pub(super) fn verdicts(command: VerdictsCommand) -> Result<ExitCode> {
             say(&if json { print::json(&verdict)? } else { verdict_text(&verdict) })?;
         }
         VerdictsCommand::Add(add) => {
-            let Add { action, scope, duration, pps, bps, note, socket, json } = *add;
-            let new = NewVerdict {
-                scope,
-                action,
-                // A part of a second counts as one: zero would be no verdict.
-                for_seconds: duration.as_secs() + u64::from(duration.subsec_nanos() > 0),
-                packets_per_second: pps.unwrap_or(0),
-                bytes_per_second: bps.unwrap_or(0),
-                note,
+            let Add { action, scope, from_file, duration, pps, bps, note, socket, json } = *add;
+            // A part of a second counts as one: zero would be no verdict.
+            let for_seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
+            let (packets_per_second, bytes_per_second) = (pps.unwrap_or(0), bps.unwrap_or(0));
+            let Some(scope) = scope else {
+                let scopes = Vec::new();
+                let new = NewVerdicts { scopes, action, for_seconds, packets_per_second, bytes_per_second, note };
+                return add_list(&from_file.unwrap_or_default(), new, &socket, json);
             };
+            let new = NewVerdict { scope, action, for_seconds, packets_per_second, bytes_per_second, note };
             let verdict = wait(control::add_verdict(&socket.socket, &new))?;
             say(&if json { print::json(&verdict)? } else { added_text(&verdict) })?;
         }
@@ -173,6 +178,34 @@ pub(super) fn verdicts(command: VerdictsCommand) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One verdict for each line of a file; fails if one was refused.
+fn add_list(path: &Path, new: NewVerdicts, socket: &Socket, json: bool) -> Result<ExitCode> {
+    let text = if path == Path::new("-") {
+        std::io::read_to_string(std::io::stdin()).context("cannot read standard input")?
+    } else {
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
+    };
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let scopes: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let mut whole = BatchView::default();
+    for part in scopes.chunks(MAX_BATCH) {
+        let view = wait(control::add_verdicts(&socket.socket, &NewVerdicts { scopes: part.to_vec(), ..new.clone() }))?;
+        whole.added += view.added;
+        whole.refused.extend(view.refused);
+    }
+    if json {
+        say(&print::json(&whole)?)?;
+    } else {
+        let mut text = format!("{} verdicts hold\n", whole.added);
+        for (scope, reason) in &whole.refused {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{scope}: {reason}");
+        }
+        say(&text)?;
+    }
+    Ok(if whole.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 pub(super) fn allow(command: AllowCommand) -> Result<ExitCode> {
@@ -210,7 +243,7 @@ pub(super) fn mode(to: Option<Mode>, socket: &Socket, json: bool) -> Result<Exit
 }
 
 pub(super) fn breaker(command: Option<BreakerCommand>, socket: &Socket, json: bool) -> Result<ExitCode> {
-    let view = wait(control::breaker(&socket.socket, matches!(command, Some(BreakerCommand::Reset))))?;
+    let view = wait(control::breaker(&socket.socket, command == Some(BreakerCommand::Reset)))?;
     let text = match (&view.reason, &view.trip) {
         (Some(reason), Some(trip)) => format!("open since {}: {reason}\n", rfc3339(trip.unix_ms)),
         _ => "closed\n".to_owned(),

@@ -91,7 +91,8 @@ enum Command {
     },
     /// Show why the circuit breaker is open, or close it
     Breaker {
-        #[command(subcommand)]
+        /// What to do with it
+        #[arg(value_enum)]
         command: Option<enforce::BreakerCommand>,
         #[command(flatten)]
         socket: Socket,

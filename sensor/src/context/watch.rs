@@ -25,7 +25,8 @@ pub struct Brief {
     /// A reset ended the handshake.
     refused: bool,
     bytes: u64,
-    /// A TCP handshake was begun and is not completed.
+    /// A TCP handshake was begun, not refused and not completed; or the one in whose name it was begun knows nothing of it, and
+    /// resets it.
     half_open: bool,
 }
 
@@ -42,7 +43,7 @@ impl Brief {
             reset: record.state & state::RST != 0,
             refused: record.state & state::RST_EARLY != 0,
             bytes: record.l3_bytes(),
-            half_open: record.state & (state::SYN | state::ESTABLISHED) == state::SYN,
+            half_open: record.state & (state::SYN | state::ESTABLISHED | state::RST_REVERSE) == state::SYN,
         }
     }
 }
@@ -105,7 +106,7 @@ impl Watch {
             judged: 1,
             unanswered: unanswered as u64,
             failed: (unanswered || flow.refused) as u64,
-            half_open: (flow.half_open && !flow.reset) as u64,
+            half_open: flow.half_open as u64,
             ..Events::default()
         };
         ledger.add(ends, tick_of(until_ns.min(now_ns)), judged);

@@ -20,8 +20,8 @@ use crate::allow::{Entry, Item};
 use crate::config::Mode;
 use crate::verdicts::Verdict;
 use crate::view::{
-    BreakerView, FeaturesView, FlowView, ModeView, ModelView, NewAllow, NewVerdict, SortKey, StatusView, VerdictList,
-    VerdictView, Which,
+    BatchView, BreakerView, FeaturesView, FlowView, ModeView, ModelView, NewAllow, NewVerdict, NewVerdicts, SortKey,
+    StatusView, VerdictList, VerdictView, Which,
 };
 
 /// Asks the agent behind a socket for its verdicts, the newest `limit` of them (0 = all).
@@ -46,6 +46,14 @@ pub async fn get_verdict(socket: &Path, id: u64) -> Result<VerdictView> {
 /// As [`get_status`], or it was refused.
 pub async fn add_verdict(socket: &Path, new: &NewVerdict) -> Result<VerdictView> {
     send(socket, Method::POST, "/v1/verdicts", new).await
+}
+
+/// Enters many verdicts, at most [`crate::view::MAX_BATCH`].
+///
+/// # Errors
+/// As [`get_status`]; what was refused is in the answer.
+pub async fn add_verdicts(socket: &Path, new: &NewVerdicts) -> Result<BatchView> {
+    send(socket, Method::POST, "/v1/verdicts/batch", new).await
 }
 
 /// Takes verdicts back; those that are gone.

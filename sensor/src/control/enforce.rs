@@ -13,7 +13,7 @@ use super::routes::{exchange_within, failure};
 use crate::allow::Item;
 use crate::config::{Mode, PolicyConfig};
 use crate::host::{self, Items};
-use crate::view::{EnforceRequest, NewAllow, NewVerdict, Peer, Request, Which};
+use crate::view::{EnforceRequest, NewAllow, NewVerdict, NewVerdicts, Peer, Request, Which};
 
 #[derive(Clone)]
 struct Door {
@@ -24,6 +24,7 @@ struct Door {
 pub(super) fn router(requests: mpsc::Sender<Request>, policy: PolicyConfig) -> Router {
     Router::new()
         .route("/v1/verdicts", get(verdicts).post(add))
+        .route("/v1/verdicts/batch", post(add_many))
         .route("/v1/verdicts/remove", post(remove))
         .route("/v1/verdicts/{id}", get(verdict).delete(remove_one))
         .route("/v1/allow", get(allowed).post(allow))
@@ -73,6 +74,12 @@ async fn verdict(State(door): State<Door>, Path(id): Path<u64>) -> Response {
 async fn add(State(door): State<Door>, Extension(by): Extension<Peer>, Json(new): Json<NewVerdict>) -> Response {
     let sessions = door.sessions().await;
     let request = |reply| EnforceRequest::Add { new, by, sessions, reply };
+    door.ask(StatusCode::UNPROCESSABLE_ENTITY, request).await
+}
+
+async fn add_many(State(door): State<Door>, Extension(by): Extension<Peer>, Json(new): Json<NewVerdicts>) -> Response {
+    let sessions = door.sessions().await;
+    let request = |reply| EnforceRequest::AddMany { new, by, sessions, reply };
     door.ask(StatusCode::UNPROCESSABLE_ENTITY, request).await
 }
 

@@ -16,8 +16,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::client::{
-    add_allow, add_verdict, breaker, get_allowed, get_features, get_flows, get_status, get_verdict, get_verdicts, load,
-    mode, remove_allow, remove_verdicts,
+    add_allow, add_verdict, add_verdicts, breaker, get_allowed, get_features, get_flows, get_status, get_verdict,
+    get_verdicts, load, mode, remove_allow, remove_verdicts,
 };
 pub use self::handover::{hand_over, listener};
 pub use self::server::{Access, ControlSocket};

@@ -57,6 +57,39 @@ pub struct NewVerdict {
     pub note: String,
 }
 
+/// Many verdicts that say the same of different things: a list of addresses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NewVerdicts {
+    /// What about, at most [`MAX_BATCH`] of them.
+    pub scopes: Vec<String>,
+    /// The rest, as in [`NewVerdict`].
+    pub action: ActionName,
+    /// See `action`.
+    pub for_seconds: u64,
+    /// See `action`.
+    #[serde(default)]
+    pub packets_per_second: u64,
+    /// See `action`.
+    #[serde(default)]
+    pub bytes_per_second: u64,
+    /// See `action`.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// Verdicts in one request: some 0.1 s of the poll thread.
+pub const MAX_BATCH: usize = 10_000;
+
+/// What came of a batch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BatchView {
+    /// Entered, or renewed.
+    pub added: u64,
+    /// Those that were not, and why.
+    pub refused: Vec<(String, String)>,
+}
+
 /// Something that is never to be dropped.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -183,6 +216,17 @@ pub enum EnforceRequest {
         sessions: Option<Items>,
         /// Where the answer goes.
         reply: Reply<VerdictView>,
+    },
+    /// Enter many verdicts.
+    AddMany {
+        /// Which.
+        new: NewVerdicts,
+        /// Who asks.
+        by: Peer,
+        /// As in [`EnforceRequest::Add`].
+        sessions: Option<Items>,
+        /// Where the answer goes.
+        reply: Reply<BatchView>,
     },
     /// Take verdicts back.
     Remove {

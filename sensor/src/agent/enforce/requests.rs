@@ -14,7 +14,8 @@ use crate::host::Items;
 use crate::verdicts::scope::Scope;
 use crate::verdicts::{Evidence, Order, Rate, Verdict};
 use crate::view::{
-    BreakerView, EnforceRequest, EnforcementView, ModeView, NewAllow, NewVerdict, Peer, VerdictList, VerdictView, Which,
+    BatchView, BreakerView, EnforceRequest, EnforcementView, MAX_BATCH, ModeView, NewAllow, NewVerdict, NewVerdicts,
+    Peer, VerdictList, VerdictView, Which,
 };
 
 /// Longest verdict of an operator: ten years.
@@ -31,6 +32,7 @@ impl Poller {
                 drop(reply.send(found.ok_or_else(|| no_verdict(id))));
             }
             EnforceRequest::Add { new, by, sessions, reply } => drop(reply.send(self.add(new, by, sessions))),
+            EnforceRequest::AddMany { new, by, sessions, reply } => drop(reply.send(self.add_many(new, by, sessions))),
             EnforceRequest::Remove { which, by, reply } => drop(reply.send(self.remove(which, by))),
             EnforceRequest::Allowed { reply } => {
                 let entries = self.enforcer.allow.entries().into_iter().cloned().collect();
@@ -76,26 +78,54 @@ impl Poller {
     }
 
     fn add(&mut self, new: NewVerdict, by: Peer, sessions: Option<Items>) -> Result<VerdictView, String> {
+        // The session that is typed in, before a verdict could hit it.
+        self.take_sessions(sessions);
+        let id = self.order(new, by)?;
+        // Before the answer: it is in force.
+        self.restamp(now_ns());
+        self.enforcer.keep_state();
+        self.enforcer.book.get(id).map(|verdict| self.view(verdict)).ok_or_else(|| no_verdict(id))
+    }
+
+    fn order(&mut self, new: NewVerdict, by: Peer) -> Result<u64, String> {
         let NewVerdict { scope, action, for_seconds, packets_per_second, bytes_per_second, note } = new;
         if for_seconds == 0 || for_seconds > LONGEST_SECONDS {
             return Err("a verdict needs an end: from one second to ten years from now".to_owned());
         }
-        let scope = self.scope(&scope)?;
-        // The session that is typed in, before a verdict could hit it.
-        self.take_sessions(sessions);
         let order = Order {
-            scope,
+            scope: self.scope(&scope)?,
             action: action.into(),
             rate: Rate { packets: packets_per_second, bytes: bytes_per_second },
             origin: Origin::Operator,
             for_ms: for_seconds.saturating_mul(1_000),
             evidence: Evidence { who: format!("operator {by}"), note, ..Evidence::default() },
         };
-        let (id, _) = self.enter(order)?;
-        // Before the answer: it is in force.
+        self.enter(order).map(|(id, _)| id)
+    }
+
+    fn add_many(&mut self, new: NewVerdicts, by: Peer, sessions: Option<Items>) -> Result<BatchView, String> {
+        let NewVerdicts { scopes, action, for_seconds, packets_per_second, bytes_per_second, note } = new;
+        if scopes.len() > MAX_BATCH {
+            return Err(format!("{} verdicts in one request: at most {MAX_BATCH}", scopes.len()));
+        }
+        self.take_sessions(sessions);
+        let mut view = BatchView::default();
+        for (number, scope) in scopes.into_iter().enumerate() {
+            if number % 256 == 0 {
+                // A long list must not let the lease run out.
+                self.renew_lease(now_ns());
+            }
+            let note = note.clone();
+            let one =
+                NewVerdict { scope: scope.clone(), action, for_seconds, packets_per_second, bytes_per_second, note };
+            match self.order(one, by) {
+                Ok(_) => view.added += 1,
+                Err(reason) => view.refused.push((scope, reason)),
+            }
+        }
         self.restamp(now_ns());
         self.enforcer.keep_state();
-        self.enforcer.book.get(id).map(|verdict| self.view(verdict)).ok_or_else(|| no_verdict(id))
+        Ok(view)
     }
 
     /// A scope as it is written, or the id of a living flow.
