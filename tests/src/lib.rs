@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod attacks;
 pub mod capture;
+pub mod cgroup;
 pub mod checks;
 pub mod clients;
 pub mod content;

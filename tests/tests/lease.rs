@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use sensor_tests::agent::Agent;
-use sensor_tests::attacks::RunningAttack;
+use sensor_tests::attacks::{Attack, RunningAttack};
+use sensor_tests::cgroup::MemoryGroup;
 use sensor_tests::checks::{Must as _, assert_clean, dropped_flood, has_xdp, shipped_model, wait_for};
 use sensor_tests::clients::ping;
 use sensor_tests::counters::Received;
 use sensor_tests::stop::Stop;
-use sensor_tests::streams::Media;
+use sensor_tests::streams::{Media, SINK_PORT};
 use sensor_tests::topology::{EDGE_V4, HostSpec, Lab, LabSpec, UPLINK};
 use tempfile::TempDir;
 
@@ -135,4 +136,34 @@ fn while_the_agent_hangs_traffic_flows_after_the_lease() {
     });
     agent.stop().must("stop the agent");
     assert_clean(edge, UPLINK);
+}
+
+#[test]
+fn out_of_memory_is_a_kill_like_any_other() {
+    let scene = Scene::build();
+    let received = scene.received();
+    let agent = scene.agent(directory());
+    let flood = scene.flood(&agent, 4444);
+    wait_until_dropped(&received);
+    // New flows, whose list takes more memory than there is.
+    let attack = Attack::packet_flood(100, &format!("-2 --rand-source -s 1024 -p {SINK_PORT}"));
+    let attacker = &scene.lab.attackers[0];
+    let crowd = attack.start(&attacker.netns, attacker.v4[0], Duration::from_secs(20), None).must("start the crowd");
+    wait_for("the table fills", Duration::from_secs(15), || {
+        agent.status().is_ok_and(|status| status["table"]["occupancy"].as_u64().is_some_and(|used| used > 20_000))
+    });
+    drop(crowd);
+    let group = MemoryGroup::new().must("make a memory group");
+    group.add(agent.pid()).must("move the agent into it");
+    group.limit(1 << 20).must("leave it little memory");
+    let before = count(&received);
+    let asked = agent.flows();
+    let died = Instant::now();
+    assert!(asked.is_err(), "the agent had enough memory for its answer");
+    wait_for("it is killed", Duration::from_secs(5), || !agent.is_running());
+    assert_eq!(group.killed().must("ask what was killed"), 1, "{}", agent.log());
+    wait_for("the flood arrives again", LEASE + MARGIN, || count(&received) > before + 20);
+    eprintln!("out of memory: traffic flowed within {:?}", died.elapsed());
+    drop(flood);
+    assert_clean(&scene.lab.edge.netns, UPLINK);
 }
