@@ -34,7 +34,6 @@ pub(crate) struct Visit {
     pub(crate) ifindex: u32,
     /// Number of a [`Hook`]. No byte of this struct may be left unwritten.
     pub(crate) hook: u32,
-    pub(crate) lease_until_ns: u64,
     /// The verdict word, without its generation, of the record that the packet begins.
     pub(crate) verdict: u64,
 }
@@ -147,11 +146,11 @@ fn obey(found: Found, visit: &Visit, verdict: Verdict, counters: &mut InterfaceC
     if unsafe { &*found.record }.is_reopened_by(&visit.packet) {
         return None;
     }
-    if visit.lease_until_ns <= visit.now_ns {
+    let Some(control) = control() else { return Some(Action::Pass as u64) };
+    if control.lease_until_ns <= visit.now_ns {
         counters.lease_expired += 1;
         return Some(Action::Pass as u64);
     }
-    let Some(control) = control() else { return Some(Action::Pass as u64) };
     // SAFETY: a map value, which the agent writes. Before the never-drop list is looked at: what is found is of this epoch.
     let epoch = unsafe { (&raw const control.allow_epoch).read_volatile() };
     // What nearly every packet of a dropped flow meets, and no more than that.
@@ -266,7 +265,7 @@ unsafe extern "C" fn sensor_find(packet: *const Packet, hash: u32) -> u64 {
 pub(crate) fn is_tagged(found: Found, visit: &Visit, control: &Control) -> bool {
     let verdict = verdicts::word(found.record);
     let action = verdict.action_at(found.generation, visit.now_ns);
-    if action.min(control.ceiling(verdict.origin())) != Action::Tag || visit.lease_until_ns <= visit.now_ns {
+    if action.min(control.ceiling(verdict.origin())) != Action::Tag || control.lease_until_ns <= visit.now_ns {
         return false;
     }
     // What nothing may drop is not marked in place of a drop either; the ingress program, which came before, has noted it.

@@ -27,14 +27,8 @@ pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
         SkbFrame::pull(skb);
         (SkbFrame::missing(skb), (*skb).len)
     };
-    let mut visit = Visit {
-        packet: Packet::start(len + missing),
-        now_ns: 0,
-        ifindex: 0,
-        hook: Hook::Ingress as u32,
-        lease_until_ns: control.lease_until_ns,
-        verdict: 0,
-    };
+    let mut visit =
+        Visit { packet: Packet::start(len + missing), now_ns: 0, ifindex: 0, hook: Hook::Ingress as u32, verdict: 0 };
     if (Skb { ctx: skb, missing }).parse(&mut visit.packet).is_err() {
         return;
     }

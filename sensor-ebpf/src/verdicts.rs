@@ -275,7 +275,7 @@ unsafe extern "C" fn sensor_screen(visit: *mut Visit, counters: *mut InterfaceCo
     // SAFETY: a map value.
     let word = unsafe { &*chosen }.word();
     visit.verdict = word.0;
-    if visit.lease_until_ns <= now_ns {
+    if control.lease_until_ns <= now_ns {
         counters.lease_expired += 1;
         return 0;
     }
@@ -310,6 +310,7 @@ unsafe extern "C" fn sensor_half_open(visit: *const Visit, counters: *mut Interf
     }
     // SAFETY: just tested, and the caller's.
     let (visit, counters) = unsafe { (&*visit, &mut *counters) };
+    let Some(control) = control() else { return 0 };
     let (packet, now_ns) = (&visit.packet, visit.now_ns);
     let FlowKey { low, high, low_port, high_port, family, .. } = packet.key;
     let (to, port) = if packet.from_low { (high, high_port) } else { (low, low_port) };
@@ -320,7 +321,7 @@ unsafe extern "C" fn sensor_half_open(visit: *const Visit, counters: *mut Interf
     if limit.until_ns <= now_ns {
         return 0;
     }
-    if visit.lease_until_ns <= now_ns {
+    if control.lease_until_ns <= now_ns {
         counters.lease_expired += 1;
         return 0;
     }

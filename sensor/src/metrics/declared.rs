@@ -88,6 +88,16 @@ declare! {
         "Packets that were passed but are in no flow record, or whose record never reached the agent";
     LEASE_EXPIRED: Counter "sensor_lease_expired_packets_total", "packets", ["interface"],
         "Packets that passed against a verdict because the lease of the agent had run out";
+    WITHHELD: Counter "sensor_withheld_packets_total", "packets", ["interface", "action"],
+        "Packets whose verdict asks for more than the mode or the breaker allows, by what mode enforce would have done with them";
+    WITHHELD_BYTES: Counter "sensor_withheld_bytes_total", "bytes", ["interface", "action"],
+        "Bytes of the packets whose verdict asks for more than the mode or the breaker allows";
+    PROTECTED: Counter "sensor_protected_packets_total", "packets", ["interface"],
+        "Packets that passed against a verdict because they are on the never-drop list";
+    DROPPED_NEW: Counter "sensor_dropped_new_packets_total", "packets", ["interface", "cause"],
+        "Dropped packets that were to begin a flow record and took none: of blocked flows and sources (verdict), or half-open attempts over the limit of their service (half_open)";
+    LIMIT_BUSY: Counter "sensor_limit_busy_packets_total", "packets", ["interface"],
+        "Packets that passed a rate limit unasked because another CPU held it for too long";
     TAGGED: Counter "sensor_tagged_packets_total", "packets", ["interface"],
         "Packets that sensor_tag marked";
     KERNEL_CREATED: Counter "sensor_kernel_flows_created_total", "flows", ["interface"],

@@ -88,7 +88,8 @@ pub(super) fn lost(counters: &InterfaceCounters, cause: Cause) -> u64 {
 }
 
 fn misses(counters: &InterfaceCounters) -> u64 {
-    counters.flows_created + lost(counters, Cause::BucketFull) + lost(counters, Cause::BucketBusy)
+    let lost = lost(counters, Cause::BucketFull) + lost(counters, Cause::BucketBusy);
+    counters.flows_created + counters.dropped_new + lost
 }
 
 /// Stage and cause of packets in records that the kernel gave up while the ring to the agent was full.
@@ -269,6 +270,26 @@ fn kernel(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
     let losses = state.losses().into_iter();
     writer.family(&declared::LOSS, losses.map(|(stage, cause, n)| ([stage.into(), cause.into()], Value::Count(n))))?;
     writer.family(&declared::LEASE_EXPIRED, single(|counters| counters.lease_expired))?;
+    let withheld = |of: fn(&Volume) -> u64| {
+        state.interfaces.iter().flat_map(move |(name, interface)| {
+            Action::ALL.iter().skip(1).map(move |&action| {
+                let volume = &interface.counters.withheld[action as usize];
+                ([name.clone(), action.name().into()], Value::Count(of(volume)))
+            })
+        })
+    };
+    writer.family(&declared::WITHHELD, withheld(|volume| volume.packets))?;
+    writer.family(&declared::WITHHELD_BYTES, withheld(|volume| volume.bytes))?;
+    writer.family(&declared::PROTECTED, single(|counters| counters.protected))?;
+    writer.family(
+        &declared::DROPPED_NEW,
+        state.interfaces.iter().flat_map(|(name, Interface { counters, .. })| {
+            let half_open = counters.dropped_half_open;
+            [("verdict", counters.dropped_new.saturating_sub(half_open)), ("half_open", half_open)]
+                .map(|(cause, packets)| ([name.clone(), cause.to_owned()], Value::Count(packets)))
+        }),
+    )?;
+    writer.family(&declared::LIMIT_BUSY, single(|counters| counters.limit_busy))?;
     writer.family(&declared::TAGGED, single(|counters| counters.tagged))?;
     writer.family(&declared::KERNEL_CREATED, single(|counters| counters.flows_created))?;
     writer.family(
