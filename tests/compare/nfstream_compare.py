@@ -38,6 +38,7 @@ CLASSES = {
     "clock goes back": "Packets out of order: nfstream moves them up to the latest time of the whole capture; Sensor to the "
     "latest of their flow, and a step back beyond the idle timeout ends all flows.",
     "ICMP": "Echo requests: Sensor tells them apart by identifier; nfstream has one flow for a pair of hosts.",
+    "several": "More than one of these at once.",
     "closed": "Sensor ends a TCP flow at RST or when both FINs are acknowledged, and when its ports are used again; "
     "nfstream never.",
     "timeout": "A gap that reaches the timeout only when times are cut to ms, or only when they are not.",
@@ -122,9 +123,14 @@ def differences(ours, theirs):
 
 def explain(fact, why, ours, theirs, idle_ms):
     """The class of a difference in a key's flows, from the facts about its addresses and the reasons why flows ended."""
+    packets = lambda rows: sum(int(row["bidirectional_packets"]) for row in rows)
+    apart = abs(packets(ours) - packets(theirs))
     for name in CLASSES:
-        if name in fact:
+        # A class explains no more packets than facts.py found to have its property.
+        if fact.get(name, 0) >= max(apart, 1):
             return name
+    if sum(fact.get(name, 0) for name in CLASSES) >= max(apart, 1):
+        return "several"
     if why & {"fin", "rst", "closed", "reopened"}:
         return "closed"
     starts = sorted(float(row["bidirectional_first_seen_ms"]) for row in ours + theirs)
