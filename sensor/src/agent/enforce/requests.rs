@@ -231,6 +231,13 @@ impl Poller {
     /// A flow's verdict has cost its source the last bit of credit: the source gets one.
     pub(in crate::agent) fn escalate(&mut self, source: IpAddr, evidence: Evidence) {
         let flows = self.config.policy.escalate_flows;
+        let share = self.config.breaker.source_share;
+        let [active, under] = self.sources();
+        if share < 1.0 && active > 0 && (under + 1) as f64 > share * active as f64 {
+            // The cap holds before a source is cut off, not after: a model that is wrong about everybody must not block them.
+            return self
+                .refused(&format!("{source} would be one of too many sources (breaker.source_share = {share})"));
+        }
         let evidence = Evidence {
             who: "escalation rule".to_owned(),
             note: format!("{flows} of its flows, with completed handshakes, are under a verdict of drop"),

@@ -45,17 +45,8 @@ impl Poller {
     }
 
     fn watch_breaker(&mut self, now: Moment) {
-        let by_model = |verdict: &&crate::verdicts::Verdict| {
-            verdict.origin == OriginName::Model && Action::from(verdict.action) == Action::Drop
-        };
+        let sources = self.sources();
         let book = &self.enforcer.book;
-        // Sources are few beside flows: only if there are any is the book read through.
-        let sources = if book.held()[1] == 0 {
-            0
-        } else {
-            book.iter().filter(by_model).filter(|verdict| matches!(verdict.scope, Scope::Source(_))).count() as u64
-        };
-        let active = self.metrics.context_view().map_or(0, |context| context.sources);
         let by_operators = book.iter().filter(|verdict| verdict.origin != OriginName::Model).count();
         // What operators drop is no fault of the model. Theirs are few, unless somebody loads a list: then their packets count.
         let own: u64 = if by_operators == 0 || by_operators > 64 {
@@ -65,12 +56,27 @@ impl Poller {
             theirs.map(|verdict| self.acted(verdict).0).sum()
         };
         let drops = self.metrics.would_drop().saturating_sub(own);
-        let load = Load { drops, flows: self.enforcer.scored, sources: [active, sources] };
+        let load = Load { drops, flows: self.enforcer.scored, sources };
         match self.enforcer.breaker.second(load, now.ns, now.unix_ms) {
             Some(Ok(trip)) => self.tripped(trip),
             Some(Err(trip)) => self.closed(trip, "all was below the caps for breaker.reset_after".to_owned()),
             None => {}
         }
+    }
+
+    /// Sources with a new flow in the last minute, and those that a model has dropped.
+    pub(super) fn sources(&self) -> [u64; 2] {
+        let by_model = |verdict: &&crate::verdicts::Verdict| {
+            verdict.origin == OriginName::Model && Action::from(verdict.action) == Action::Drop
+        };
+        let book = &self.enforcer.book;
+        // Sources are few beside flows: only if there are any is the book read through.
+        let under = if book.held()[1] == 0 {
+            0
+        } else {
+            book.iter().filter(by_model).filter(|verdict| matches!(verdict.scope, Scope::Source(_))).count() as u64
+        };
+        [self.metrics.context_view().map_or(0, |context| context.sources), under]
     }
 
     /// The breaker opened: from the next packet on, models tag.
