@@ -27,11 +27,11 @@ impl ContextTables {
 }
 
 impl Notes for ContextTables {
-    fn source(&self, hash: u32) -> Option<Set> {
-        self.sources.copy(hash as usize & (self.sources.sets() - 1))
+    fn source<R>(&self, hash: u32, read: impl FnOnce(&Set) -> R) -> Option<R> {
+        self.sources.copy(hash as usize & (self.sources.sets() - 1)).as_ref().map(read)
     }
-    fn service(&self, hash: u32) -> Option<Set> {
-        self.services.copy(hash as usize & (self.services.sets() - 1))
+    fn service<R>(&self, hash: u32, read: impl FnOnce(&Set) -> R) -> Option<R> {
+        self.services.copy(hash as usize & (self.services.sets() - 1)).as_ref().map(read)
     }
 }
 

@@ -23,10 +23,10 @@ pub use self::watch::{Brief, Watch};
 
 /// The tables of new flows, wherever they are.
 pub trait Notes {
-    /// The set of a source with this hash; `None` if it cannot be read now.
-    fn source(&self, hash: u32) -> Option<Set>;
-    /// The set of a service, likewise.
-    fn service(&self, hash: u32) -> Option<Set>;
+    /// What `read` makes of the set of a source with this hash; `None` if it cannot be read now.
+    fn source<R>(&self, hash: u32, read: impl FnOnce(&Set) -> R) -> Option<R>;
+    /// The same for the set of a service.
+    fn service<R>(&self, hash: u32, read: impl FnOnce(&Set) -> R) -> Option<R>;
 }
 
 /// Source and service of a record's flow.
@@ -37,21 +37,17 @@ pub fn ends_of(record: &FlowRecord, seed: &Seed) -> Ends {
 /// What is known of a flow's source and service at `now_ns`.
 pub fn host_context(notes: &impl Notes, ledger: &Ledger, ends: &Ends, now_ns: u64) -> HostContext {
     let now = tick_of(now_ns);
-    let source = notes.source(ends.source_hash).and_then(|set| {
-        let noted = match set.find(&ends.source, ends.source_hash, now) {
-            Known::Entry(entry, last) => entry.source(last, now),
-            Known::Quiet => [SourceWindow::default(); WINDOWS],
-            Known::Unknown => return None,
-        };
-        ledger.source(&ends.source, ends.source_hash, noted, now)
+    let noted = notes.source(ends.source_hash, |set| match set.find(&ends.source, ends.source_hash, now) {
+        Known::Entry(entry, last) => Some(entry.source(last, now)),
+        Known::Quiet => Some([SourceWindow::default(); WINDOWS]),
+        Known::Unknown => None,
     });
-    let service = notes.service(ends.service_hash).and_then(|set| {
-        let noted = match set.find(&ends.service, ends.service_hash, now) {
-            Known::Entry(entry, last) => entry.service(last, now),
-            Known::Quiet => [ServiceWindow::default(); WINDOWS],
-            Known::Unknown => return None,
-        };
-        ledger.service(&ends.service, ends.service_hash, noted, now)
+    let source = noted.flatten().and_then(|noted| ledger.source(&ends.source, ends.source_hash, noted, now));
+    let noted = notes.service(ends.service_hash, |set| match set.find(&ends.service, ends.service_hash, now) {
+        Known::Entry(entry, last) => Some(entry.service(last, now)),
+        Known::Quiet => Some([ServiceWindow::default(); WINDOWS]),
+        Known::Unknown => None,
     });
+    let service = noted.flatten().and_then(|noted| ledger.service(&ends.service, ends.service_hash, noted, now));
     HostContext { source, service }
 }

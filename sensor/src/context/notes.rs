@@ -58,11 +58,11 @@ impl HostNotes {
 }
 
 impl Notes for HostNotes {
-    fn source(&self, hash: u32) -> Option<Set> {
-        Some(self.sources[index(&self.sources, hash)])
+    fn source<R>(&self, hash: u32, read: impl FnOnce(&Set) -> R) -> Option<R> {
+        Some(read(&self.sources[index(&self.sources, hash)]))
     }
-    fn service(&self, hash: u32) -> Option<Set> {
-        Some(self.services[index(&self.services, hash)])
+    fn service<R>(&self, hash: u32, read: impl FnOnce(&Set) -> R) -> Option<R> {
+        Some(read(&self.services[index(&self.services, hash)]))
     }
 }
 

@@ -192,7 +192,7 @@ impl Table {
             for (hash, (_, packet)) in hashes.iter_mut().zip(batch) {
                 *hash = self.index.hash(&packet.key);
             }
-            self.fetch(&hashes[..batch.len()]);
+            self.fetch(&hashes[..batch.len()], batch);
             for (hash, (time_ns, packet)) in hashes.iter().zip(batch) {
                 self.count(packet, None, *hash, *time_ns, sink)?;
             }
@@ -200,18 +200,23 @@ impl Table {
         Ok(())
     }
 
-    /// Brings the records of these hashes into the cache: reads that depend on nothing wait for memory together.
-    fn fetch(&self, hashes: &[u32]) {
+    /// Brings what ordinary packets of these hashes touch into the cache: reads that depend on nothing wait for memory
+    /// together.
+    fn fetch(&self, hashes: &[u32], packets: &[(u64, Packet)]) {
         let mut found = [u32::MAX; BATCH];
         for (number, hash) in found.iter_mut().zip(hashes) {
             *number = self.index.guess(*hash).unwrap_or(u32::MAX);
         }
-        let mut sum = 0u8;
-        for number in found.into_iter().filter(|number| *number != u32::MAX) {
-            let bytes: &[u8] = bytemuck::bytes_of(self.record(number));
-            for line in bytes.chunks(64) {
-                sum ^= line[0];
-            }
+        let mut sum = 0;
+        let records = || found.iter().zip(packets).filter(|(number, _)| **number != u32::MAX);
+        for (number, _) in records() {
+            let record = self.record(*number);
+            sum ^= record.generation as u64 ^ record.last_ns;
+        }
+        for (number, (_, packet)) in records() {
+            let record = self.record(*number);
+            let half = &record.directions[record.direction_of(packet) & 1];
+            sum ^= half.last_ns ^ half.iat_square_low ^ half.size_bins[0] as u64;
         }
         std::hint::black_box(sum);
     }
@@ -280,7 +285,7 @@ impl Table {
         };
         let record = self.record_mut(number);
         record.update(packet, time_ns);
-        let (packets, closed) = (record.packets(), record.state & state::CLOSED != 0);
+        let closed = record.state & state::CLOSED != 0;
         self.touch(number, closed);
         if let Some((mut context, cell)) = self.context.take() {
             context.packet(number, self.record(number).generation, self.now_ns);
@@ -294,7 +299,12 @@ impl Table {
         }
         // A super-packet may reach several at once: one row, not the same again.
         let taken = self.slots[number as usize].taken as usize;
-        let reached = self.snapshots[taken..].iter().take_while(|count| packets >= **count).count();
+        let left = &self.snapshots[taken..];
+        if left.is_empty() {
+            return Ok(());
+        }
+        let packets = self.record(number).packets();
+        let reached = left.iter().take_while(|count| packets >= **count).count();
         if reached > 0 {
             self.slots[number as usize].taken += reached as u32;
             self.place_context(number, self.now_ns);

@@ -274,7 +274,7 @@ fn switched_off_it_is_not_there() {
     assert_eq!(run(&kernel, Hook::Ingress, &syn), XDP_PASS);
     assert_eq!(records(&kernel).len(), 1);
     let tables = on.context.as_ref().expect("is on");
-    assert_eq!(tables.source(5).map(|set| set == Set::zeroed()), Some(true));
+    assert_eq!(tables.source(5, |set| *set == Set::zeroed()), Some(true));
     let ends = ends_of(&records(&kernel)[0].1, &seed());
     let quiet = host_context(tables, &Ledger::new(4, 4), &ends, START_NS);
     assert_eq!(quiet.source.expect("quiet is known")[0].new_flows, 0);
