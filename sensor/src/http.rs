@@ -1,7 +1,9 @@
-//! `/metrics` and `/healthz` over TCP, and the connection loop that the control socket shares.
+//! `/metrics` and `/healthz` over TCP, and the connections that the control socket shares.
 //!
-//! Nothing here can hold the agent up: connections are bounded in number, headers in size and time, and request bodies
-//! are not read. Started by `agent` on its tokio runtime.
+//! Nothing here can hold the agent up: connections are bounded ([`connections`]), and request bodies are not read. Started
+//! by `agent` on its tokio runtime.
+
+pub(crate) mod connections;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,23 +17,11 @@ use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 
+use self::connections::{Class, Guest};
 use crate::metrics::{Metrics, text};
-
-/// Connections served at once; more wait in the kernel's queue.
-const MAX_CONNECTIONS: usize = 32;
-/// A client that sends no complete request head for this long is cut off (idle keep-alive connections too).
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// A connection ends after this long, whatever it does: a client that never reads cannot keep its place.
-const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
-/// Bytes of a request head, and of what is read ahead.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Whether the poll thread lives: it says so at every poll.
 #[derive(Debug)]
@@ -90,59 +80,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
 /// Serves until the task is dropped.
 pub async fn serve(listener: TcpListener, state: HttpState) {
     let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(state);
-    accept_loop(&listener, |_| router.clone()).await;
-}
-
-/// A listener of either kind.
-pub(crate) trait Accept: Sync {
-    /// Its connections.
-    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    /// Waits for the next one.
-    fn accept_stream(&self) -> impl Future<Output = std::io::Result<Self::Stream>> + Send;
-}
-
-impl Accept for TcpListener {
-    type Stream = TcpStream;
-    async fn accept_stream(&self) -> std::io::Result<TcpStream> {
-        self.accept().await.map(|(stream, _)| stream)
-    }
-}
-
-impl Accept for UnixListener {
-    type Stream = UnixStream;
-    async fn accept_stream(&self) -> std::io::Result<UnixStream> {
-        self.accept().await.map(|(stream, _)| stream)
-    }
-}
-
-/// Accepts and serves connections for ever, each in its own task, at most [`MAX_CONNECTIONS`] at once. `router_for` makes the
-/// router of a connection.
-pub(crate) async fn accept_loop<A: Accept>(listener: &A, router_for: impl Fn(&A::Stream) -> Router) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        // Fails only once the semaphore is closed, which nobody does.
-        let Ok(place) = places.clone().acquire_owned().await else { return };
-        let stream = match listener.accept_stream().await {
-            Ok(stream) => stream,
-            Err(error) => {
-                // Out of descriptors, or the peer has gone: neither ends the service, but the first must not spin.
-                tracing::debug!(%error, "accept failed");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        let service = TowerToHyperService::new(router_for(&stream));
-        tokio::spawn(async move {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(MAX_HEAD_BYTES)
-                .serve_connection(TokioIo::new(stream), service);
-            // A client that hangs up or sends nonsense is its own affair.
-            let _ = tokio::time::timeout(CONNECTION_LIFETIME, connection).await;
-            drop(place);
-        });
-    }
+    connections::serve(&listener, |_| Guest { router: router.clone(), class: Class::Other }).await;
 }
 
 async fn metrics(State(state): State<HttpState>, headers: HeaderMap) -> Response {
@@ -173,6 +111,8 @@ async fn healthz(State(HttpState { health, .. }): State<HttpState>) -> Response 
 mod tests {
     use http_body_util::{BodyExt, Empty};
     use hyper::body::Bytes;
+    use hyper_util::rt::TokioIo;
+    use tokio::net::TcpStream;
 
     use super::*;
 

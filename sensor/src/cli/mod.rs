@@ -97,7 +97,7 @@ enum Command {
         #[command(flatten)]
         socket: Socket,
         /// One JSON object
-        #[arg(long)]
+        #[arg(long, global = true)]
         json: bool,
     },
     /// Say what this kernel and its interfaces can do, and how to get what is missing
@@ -149,7 +149,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct Socket {
     /// Control socket of the agent
-    #[arg(long, value_name = "PATH", default_value_os_t = Config::default().agent.socket)]
+    #[arg(long, global = true, value_name = "PATH", default_value_os_t = Config::default().agent.socket)]
     socket: PathBuf,
 }
 

@@ -40,7 +40,7 @@ async fn administrators_change(Extension(peer): Extension<Peer>, request: HttpRe
     failure(StatusCode::FORBIDDEN, &error)
 }
 
-fn is_administrator(peer: Peer) -> bool {
+pub(super) fn is_administrator(peer: Peer) -> bool {
     peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw()
 }
 

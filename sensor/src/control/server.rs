@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::routes;
 use crate::config::PolicyConfig;
+use crate::http::connections::{self, Class, Guest};
 use crate::view::{Peer, Request};
 
 /// Who may do what.
@@ -61,9 +62,10 @@ impl ControlSocket {
             let peer = stream
                 .peer_cred()
                 .map_or(Peer { uid: u32::MAX, pid: None }, |peer| Peer { uid: peer.uid(), pid: peer.pid() });
-            router.clone().layer(Extension(peer))
+            let class = if routes::is_administrator(peer) { Class::Administrator } else { Class::Other };
+            Guest { router: router.clone().layer(Extension(peer)), class }
         };
-        crate::http::accept_loop(&self.listener, of).await;
+        connections::serve(&self.listener, of).await;
     }
 }
 
