@@ -1,12 +1,15 @@
 //! The routes of enforcement: verdicts, the never-drop list, the mode, the breaker.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::ANSWER_TIMEOUT;
 use super::routes::{exchange_within, failure};
@@ -15,10 +18,16 @@ use crate::config::{Mode, PolicyConfig};
 use crate::host::{self, Items};
 use crate::view::{EnforceRequest, NewAllow, NewVerdict, NewVerdicts, Peer, Request, Which};
 
+/// Sessions are looked for at most this often: a look reads through every connection of the kernel, tens of
+/// milliseconds of CPU, which a list of verdicts that is added one by one cannot pay each time.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 #[derive(Clone)]
 struct Door {
     requests: mpsc::Sender<Request>,
     policy: PolicyConfig,
+    /// What the last look found, and when it was.
+    sessions: Arc<Mutex<Option<(Instant, Option<Items>)>>>,
 }
 
 pub(super) fn router(requests: mpsc::Sender<Request>, policy: PolicyConfig) -> Router {
@@ -32,7 +41,7 @@ pub(super) fn router(requests: mpsc::Sender<Request>, policy: PolicyConfig) -> R
         .route("/v1/mode", get(mode).put(set_mode))
         .route("/v1/breaker", get(breaker))
         .route("/v1/breaker/reset", post(reset))
-        .with_state(Door { requests, policy })
+        .with_state(Door { requests, policy, sessions: Arc::default() })
 }
 
 impl Door {
@@ -49,10 +58,19 @@ impl Door {
         }
     }
 
-    /// Sessions of operators now: whoever acts must not cut off the session that is typed in.
+    /// Sessions of operators now (or within the last [`LOOK_INTERVAL`]): whoever acts must not cut off the session that is
+    /// typed in.
     async fn sessions(&self) -> Option<Items> {
-        let policy = self.policy.clone();
-        tokio::task::spawn_blocking(move || host::sessions(&policy)).await.ok().flatten()
+        let mut last = self.sessions.lock().await;
+        if let Some((at, found)) = &*last
+            && at.elapsed() < LOOK_INTERVAL
+        {
+            return found.clone();
+        }
+        let (policy, at) = (self.policy.clone(), Instant::now());
+        let found = tokio::task::spawn_blocking(move || host::sessions(&policy)).await.ok().flatten();
+        *last = Some((at, found.clone()));
+        found
     }
 }
 
