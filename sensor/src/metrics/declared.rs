@@ -100,10 +100,6 @@ declare! {
         "Packets that passed a rate limit unasked because another CPU held it for too long";
     TAGGED: Counter "sensor_tagged_packets_total", "packets", ["interface"],
         "Packets that sensor_tag marked";
-    WITHHELD: Counter "sensor_withheld_packets_total", "packets", ["interface", "action"],
-        "Packets under a verdict of this action that the mode, the breaker or the drift fallback held back: what mode enforce would have done to them";
-    PROTECTED: Counter "sensor_protected_packets_total", "packets", ["interface"],
-        "Packets that passed against a verdict because of the never-drop list";
     KERNEL_CREATED: Counter "sensor_kernel_flows_created_total", "flows", ["interface"],
         "Flow records that the programs started";
     EVICTIONS: Counter "sensor_kernel_evictions_total", "flows", ["interface", "outcome"],

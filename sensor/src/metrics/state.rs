@@ -291,15 +291,6 @@ fn kernel(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
     )?;
     writer.family(&declared::LIMIT_BUSY, single(|counters| counters.limit_busy))?;
     writer.family(&declared::TAGGED, single(|counters| counters.tagged))?;
-    let actions = || Action::ALL.into_iter().filter(|action| *action != Action::Pass);
-    let withheld = state.interfaces.iter().flat_map(|(name, interface)| {
-        actions().map(move |action| {
-            let packets = interface.counters.withheld[action as usize].packets;
-            ([name.clone(), action.name().to_owned()], Value::Count(packets))
-        })
-    });
-    writer.family(&declared::WITHHELD, withheld)?;
-    writer.family(&declared::PROTECTED, single(|counters| counters.protected))?;
     writer.family(&declared::KERNEL_CREATED, single(|counters| counters.flows_created))?;
     writer.family(
         &declared::EVICTIONS,
