@@ -75,7 +75,7 @@ fn each_event_is_written_once() {
         ("expired", 1),
         ("allowed", 2),
         ("not_allowed", 2),
-        ("model", 3),
+        ("model", 2),
     ]
     .map(|(event, count)| (event.to_owned(), count))
     .into();

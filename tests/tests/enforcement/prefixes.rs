@@ -114,6 +114,5 @@ fn the_never_drop_list_wins_and_undo_holds_for_the_next_packet() {
     }
     let status = agent.status().must("ask for the status");
     assert_eq!(number(&status, "/enforcement/source_verdicts"), 0);
-    metric(&agent, "sensor_protected_packets_total", &[], 300);
     agent.stop().must("stop the agent");
 }
