@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use scene::{LEASE, MARGIN, Scene, Stream, count, wait_until_dropped};
+use sensor_tests::agent::Agent;
 use sensor_tests::checks::{Must as _, assert_clean, flow, has_xdp, wait_for};
 use sensor_tests::topology::UPLINK;
 
@@ -155,6 +156,47 @@ fn what_does_not_fit_is_refused_and_the_agent_that_runs_goes_on() {
     second.stop().must("stop the second agent");
     assert_clean(&scene.lab.edge.netns, UPLINK);
     assert_eq!(scene.mount.pins(), None, "pins are left");
+}
+
+#[test]
+fn what_a_killed_agent_left_outlives_an_attempt_that_does_not_fit() {
+    let scene = Scene::build("on_agent_loss = \"keep\"\n");
+    let received = scene.received();
+    let first = scene.agent(&[]);
+    let flood = scene.flood(&first, 4444);
+    wait_until_dropped(&received);
+    let (before, id) = (count(&received), scene.flood_flow(&first)["id"].clone());
+    first.kill(Signal::KILL).must("kill the agent");
+    wait_for("the kernel has cleared the agent away", Duration::from_secs(3), || !first.is_running());
+    let pins = || scene.mount.pins().map(|pins| pins.into_iter().collect::<std::collections::BTreeSet<_>>());
+    let left = pins();
+
+    let larger = scene.configuration("[kernel]\nflows = 131072\n");
+    let larger = larger.path().to_string_lossy();
+    let refused = first.start_beside(&scene.args_with(&larger, &["--takeover"])).expect_err("another table size");
+    assert!(format!("{refused:#}").contains("kernel.flows = 131072"), "{refused:#}");
+    assert_eq!(pins(), left, "all pins are there still");
+
+    let second = first.start_beside(&scene.args(&["--takeover"])).must("take over with the size that fits");
+    assert_eq!(scene.flood_flow(&second)["id"], id, "the flow goes on in its record");
+    assert_eq!(count(&received), before, "a packet came through");
+    drop(flood);
+    second.stop().must("stop the second agent");
+    assert_clean(&scene.lab.edge.netns, UPLINK);
+    assert_eq!(scene.mount.pins(), None, "pins are left");
+}
+
+#[test]
+fn a_directory_with_pins_of_others_is_not_touched() {
+    let scene = Scene::build("on_agent_loss = \"keep\"\n");
+    let others = scene.mount.path().join("tool");
+    std::fs::create_dir_all(scene.mount.path()).map_err(Into::into).must("make the directory");
+    // What kind of file it is does not matter: a pin of a map takes programs of somebody else's to make.
+    std::os::unix::fs::symlink("elsewhere", &others).map_err(Into::into).must("put something of somebody else there");
+    let refused = Agent::start(&scene.lab.edge.netns, &scene.args(&[])).expect_err("a directory of others");
+    let refused = format!("{refused:#}");
+    assert!(refused.contains("tool") && refused.contains("a directory of its own"), "{refused}");
+    assert!(others.is_symlink(), "what is somebody else's is gone");
 }
 
 #[test]

@@ -61,7 +61,7 @@ impl Beginning {
             ensure!(takeover.is_none(), "--takeover needs agent.pins, where the other agent left its maps");
             return Ok(beginning);
         };
-        let (pins, owned) = match open(path) {
+        let (mut pins, owned) = match open(path) {
             Ok(opened) => opened,
             Err(error) if takeover.is_none() && config.agent.on_agent_loss == AgentLoss::Open => {
                 tracing::info!("nothing is pinned, so no agent can take over from this one: {error:#}");
@@ -91,6 +91,8 @@ impl Beginning {
             beginning.pins = Some(pins);
             return Ok(beginning);
         }
+        // Whatever fails from here on, another attempt finds what was left.
+        pins.leave(true);
         match beginning.fits(&pins) {
             Ok(()) => beginning.adopting = Some(load(&beginning.options, Some(pins), capabilities)?),
             Err(error) if when == Takeover::Always => {
@@ -175,8 +177,10 @@ impl Beginning {
         let mut kernel = match adopting {
             Some(kernel) => kernel,
             None => {
-                if let Some(pins) = pins.as_ref().filter(|pins| !pins.is_empty()) {
+                let mut pins = pins;
+                if let Some(pins) = pins.as_mut().filter(|pins| !pins.is_empty()) {
                     pins.clear()?;
+                    pins.leave(false);
                 }
                 load(&options, pins, capabilities)?
             }

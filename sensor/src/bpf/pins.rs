@@ -23,6 +23,10 @@ use super::sys::Plain;
 
 /// Pin of the map that says what the others are. The last that is made, the first that goes.
 const META: &str = "META";
+/// Pins of links begin with it.
+const LINK: &str = "link-";
+/// Maps that earlier versions pinned and this one does not know, so that it can remove them.
+const FORMER: &[&str] = &[];
 
 /// How many entries a map must have to be adopted, and the setting that says so.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +57,7 @@ impl Pins {
     /// Opens the directory, or makes it. Owns nothing yet.
     ///
     /// # Errors
-    /// It is not in a BPF file system, or others could write it, or it cannot be made.
+    /// It is not in a BPF file system, others could write it, it holds what Sensor did not pin, or it cannot be made.
     pub fn open(path: &Path) -> anyhow::Result<Pins> {
         let parent = path.parent().unwrap_or(path);
         let there = if path.exists() { path } else { parent };
@@ -82,7 +86,14 @@ impl Pins {
             path.display(),
             status.st_uid
         );
-        Ok(Pins { path: path.to_owned(), directory, owned: false, leave: false })
+        let pins = Pins { path: path.to_owned(), directory, owned: false, leave: false };
+        if let Some(name) = pins.entries().into_iter().find(|name| !is_ours(name)) {
+            bail!(
+                "{} (agent.pins) holds {name:?}, which Sensor did not pin: give the agent a directory of its own",
+                path.display()
+            );
+        }
+        Ok(pins)
     }
 
     /// Becomes the owner, if nobody else is.
@@ -227,20 +238,21 @@ impl Pins {
             | Hook::FloorLru => "xdp",
         };
         // The file system does not take dots.
-        self.path.join(format!("link-{ifindex}-{hook}"))
+        self.path.join(format!("{LINK}{ifindex}-{hook}"))
     }
 
     /// From now on the pins stay when this is dropped, for the next agent.
-    pub(super) fn leave(&mut self, leave: bool) {
+    pub fn leave(&mut self, leave: bool) {
         self.leave = leave;
     }
 
-    /// Removes every pin, and with the links the programs from their interfaces.
+    /// Removes every pin of Sensor, and with the links the programs from their interfaces.
     ///
     /// # Errors
     /// The first pin that could not be removed, after all were tried.
     pub fn clear(&self) -> anyhow::Result<()> {
         let mut entries = self.entries();
+        entries.retain(|name| is_ours(name));
         // What is left of a removal that was interrupted must not look complete.
         entries.sort_by_key(|name| name != META);
         let mut failure = None;
@@ -268,6 +280,12 @@ impl Drop for Pins {
         // Where somebody else made it for the agent, it may not be the agent's to remove.
         let _ = fs::remove_dir(&self.path);
     }
+}
+
+/// Whether an agent, of this version or an earlier one, pins something by this name.
+fn is_ours(name: &str) -> bool {
+    let is_map = schema::MAPS.iter().any(|map| map.name == name) || FORMER.contains(&name);
+    name == META || is_map || name.starts_with(LINK)
 }
 
 /// Device and inode of this thread's network namespace.
