@@ -1,10 +1,10 @@
-//! `sensor-bench datapath`: what the kernel programs cost a packet, beside the least that any program can cost.
-//!
-//! Runs on one CPU, in rounds that interleave all subjects, because the same program drifts by a fifth between
-//! invocations: only ratios within one run mean anything. Needs root. Reached by `cargo xtask bench datapath`.
+//! `sensor-bench`: what Sensor costs, as ratios within one run: a packet in the kernel programs (`datapath`), a host's
+//! traffic (`victim`), and how long an attack goes on (`reaction`). Needs root. Reached by `cargo xtask bench`.
 
+mod reaction;
 mod report;
 mod subjects;
+mod victim;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -13,7 +13,7 @@ use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 use report::Report;
 use subjects::Subjects;
 
-/// Measures Sensor's kernel programs.
+/// Measures Sensor.
 #[derive(Parser)]
 #[command(name = "sensor-bench")]
 struct Options {
@@ -38,15 +38,45 @@ enum Bench {
         #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
         packets: u32,
     },
+    /// Throughput of a host with and without the agent: iperf3 TCP and UDP, and new connections, over veth.
+    Victim {
+        /// Prints JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+        /// Rounds of all loads.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+        repeats: u32,
+        /// Seconds of each load.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=60))]
+        seconds: u32,
+    },
+    /// From the packet that completes a decision point to the first dropped one, at three poll intervals.
+    Reaction {
+        /// Prints JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+        /// Flows at each interval.
+        #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(20..=100_000))]
+        flows: u32,
+    },
 }
 
 fn main() -> Result<()> {
-    let Bench::Datapath { json, only, repeats, packets } = Options::parse().bench;
+    match Options::parse().bench {
+        Bench::Datapath { json, only, repeats, packets } => datapath(json, &only, repeats, packets),
+        Bench::Victim { json, repeats, seconds } => victim::run(repeats, seconds, json),
+        Bench::Reaction { json, flows } => reaction::run(flows, json),
+    }
+}
+
+/// Runs on one CPU, in rounds that interleave all subjects, because the same program drifts by a fifth between
+/// invocations: only ratios within one run mean anything.
+fn datapath(json: bool, repeats: u32, packets: u32) -> Result<()> {
     let cpu = sched_getcpu();
     let mut set = CpuSet::new();
     set.set(cpu);
     sched_setaffinity(None, &set).with_context(|| format!("stay on CPU {cpu}"))?;
-    let mut subjects = Subjects::load(&only)?;
+    let mut subjects = Subjects::load(only)?;
     let report = Report::new(cpu, packets, subjects.programs()?, subjects.measure(repeats, packets)?);
     if json {
         println!("{}", serde_json::to_string_pretty(&report.json())?);

@@ -15,15 +15,27 @@ pub(crate) struct Samples {
 
 impl Samples {
     fn min(&self) -> f64 {
-        self.ns.iter().copied().fold(f64::INFINITY, f64::min)
+        quantile(&self.ns, 0.0)
     }
 
     fn median(&self) -> f64 {
-        let mut sorted = self.ns.clone();
-        sorted.sort_by(f64::total_cmp);
-        let middle = sorted.len() / 2;
-        if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+        median(&self.ns)
     }
+}
+
+/// The middle of the samples.
+pub(crate) fn median(samples: &[f64]) -> f64 {
+    quantile(samples, 0.5)
+}
+
+/// The value below which the share `q` of the samples lies, between neighbours in proportion; NaN without samples.
+pub(crate) fn quantile(samples: &[f64], q: f64) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let Some(last) = sorted.len().checked_sub(1) else { return f64::NAN };
+    let at = q.clamp(0.0, 1.0) * last as f64;
+    let (below, above) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    below + (above - below) * at.fract()
 }
 
 /// All that one run measured. The first two subjects are the floors.
