@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::context::{self, Entry as ContextEntry, Set};
 use crate::control::Control;
 use crate::counter::{self, Cause, InterfaceCounters, MAX_INTERFACES, Volume};
-use crate::flow::{Arrival, Direction, FlowKey, FlowRecord, Opening, Pauses};
+use crate::flow::{Arrival, Direction, FlowKey, FlowRecord, Opening, Pauses, state};
 use crate::fragment::Slot;
 use crate::hash::{SEED_WORDS, Seed};
 use crate::table::{Bucket, EVICTED_BYTES, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, TICK_SHIFT, WAYS};
@@ -46,11 +46,44 @@ pub const VERSION: u64 = {
         hash = text(hash, Origin::ALL[position].name());
         position += 1;
     }
+    position = 0;
+    while position < STATE.len() {
+        hash = word(hash, STATE[position] as u64);
+        position += 1;
+    }
     // Of the words whose bits have names only in functions: one value.
     hash = word(hash, Verdict::new(Action::Drop, 0x5a, 0x1234, 77 << 40).of(Origin::Fleet).0);
     hash = word(hash, (STAGE_MASK as u64) << 16 | (STAGE_HELD as u64) << 8 | STAGE_CLOSED as u64);
     word(word(hash, (WAYS as u64) << 8 | TICK_SHIFT as u64), counter::interface_slot(77, 3) as u64)
 };
+
+/// Bits of a record's `state`, which its layout does not show.
+const STATE: [u32; 24] = [
+    state::INITIATOR_HIGH,
+    state::INITIATOR_BY_SYN,
+    state::SYN,
+    state::SYN_ACK,
+    state::ESTABLISHED,
+    state::FIN,
+    state::FIN_ACKED,
+    state::RST,
+    state::RST_EARLY,
+    state::CLOSED,
+    state::REVERSE,
+    state::SELF,
+    state::SYN_BACK,
+    state::SYN_ACK_BACK,
+    state::LAST_REVERSE,
+    state::RUN_REVERSE,
+    state::SEQUENCE_KNOWN,
+    state::ACK_KNOWN,
+    state::PAYLOAD,
+    state::RST_REVERSE,
+    state::RST_AFTER_FIN,
+    state::FIN_REVERSE_FIRST,
+    state::GRACEFUL,
+    state::WAYS_SHIFT,
+];
 
 /// A map that programs and agents share.
 #[derive(Clone, Copy, Debug)]

@@ -153,15 +153,16 @@ fn obey(found: Found, visit: &Visit, verdict: Verdict, counters: &mut InterfaceC
     }
     // SAFETY: a map value, which the agent writes. Before the never-drop list is looked at: what is found is of this epoch.
     let epoch = unsafe { (&raw const control.allow_epoch).read_volatile() };
-    // What nearly every packet of a dropped flow meets, and no more than that.
+    // What nearly every packet of a flow to be dropped meets, and no more than that, whatever the mode. Of ICMP, some packets
+    // of a flow are protected and others are not.
     if action == Action::Drop
-        && control.ceiling(verdict.origin()) == Action::Drop
         && control.exempt_slots == 0
+        && visit.packet.key.protocol != protocol::ICMP
         && visit.packet.key.protocol != protocol::ICMPV6
         && verdicts::is_cleared(found.record, visit, epoch)
         && generation(found.record) == found.generation
     {
-        return Some(Action::Drop as u64);
+        return Some(verdicts::settled(visit, verdict, false, control, counters) as u64);
     }
     let answer = verdicts::obey(found.record, visit, verdict, counters);
     if answer & CLEARED != 0 && !verdicts::is_cleared(found.record, visit, epoch) {

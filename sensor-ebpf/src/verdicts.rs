@@ -198,7 +198,13 @@ unsafe fn acted(entry: *mut Entry, visit: &Visit) {
 
 /// What is done under the ceiling of the verdict's origin; what that withholds is counted.
 #[inline(always)]
-fn settled(visit: &Visit, verdict: Verdict, over: bool, control: &Control, counters: &mut InterfaceCounters) -> Action {
+pub(crate) fn settled(
+    visit: &Visit,
+    verdict: Verdict,
+    over: bool,
+    control: &Control,
+    counters: &mut InterfaceCounters,
+) -> Action {
     let Settled { would, done } = settle(verdict.action(), over, control.ceiling(verdict.origin()));
     if (done as u8) < would as u8 {
         // The compiler knows that an action is in range; the verifier has to see it.

@@ -3,13 +3,21 @@
 use crate::flow::{FlowRecord, state};
 use crate::packet::{Packet, protocol};
 
-/// Whether hosts lose their network without this packet: ICMPv6 router and neighbour discovery and redirects (types 133 to
-/// 137, RFC 4861; RFC 4890 §4.4.1), DHCP (RFC 2131) and DHCPv6 (RFC 8415) between their own ports.
+/// Whether hosts lose their network without this packet: router and neighbour discovery and redirects from the link itself
+/// (ICMPv6 types 133 to 137 with hop limit 255, RFC 4861 §7.1), what path MTU discovery needs (RFC 1191, RFC 8201), DHCP
+/// (RFC 2131) and DHCPv6 (RFC 8415) between their own ports. Nothing inside a tunnel is.
 #[inline(always)]
 pub const fn is_essential(packet: &Packet) -> bool {
     let key = &packet.key;
+    if key.encapsulation != 0 {
+        return false;
+    }
     match key.protocol {
-        protocol::ICMPV6 => packet.icmp_type >= 133 && packet.icmp_type <= 137,
+        protocol::ICMP => packet.icmp_type == 3 && packet.icmp_code == 4,
+        protocol::ICMPV6 => match packet.icmp_type {
+            133..=137 => packet.ttl == 255,
+            kind => kind == 2,
+        },
         protocol::UDP => {
             let (low, high) = (key.low_port, key.high_port);
             let v4 = (low == 67 || low == 68) && (high == 67 || high == 68);
@@ -42,11 +50,12 @@ pub const fn cleared(before: u16, epoch: u32, end: u16) -> u16 {
 
 /// Whether the initiator of a TCP flow has shown that it receives what is sent to its address: after the handshake it has
 /// acknowledged what the responder sent, whose sequence numbers somebody who forges a source address does not see. A
-/// guess is one in 2^32, for each byte of payload that the responder sent to it.
+/// guess is one in 2^31, and more for each byte of payload that the responder sent to it. Inside a tunnel nothing is
+/// shown: its sender writes both sides. Nor is it to a host on the same link that forges the responder's packets, too.
 #[inline(always)]
 pub const fn is_proven(record: &FlowRecord) -> bool {
     let wanted = state::ESTABLISHED | state::SYN_ACK | state::ACK_KNOWN | state::SEQUENCE_KNOWN << 1 | state::REVERSE;
-    if record.key.protocol != protocol::TCP || record.state & wanted != wanted {
+    if record.key.protocol != protocol::TCP || record.key.encapsulation != 0 || record.state & wanted != wanted {
         return false;
     }
     let [forward, reverse] = &record.directions;
@@ -70,8 +79,14 @@ mod tests {
     #[test]
     fn discovery_and_dhcp_are_essential() {
         for (kind, expected) in [(132, false), (133, true), (135, true), (137, true), (138, false), (128, false)] {
-            assert_eq!(is_essential(&packet(key(protocol::ICMPV6, 6, 0, 0), kind)), expected, "{kind}");
+            let near = Packet { ttl: 255, ..packet(key(protocol::ICMPV6, 6, 0, 0), kind) };
+            assert_eq!(is_essential(&near), expected, "{kind}");
+            assert!(!is_essential(&Packet { ttl: 254, ..near }), "{kind} through a router");
         }
+        assert!(is_essential(&packet(key(protocol::ICMPV6, 6, 0, 0), 2)), "packet too big, from any hop");
+        let unreachable = packet(key(protocol::ICMP, 4, 0, 0), 3);
+        assert!(is_essential(&Packet { icmp_code: 4, ..unreachable }), "fragmentation needed");
+        assert!(!is_essential(&Packet { icmp_code: 3, ..unreachable }));
         for (family, low, high, expected) in [
             (4, 67, 68, true),
             (4, 67, 67, true),
@@ -81,8 +96,10 @@ mod tests {
             (6, 67, 68, false),
             (4, 40_000, 67, false),
         ] {
-            let packet = packet(key(protocol::UDP, family, low, high), 0);
+            let mut packet = packet(key(protocol::UDP, family, low, high), 0);
             assert_eq!(is_essential(&packet), expected, "{family} {low} {high}");
+            packet.key.encapsulation = 1;
+            assert!(!is_essential(&packet), "in a tunnel");
         }
         assert!(!is_essential(&packet(key(protocol::TCP, 4, 67, 68), 0)));
     }
@@ -111,6 +128,9 @@ mod tests {
         record.directions[1].payload_bytes = 500;
         record.directions[0].ack = 600;
         assert!(is_proven(&record), "what was acknowledged of the payload");
+        record.key.encapsulation = 1;
+        assert!(!is_proven(&record), "in a tunnel");
+        record.key.encapsulation = 0;
         record.state &= !state::ESTABLISHED;
         assert!(!is_proven(&record));
     }
