@@ -71,7 +71,7 @@ fn main() -> Result<()> {
 
 /// Runs on one CPU, in rounds that interleave all subjects, because the same program drifts by a fifth between
 /// invocations: only ratios within one run mean anything.
-fn datapath(json: bool, repeats: u32, packets: u32) -> Result<()> {
+fn datapath(json: bool, only: &str, repeats: u32, packets: u32) -> Result<()> {
     let cpu = sched_getcpu();
     let mut set = CpuSet::new();
     set.set(cpu);
