@@ -137,19 +137,29 @@ fn ports_protect_at_the_local_end_only() {
 }
 
 #[test]
-fn discovery_and_dhcp_are_never_dropped() {
+fn discovery_dhcp_and_path_mtu_are_never_dropped() {
     let mut kernel = kernel();
     for all in ["0.0.0.0/0", "::/0"] {
         kernel.verdicts.set_source(prefix(all), &entry(Action::Drop)).expect("set");
     }
     let (host, router) = ("[2001:db8::1]:0", "[2001:db8::2]:0");
     for kind in 128..=140u8 {
-        let frame = Frame::icmp(at(router), at(host), kind, 0).build();
+        let message = |hops| Frame::icmp(at(router), at(host), kind, 0).hops(hops, 0).build();
         let expected = if (133..=137).contains(&kind) { XDP_PASS } else { XDP_DROP };
-        assert_eq!(run(&kernel, Hook::Ingress, &frame), expected, "ICMPv6 type {kind}");
+        assert_eq!(run(&kernel, Hook::Ingress, &message(255)), expected, "ICMPv6 type {kind}");
+        assert_eq!(run(&kernel, Hook::Ingress, &message(254)), XDP_DROP, "ICMPv6 type {kind}, not from this link");
+    }
+    for (from, to, kind, code, expected) in [
+        (router, host, 2, 0, XDP_PASS),
+        (router, host, 1, 0, XDP_DROP),
+        ("198.18.0.1:0", "198.19.0.1:0", 3, 4, XDP_PASS),
+        ("198.18.0.1:0", "198.19.0.1:0", 3, 1, XDP_DROP),
+    ] {
+        let frame = Frame::icmp(at(from), at(to), kind, code).payload(40).build();
+        assert_eq!(run(&kernel, Hook::Ingress, &frame), expected, "{from}: type {kind}, code {code}");
     }
     // They share a record with other messages between the two, which a verdict of its own stops.
-    let discovery = Frame::icmp(at(router), at(host), 135, 0).build();
+    let discovery = Frame::icmp(at(router), at(host), 135, 0).hops(255, 0).build();
     let (slot, begun) = record(&kernel, &key(&discovery)).expect("a record");
     kernel.table.store_verdict(slot, entry(Action::Drop).word().with_generation(begun.generation).0);
     for _ in 0..3 {
