@@ -22,12 +22,14 @@ use crate::view::{EnforceRequest, NewAllow, NewVerdict, NewVerdicts, Peer, Reque
 /// milliseconds of CPU, which a list of verdicts that is added one by one cannot pay each time.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// When the last look was, and what it found; nothing is looked for unless it is wanted.
+type Look = (Instant, Option<Items>);
+
 #[derive(Clone)]
 struct Door {
     requests: mpsc::Sender<Request>,
     policy: PolicyConfig,
-    /// What the last look found, and when it was.
-    sessions: Arc<Mutex<Option<(Instant, Option<Items>)>>>,
+    sessions: Arc<Mutex<Option<Look>>>,
 }
 
 pub(super) fn router(requests: mpsc::Sender<Request>, policy: PolicyConfig) -> Router {

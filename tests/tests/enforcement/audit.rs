@@ -31,7 +31,10 @@ fn counted(lines: &[Value]) -> BTreeMap<String, usize> {
 #[test]
 fn each_event_is_written_once() {
     let lab = lab(1, 1);
-    let files = Files::new(&format!("{UNBOUNDED}[audit]\nstdout = true\n"), Some(&model("sizes", 200.0, &[])));
+    // Reasons need what is usual.
+    let usual = r#"[{"edges":[9],"shares":[1,0],"median":8},{"edges":[900],"shares":[1,0],"median":400}]"#;
+    let usual = [("quantiles", usual), ("score_quantiles", r#"{"edges":[0.5],"shares":[0.9,0.1]}"#)];
+    let files = Files::new(&format!("{UNBOUNDED}[audit]\nstdout = true\n"), Some(&model("sizes", 200.0, &usual)));
     let _sink = udp(&lab.edge.netns, (EDGE_V4, PORT));
     let agent = files.agent(&lab, &[]);
     let attacker = &lab.attackers[0];

@@ -113,7 +113,8 @@ impl Enforcer {
             drifted: false,
             scored: [0; 2],
             counting: [0; 2],
-            explanations: 0,
+            // The first second's verdicts are explained, too.
+            explanations: config.audit.explain_per_second,
             saved_mode,
             enforcing_since_unix_ms: enforcing_since_unix_ms.filter(|_| mode == Mode::Enforce),
             ramp: false,
