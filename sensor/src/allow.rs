@@ -283,6 +283,11 @@ impl List {
         Some(format!("{item} is on the never-drop list ({reasons}); see `sensor allow list`"))
     }
 
+    /// Whether this is a flow that stands on the list itself, in whatever VLAN or tunnel.
+    pub fn lists(&self, scope: &Scope) -> bool {
+        matches!(scope, Scope::Flow(key) if self.flows.contains(&bare(key)))
+    }
+
     fn covers(&self, address: IpAddr) -> Option<Item> {
         self.covers_prefix(&IpNet::from(address))
     }

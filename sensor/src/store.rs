@@ -35,6 +35,8 @@ const QUEUE: usize = 32_768;
 const BATCH: usize = 8_192;
 /// Time between two transactions, so that a flood of verdicts does not become one of disk flushes.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Rows that cannot be read and are logged one by one.
+const LOGGED: u32 = 5;
 /// How long another agent that stops right now may still hold the file.
 const HELD: Duration = Duration::from_secs(3);
 
@@ -357,17 +359,33 @@ fn read(database: &Database) -> Result<Saved> {
     if let Some(state) = transaction.open_table(META)?.get("state")? {
         saved.state = serde_json::from_slice(state.value()).context("its state")?;
     }
+    let mut unread = 0;
     for row in transaction.open_table(VERDICTS)?.iter()? {
         let (id, value) = row?;
-        let verdict = serde_json::from_slice(value.value());
-        saved.verdicts.push(verdict.with_context(|| format!("verdict {}", id.value()))?);
+        match serde_json::from_slice(value.value()) {
+            Ok(verdict) => saved.verdicts.push(verdict),
+            Err(error) => skipped(&mut unread, &format!("verdict {}", id.value()), &error),
+        }
     }
     for row in transaction.open_table(ALLOWED)?.iter()? {
         let (item, value) = row?;
-        let entry = serde_json::from_slice(value.value());
-        saved.allowed.push(entry.with_context(|| format!("never-drop entry {}", item.value()))?);
+        match serde_json::from_slice(value.value()) {
+            Ok(entry) => saved.allowed.push(entry),
+            Err(error) => skipped(&mut unread, &format!("never-drop entry {}", item.value()), &error),
+        }
+    }
+    if unread > LOGGED {
+        tracing::error!("{unread} rows of the kept state cannot be read");
     }
     Ok(saved)
+}
+
+/// One row that cannot be read costs no other.
+fn skipped(unread: &mut u32, row: &str, error: &serde_json::Error) {
+    *unread += 1;
+    if *unread <= LOGGED {
+        tracing::error!("{row} in the kept state cannot be read and is left out: {error}");
+    }
 }
 
 /// Renames a file that cannot be used, so that somebody can look at it.

@@ -48,6 +48,27 @@ fn what_was_kept_is_there_again() {
 }
 
 #[test]
+fn a_row_that_cannot_be_read_costs_no_other() {
+    let folder = tempfile::tempdir().expect("a directory");
+    {
+        let (database, _) = try_open(folder.path()).expect("a store");
+        let transaction = database.begin_write().expect("a transaction");
+        let row = serde_json::to_vec(&verdicts(1)[0]).expect("JSON");
+        let mut table = transaction.open_table(VERDICTS).expect("a table");
+        table.insert(1, row.as_slice()).expect("a row");
+        table.insert(2, &b"{}"[..]).expect("a row");
+        drop(table);
+        let mut table = transaction.open_table(ALLOWED).expect("a table");
+        table.insert("x", &b"no JSON"[..]).expect("a row");
+        drop(table);
+        transaction.commit().expect("committed");
+    }
+    let (_store, saved) = Store::open(Some(folder.path()));
+    assert_eq!((saved.verdicts, saved.allowed.len()), (verdicts(1), 0));
+    assert!(!folder.path().join("state.redb.damaged.1").exists());
+}
+
+#[test]
 fn a_damaged_store_is_set_aside() {
     let folder = tempfile::tempdir().expect("a directory");
     let path = folder.path().join(FILE);

@@ -121,8 +121,11 @@ impl fmt::Display for Scope {
         f.write_str(&protocol_name(key.protocol))?;
         endpoint(f, low, key.low_port)?;
         endpoint(f, high, key.high_port)?;
-        for vlan in key.vlans.iter().filter(|vlan| **vlan != 0) {
-            write!(f, ",vlan={vlan}")?;
+        // By position: a priority tag (VLAN 0) may stand before another.
+        match key.vlans {
+            [0, 0] => {}
+            [outer, 0] => write!(f, ",vlan={outer}")?,
+            [outer, inner] => write!(f, ",vlan={outer},vlan={inner}")?,
         }
         if (key.encapsulation, key.tunnel) != (0, 0) {
             write!(f, ",tunnel={}:{}", key.encapsulation, key.tunnel)?;
@@ -153,9 +156,9 @@ impl FromStr for Scope {
         let (mut ends, mut domain, mut vlans) = (Vec::new(), Domain::default(), 0);
         for part in parts {
             if let Some(vlan) = part.strip_prefix("vlan=") {
-                let id = vlan.parse().ok().filter(|id| (1..4095).contains(id));
+                let id = vlan.parse().ok().filter(|id| *id < 4096);
                 ensure!(vlans < 2, "\"{text}\": more than two VLANs");
-                domain.vlans[vlans] = id.with_context(|| format!("\"{vlan}\" is no VLAN id (1 to 4094)"))?;
+                domain.vlans[vlans] = id.with_context(|| format!("\"{vlan}\" is no VLAN id (0 to 4095)"))?;
                 vlans += 1;
             } else if let Some(tunnel) = part.strip_prefix("tunnel=") {
                 let (kind, id) = tunnel.split_once(':').with_context(|| format!("\"{part}\" is not tunnel=KIND:ID"))?;
@@ -213,6 +216,9 @@ mod tests {
             ("tcp,198.18.0.10:80,198.18.66.7:4444", "flow"),
             ("udp,[2001:db8::1]:53,[2001:db8::2]:4000,vlan=5,vlan=7", "flow"),
             ("icmp,198.18.0.10,198.18.66.7,tunnel=3:77", "flow"),
+            // What a wire can carry, a standard or not.
+            ("udp,198.18.0.10:53,198.18.66.7:4000,vlan=4095", "flow"),
+            ("udp,198.18.0.10:53,198.18.66.7:4000,vlan=0,vlan=5", "flow"),
             ("tcp,198.18.0.10:80", "service"),
             ("udp,[2001:db8::1]:53", "service"),
         ] {
@@ -241,7 +247,7 @@ mod tests {
             ("tcp,198.18.0.1:1,[2001:db8::1]:2", "family"),
             ("tcp,198.18.0.1:1,198.18.0.2:2,198.18.0.3:3", "two endpoints"),
             ("tcp,198.18.0.1:http", "no endpoint"),
-            ("tcp,198.18.0.1:1,198.18.0.2:2,vlan=4095", "VLAN"),
+            ("tcp,198.18.0.1:1,198.18.0.2:2,vlan=4096", "VLAN"),
             ("tcp,198.18.0.1:1,198.18.0.2:2,vlan=1,vlan=2,vlan=3", "two VLANs"),
         ] {
             let error = format!("{:#}", text.parse::<Scope>().expect_err(text));

@@ -24,7 +24,7 @@ const EXPIRED_PER_POLL: usize = 2_048;
 const FEW: usize = 8;
 
 /// Whether the kernel needs an entry: a flow that a model tags has the word in its record, and is judged anew if that goes.
-fn has_entry(verdict: &Verdict) -> bool {
+pub(super) fn has_entry(verdict: &Verdict) -> bool {
     verdict.origin != OriginName::Model || verdict.action != ActionName::Tag || !matches!(verdict.scope, Scope::Flow(_))
 }
 
@@ -79,6 +79,10 @@ impl Poller {
             && let Some(reason) = self.enforcer.allow.forbids(&order.scope)
         {
             return Err(reason);
+        }
+        // Its place in the kernel is that of its protection.
+        if self.enforcer.allow.lists(&order.scope) && (order.origin, order.action) != (Origin::Model, Action::Tag) {
+            return Err(format!("{} is on the never-drop list; see `sensor allow list`", order.scope));
         }
         if let Scope::Source(prefix) = &order.scope
             && let Some(own) = self.enforcer.own.iter().find(|own| prefix.contains(*own))
@@ -161,7 +165,11 @@ impl Poller {
             return None;
         }
         let taken = match &verdict.scope {
-            Scope::Flow(key) => self.kernel.verdicts.remove_flow(key),
+            Scope::Flow(key) => match self.kernel.verdicts.flow(key) {
+                // The flow is protected meanwhile: that stays.
+                Ok(Some(entry)) if entry.action == Action::Pass as u8 => Ok(None),
+                _ => self.kernel.verdicts.remove_flow(key),
+            },
             Scope::Source(prefix) => self.kernel.verdicts.remove_source(*prefix),
             Scope::Service(service) => self.kernel.verdicts.remove_service(kernel_service(service)),
         };

@@ -5,6 +5,7 @@ use sensor_common::packet::protocol;
 use sensor_common::verdict::{Action, Entry as KernelEntry, Origin};
 
 use super::super::poll::Poller;
+use super::enter::has_entry;
 use super::moment;
 use crate::allow::{Change, Item, Why};
 use crate::audit::Event;
@@ -16,6 +17,10 @@ impl Poller {
     pub(super) fn protect(&mut self, changes: &[Change]) {
         if changes.is_empty() {
             return;
+        }
+        if changes.iter().any(|change| change.allowed) {
+            // First: the entry of a flow's verdict and that of its protection have the same place in the kernel.
+            self.withdraw_forbidden();
         }
         let mut ports = false;
         for change in changes {
@@ -38,17 +43,19 @@ impl Poller {
             self.metrics.verdict_error();
             tracing::error!("the kernel's never-drop list lacks a change of ports: {error:#}");
         }
-        if changes.iter().any(|change| change.allowed) {
-            let enforcer = &self.enforcer;
-            let forbidden = enforcer.book.iter().filter(|verdict| {
-                Action::from(verdict.action) > Action::Tag && enforcer.allow.forbids(&verdict.scope).is_some()
-            });
-            let forbidden: Vec<u64> = forbidden.map(|verdict| verdict.id).collect();
-            for id in forbidden {
-                self.withdraw(id, "the never-drop list forbids it".to_owned());
-            }
-        }
         self.enforcer.all_stale = true;
+    }
+
+    fn withdraw_forbidden(&mut self) {
+        let enforcer = &self.enforcer;
+        let forbidden = enforcer.book.iter().filter(|verdict| {
+            let place = has_entry(verdict) && enforcer.allow.lists(&verdict.scope);
+            place || (Action::from(verdict.action) > Action::Tag && enforcer.allow.forbids(&verdict.scope).is_some())
+        });
+        let forbidden: Vec<u64> = forbidden.map(|verdict| verdict.id).collect();
+        for id in forbidden {
+            self.withdraw(id, "the never-drop list forbids it".to_owned());
+        }
     }
 
     /// Makes the kernel's list that of this agent: an earlier one may have left another.
