@@ -60,7 +60,7 @@ pub enum Why {
     Configuration,
     /// `sensor allow add`.
     Operator,
-    /// A default gateway, or another address of its MAC.
+    /// A default gateway.
     Gateway,
     /// A resolver that this host asks.
     Resolver,
@@ -211,16 +211,17 @@ impl List {
         (ended, changes)
     }
 
-    /// Takes an entry over from an earlier agent; `None` if it has ended, or changes nothing.
-    pub fn restore(&mut self, mut entry: Entry, now: Moment) -> Option<Change> {
+    /// Takes an entry over from an earlier agent; `false` if it has ended.
+    pub fn restore(&mut self, mut entry: Entry, now: Moment) -> bool {
         if let Some(until) = entry.until_unix_ms {
             let left = until.saturating_sub(now.unix_ms);
             if left == 0 {
-                return None;
+                return false;
             }
             entry.until_ns = Some(now.plus_ms(left).ns);
         }
-        self.add(entry)
+        self.add(entry);
+        true
     }
 
     /// Names the indexes of the interfaces on the list.

@@ -1,9 +1,10 @@
 //! What of this host's own surroundings must never be dropped: default gateways, resolvers, sessions of operators.
 //!
 //! Everything is read from files of the caller's network namespace (`/proc/thread-self/net`), by [`watch`] on a thread of
-//! its own, once a minute; a file that is not there says nothing. The parsers are pure.
+//! its own, once a minute; a file that is not there says nothing, and one that cannot be read changes nothing. The parsers
+//! are pure. A gateway is listed by its addresses, not by its MAC: whoever is on the link can claim an address at that MAC.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
@@ -20,8 +21,8 @@ use crate::verdicts::scope::flow_key;
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Sessions that are protected at most.
 const MAX_SESSIONS: usize = 256;
-/// Neighbours of the gateways' MACs that are protected at most.
-const MAX_NEIGHBOURS: usize = 64;
+/// Looks in a row that must miss something before it is believed to be gone: a route flaps, a file is being rewritten.
+const MISSED: u8 = 3;
 /// What the local resolver of systemd listens on, and where it says whom it asks.
 const STUBS: [&str; 2] = ["127.0.0.53", "127.0.0.54"];
 const UPSTREAMS: &str = "/run/systemd/resolve/resolv.conf";
@@ -29,40 +30,54 @@ const UPSTREAMS: &str = "/run/systemd/resolve/resolv.conf";
 /// Items with a comment each.
 pub type Items = Vec<(Item, String)>;
 
-/// What one look found.
+/// What one look found; `None` = it could not be read, which says nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Surroundings {
-    /// Gateways, and neighbours with their MACs.
-    pub gateways: Items,
+    /// Default gateways.
+    pub gateways: Option<Items>,
     /// Resolvers.
-    pub resolvers: Items,
+    pub resolvers: Option<Items>,
     /// This host's own addresses.
-    pub own: HashSet<IpAddr>,
+    pub own: Option<HashSet<IpAddr>>,
 }
 
 /// Looks now.
 pub fn surroundings(entries: &[HostEntry]) -> Surroundings {
     let wants = |entry| entries.contains(&entry);
-    let gateways = if wants(HostEntry::Gateways) {
-        gateways(&net("route"), &net("ipv6_route"), &net("arp"))
-    } else {
-        Items::new()
-    };
-    let resolvers = if wants(HostEntry::Resolvers) {
-        let file = read("/etc/resolv.conf");
+    let gateways = || Some(gateways(&net("route")?, &net("ipv6_route")?));
+    let resolvers = || {
+        let file = read("/etc/resolv.conf")?;
         let stub = STUBS.iter().any(|stub| file.contains(stub));
-        resolvers(&file, &if stub { read(UPSTREAMS) } else { String::new() })
-    } else {
-        Items::new()
+        Some(resolvers(&file, &if stub { read(UPSTREAMS)? } else { String::new() }))
     };
-    Surroundings { gateways, resolvers, own: own(&net("fib_trie"), &net("if_inet6")) }
+    Surroundings {
+        gateways: if wants(HostEntry::Gateways) { gateways() } else { Some(Items::new()) },
+        resolvers: if wants(HostEntry::Resolvers) { resolvers() } else { Some(Items::new()) },
+        own: net("fib_trie").zip(net("if_inet6")).map(|(trie, inet6)| own(&trie, &inet6)),
+    }
+}
+
+/// What several looks found: an item goes when [`MISSED`] of them in a row missed it.
+#[derive(Clone, Debug, Default)]
+pub struct Lasting(HashMap<Item, (String, u8)>);
+
+impl Lasting {
+    /// Takes a look in; what is there, as far as is known.
+    pub fn look(&mut self, found: Option<Items>) -> Items {
+        if let Some(found) = found {
+            self.0.values_mut().for_each(|(_, missed)| *missed += 1);
+            self.0.extend(found.into_iter().map(|(item, note)| (item, (note, 0))));
+            self.0.retain(|_, (_, missed)| *missed < MISSED);
+        }
+        self.0.iter().map(|(item, (note, _))| (item.clone(), note.clone())).collect()
+    }
 }
 
 /// The established connections to the session ports now, if they are wanted.
 pub fn sessions(policy: &PolicyConfig) -> Option<Items> {
     policy.never_drop_host.contains(&HostEntry::Sessions).then(|| {
-        let mut found = connections(&net("tcp"), &policy.session_ports);
-        found.extend(connections(&net("tcp6"), &policy.session_ports));
+        let mut found = connections(&net("tcp").unwrap_or_default(), &policy.session_ports);
+        found.extend(connections(&net("tcp6").unwrap_or_default(), &policy.session_ports));
         found.truncate(MAX_SESSIONS);
         found
     })
@@ -90,11 +105,16 @@ pub fn watch(policy: &PolicyConfig) -> Result<Receiver<Surroundings>> {
     Ok(receiver)
 }
 
-fn read(path: &str) -> String {
-    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+/// The text of a file, empty if there is none; `None` if it cannot be read.
+fn read(path: &str) -> Option<String> {
+    match std::fs::read(path) {
+        Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(String::new()),
+        Err(_) => None,
+    }
 }
 
-fn net(name: &str) -> String {
+fn net(name: &str) -> Option<String> {
     read(&format!("/proc/thread-self/net/{name}"))
 }
 
@@ -102,8 +122,8 @@ fn item(address: IpAddr) -> Item {
     Item::Prefix(IpNet::from(address))
 }
 
-/// From `route`, `ipv6_route` and `arp`.
-fn gateways(route: &str, route6: &str, arp: &str) -> Items {
+/// From `route` and `ipv6_route`.
+fn gateways(route: &str, route6: &str) -> Items {
     const RTF_GATEWAY: u32 = 2;
     let mut found = BTreeSet::new();
     for line in route.lines().skip(1) {
@@ -122,18 +142,7 @@ fn gateways(route: &str, route6: &str, arp: &str) -> Items {
             found.extend(address6(gateway));
         }
     }
-    let mut items: Items = found.iter().map(|address| (item(*address), "default gateway".to_owned())).collect();
-    let entries = arp.lines().skip(1).filter_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [address, _, _, mac, ..] = words[..] else { return None };
-        Some((address.parse::<IpAddr>().ok()?, mac))
-    });
-    let entries: Vec<_> = entries.filter(|(_, mac)| *mac != "00:00:00:00:00:00").collect();
-    let macs: Vec<&str> = entries.iter().filter(|(address, _)| found.contains(address)).map(|(_, mac)| *mac).collect();
-    let neighbours = entries.iter().filter(|(address, mac)| macs.contains(mac) && !found.contains(address));
-    let note = |mac: &str| format!("has the gateway's MAC {mac}");
-    items.extend(neighbours.take(MAX_NEIGHBOURS).map(|(address, mac)| (item(*address), note(mac))));
-    items
+    found.into_iter().map(|address| (item(address), "default gateway".to_owned())).collect()
 }
 
 /// From `/etc/resolv.conf`, and what the resolver on this host asks.
@@ -219,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn gateways_and_their_other_addresses() {
+    fn gateways_of_default_routes() {
         let route = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
                      eth0\t00000000\t010012C6\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
                      eth0\t000012C6\t00000000\t0001\t0\t0\t0\t0000FEFF\t0\t0\t0\n\
@@ -229,13 +238,24 @@ mod tests {
             "{zero} 00 {zero} 00 20010db8000000000000000000000001 00000400 00000001 00000000 00000003 eth0\n\
              20010db8000000000000000000000000 40 {zero} 00 {zero} 00000100 00000001 00000000 00000001 eth0\n"
         );
-        let arp = "IP address HW type Flags HW address Mask Device\n\
-                   198.18.0.1 0x1 0x2 02:00:00:00:00:01 * eth0\n\
-                   198.18.0.254 0x1 0x2 02:00:00:00:00:01 * eth0\n\
-                   198.18.0.9 0x1 0x2 02:00:00:00:00:09 * eth0\n\
-                   198.18.0.8 0x1 0x0 00:00:00:00:00:00 * eth0\n";
-        assert_eq!(names(&gateways(route, &route6, arp)), ["198.18.0.1", "2001:db8::1", "198.18.0.254"]);
-        assert!(gateways("", "", "").is_empty() && gateways("x\ny z", "q", "\n\n1 2").is_empty());
+        assert_eq!(names(&gateways(route, &route6)), ["198.18.0.1", "2001:db8::1"]);
+        assert!(gateways("", "").is_empty() && gateways("x\ny z", "q").is_empty());
+    }
+
+    #[test]
+    fn what_one_look_misses_is_still_there() {
+        let of = |address: &str| (item(address.parse().expect(address)), "a note".to_owned());
+        let (a, b) = (of("198.18.0.1"), of("198.18.0.53"));
+        let mut lasting = Lasting::default();
+        assert_eq!(lasting.look(Some(vec![a.clone(), b.clone()])).len(), 2);
+        for _ in 0..9 {
+            assert_eq!(lasting.look(None).len(), 2, "what cannot be read says nothing");
+        }
+        for _ in 1..MISSED {
+            assert_eq!(lasting.look(Some(vec![b.clone()])).len(), 2);
+        }
+        assert_eq!(lasting.look(Some(vec![b.clone()])), [b.clone()], "gone");
+        assert_eq!(lasting.look(Some(vec![a])).len(), 2, "and back at once");
     }
 
     #[test]

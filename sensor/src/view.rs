@@ -263,3 +263,17 @@ pub enum Request {
         reply: oneshot::Sender<StatusView>,
     },
 }
+
+impl Request {
+    /// Whether nobody waits for the answer any more: whoever asked was told that nothing was done, so nothing may be.
+    pub fn is_abandoned(&self) -> bool {
+        match self {
+            Request::Flows { reply, .. } => reply.is_closed(),
+            Request::Features { reply, .. } => reply.is_closed(),
+            Request::Load { reply, .. } => reply.is_closed(),
+            Request::HandOver { reply, .. } => reply.is_closed(),
+            Request::Enforce(request) => request.is_abandoned(),
+            Request::Status { reply } => reply.is_closed(),
+        }
+    }
+}

@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use self::enforce::Around;
 use self::poll::{Ending, Models, Poller};
 use self::reload::{Files, Job, Loader};
 use self::start::Beginning;
@@ -109,6 +110,7 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
     let mut user = signal(SignalKind::user_defined2()).context("cannot catch SIGUSR2")?;
+    let around = Around::look(&config);
     // Between this and the first poll nobody looks at the table.
     beginning.take_over(&config.agent.socket).await?;
     let metrics = Arc::new(Metrics::new());
@@ -132,7 +134,8 @@ async fn serve(
     }
     let ending = Arc::new(Ending::default());
     let (done, mut ended) = oneshot::channel();
-    let poller = Poller::new(config, kernel, attached, Models { active: model, shadow, loader }, metrics, health);
+    let poller =
+        Poller::new(config, kernel, attached, Models { active: model, shadow, loader }, metrics, health, around);
     let thread = std::thread::Builder::new()
         .name("sensor-poll".to_owned())
         .stack_size(2 * isolate::STACK)

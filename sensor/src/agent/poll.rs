@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::clock::now_ns;
 use super::context::Follower;
-use super::enforce::Enforcer;
+use super::enforce::{Around, Enforcer};
 use super::life::{self, DriftState, Shadow};
 use super::reload::Loader;
 use super::report;
@@ -125,9 +125,10 @@ impl Poller {
         Models { active: model, shadow, loader }: Models,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
+        around: Around,
     ) -> Poller {
         let policy = life::policy(&config, model.as_ref());
-        let enforcer = Enforcer::start(&config);
+        let enforcer = Enforcer::start(&config, around);
         let info = |model: &Model| (model.hash.clone(), model.name.clone());
         for (role, info) in
             [(ModelRole::Active, model.as_ref().map(info)), (ModelRole::Shadow, shadow.as_ref().map(info))]
@@ -419,8 +420,7 @@ impl Poller {
     fn answer(&mut self, request: Request) {
         // Nobody waits any more if a reply cannot be sent, and then the work is not done either.
         match request {
-            Request::Flows { reply, .. } if reply.is_closed() => {}
-            Request::Status { reply } if reply.is_closed() => {}
+            request if request.is_abandoned() => {}
             Request::Load { path, shadow, reply } => self.request_load(path, shadow, reply),
             Request::Features { id, reply } => drop(reply.send(report::features(self, &id))),
             Request::HandOver { pid, reply } if self.kernel.pins().is_some() => self.heir = Some(Heir { pid, reply }),
@@ -435,6 +435,8 @@ impl Poller {
 
     /// Leaves programs, maps and verdicts to another agent.
     fn leave(mut self) -> anyhow::Result<Left> {
+        // What is written below can take longer than a short lease.
+        self.renew_lease(now_ns());
         self.end_enforcement();
         // The lease runs on until the other agent renews it.
         self.renew_lease(now_ns());

@@ -97,9 +97,9 @@ fn entries_end() {
     let now = Moment { ns: 1_000_000_000, unix_ms: 1_700_000_000_000 };
     let until_unix_ms = Some(now.plus_ms(5_000).unix_ms);
     let timed = Entry { until_unix_ms, ..entry(item("198.18.7.1"), Why::Operator) };
-    assert!(list.restore(timed.clone(), now).is_some());
+    assert!(list.restore(timed.clone(), now));
     assert!(list.expire(now.plus_ms(4_999).ns).0.is_empty());
     let (ended, changes) = list.expire(now.plus_ms(5_000).ns);
     assert_eq!((ended.len(), changes.len()), (1, 1));
-    assert!(list.restore(timed, now.plus_ms(5_000)).is_none(), "it has ended");
+    assert!(!list.restore(timed, now.plus_ms(5_000)), "it has ended");
 }

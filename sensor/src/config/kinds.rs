@@ -124,7 +124,7 @@ pub enum OriginName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum HostEntry {
-    /// Default gateways, and the neighbours that have a gateway's MAC.
+    /// Default gateways.
     Gateways,
     /// Resolvers that this host asks.
     Resolvers,

@@ -174,3 +174,13 @@ async fn a_group_may_connect_and_the_name_is_never_open_to_others() {
     let left: Vec<_> = fs::read_dir(directory.path()).expect("a directory").collect();
     assert_eq!(left.len(), 1, "the place where it was made is gone: {left:?}");
 }
+
+#[test]
+fn nothing_is_done_for_whoever_was_told_that_it_is_not() {
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    let by = view::Peer { uid: 0, pid: None };
+    let request = Request::Enforce(EnforceRequest::Mode { to: Some(Mode::Enforce), by, sessions: None, reply });
+    assert!(!request.is_abandoned());
+    drop(answer);
+    assert!(request.is_abandoned());
+}

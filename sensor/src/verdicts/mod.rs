@@ -104,6 +104,9 @@ fn is_zero(number: &u8) -> bool {
     *number == 0
 }
 
+/// How far a clock may be set back before the ends of what was kept make no sense.
+const CLOCK_SLACK_MS: u64 = 60_000;
+
 /// A verdict that holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
@@ -131,6 +134,11 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// Whether the clock was set back since it was entered, so that nobody knows how much of its time is over.
+    pub fn is_from_later(&self, now: Moment) -> bool {
+        self.created_unix_ms > now.unix_ms.saturating_add(CLOCK_SLACK_MS)
+    }
+
     /// What is done under a ceiling.
     pub fn done(&self, ceiling: Action) -> Action {
         Action::from(self.action).min(ceiling)
@@ -231,15 +239,20 @@ impl Book {
         Ok(Change::Added(id, replaced))
     }
 
-    /// Takes a verdict over from an earlier agent, with the time that it has left; `None` if it has ended, or makes no
-    /// sense here.
+    /// Takes a verdict over from an earlier agent, with the time that it has left; `None` if it has ended, makes no
+    /// sense here, or [is from later](Verdict::is_from_later).
     pub fn restore(&mut self, mut verdict: Verdict, now: Moment) -> Option<u64> {
         // A clock that was set back must not make it longer than it was.
         let whole = verdict.until_unix_ms.saturating_sub(verdict.created_unix_ms);
         let left = verdict.until_unix_ms.saturating_sub(now.unix_ms).min(whole);
         let free = !self.scopes.contains_key(&verdict.scope) && !self.verdicts.contains_key(&verdict.id);
         let room = self.held[kind(&verdict.scope)] < self.room.each;
-        if left == 0 || !free || !room || check(&verdict.scope, verdict.action.into(), verdict.rate).is_err() {
+        if left == 0
+            || verdict.is_from_later(now)
+            || !free
+            || !room
+            || check(&verdict.scope, verdict.action.into(), verdict.rate).is_err()
+        {
             return None;
         }
         verdict.until_ns = now.plus_ms(left).ns;
@@ -323,6 +336,11 @@ impl Book {
     /// All, by number.
     pub fn iter(&self) -> impl Iterator<Item = &Verdict> {
         self.verdicts.values()
+    }
+
+    /// All, the newest first.
+    pub fn newest(&self) -> impl Iterator<Item = &Verdict> {
+        self.verdicts.values().rev()
     }
 
     /// How many there are.

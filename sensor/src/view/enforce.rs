@@ -189,6 +189,23 @@ impl std::fmt::Display for Peer {
 /// An answer, or why there is none.
 pub type Reply<T> = oneshot::Sender<Result<T, String>>;
 
+impl EnforceRequest {
+    /// Whether nobody waits for the answer any more: whoever asked was told that nothing was done, so nothing may be.
+    pub fn is_abandoned(&self) -> bool {
+        match self {
+            EnforceRequest::Verdicts { reply, limit: _ } => reply.is_closed(),
+            EnforceRequest::Verdict { reply, .. } | EnforceRequest::Add { reply, .. } => reply.is_closed(),
+            EnforceRequest::AddMany { reply, .. } => reply.is_closed(),
+            EnforceRequest::Remove { reply, .. } => reply.is_closed(),
+            EnforceRequest::Allowed { reply } => reply.is_closed(),
+            EnforceRequest::Allow { reply, .. } => reply.is_closed(),
+            EnforceRequest::Disallow { reply, .. } => reply.is_closed(),
+            EnforceRequest::Mode { reply, .. } => reply.is_closed(),
+            EnforceRequest::Breaker { reply, .. } => reply.is_closed(),
+        }
+    }
+}
+
 /// What the poll thread is asked about enforcement.
 #[derive(Debug)]
 pub enum EnforceRequest {

@@ -232,7 +232,8 @@ impl Poller {
     /// What the kernel has after a takeover and what the book has become the same.
     pub(super) fn reconcile(&mut self) {
         let ids: Vec<u64> = self.enforcer.book.iter().map(|verdict| verdict.id).collect();
-        for id in ids {
+        for (number, id) in ids.into_iter().enumerate() {
+            self.breathe(number);
             if let Err(error) = self.write(id) {
                 tracing::error!("{error}");
             }
@@ -299,6 +300,7 @@ impl Poller {
         let few = !all && stale.len() <= FEW;
         let within = |address: IpAddr| stale.iter().any(|prefix: &IpNet| prefix.contains(&address));
         for number in 0..self.kernel.table.buckets() {
+            self.breathe(number);
             let tags = self.kernel.table.bucket(number).tags;
             for way in (0..WAYS).filter(|way| tags[*way] != 0) {
                 let slot = number * WAYS + way;

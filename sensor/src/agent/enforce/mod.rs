@@ -21,11 +21,11 @@ use sensor_common::verdict::{Action, Origin};
 
 use super::clock::now_ns;
 use super::poll::Poller;
-use crate::allow::List;
+use crate::allow::{List, Why};
 use crate::audit::{Audit, Event};
 use crate::breaker::Breaker;
-use crate::config::{Config, Mode};
-use crate::host::{self, Surroundings};
+use crate::config::{Config, Mode, OriginName};
+use crate::host::{self, Items, Lasting, Surroundings};
 use crate::metrics::VerdictChange;
 use crate::policy;
 use crate::store::{SavedMode, State, Store};
@@ -54,6 +54,8 @@ pub(super) struct Enforcer {
     enforcing_since_unix_ms: Option<u64>,
     ramp: bool,
     surroundings: Option<Receiver<Surroundings>>,
+    /// Gateways and resolvers that looks found.
+    found: [Lasting; 2],
     own: HashSet<IpAddr>,
     /// Sources whose records are to be looked at: their verdicts changed since the last poll.
     stale: Vec<IpNet>,
@@ -72,20 +74,48 @@ pub(super) fn moment() -> Moment {
     Moment { ns: now_ns(), unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
 }
 
+/// What is protected of this host, looked for before an earlier agent's lease is taken over: it can take a while.
+pub(super) struct Around {
+    surroundings: Surroundings,
+    sessions: Option<Items>,
+}
+
+impl Around {
+    pub(super) fn look(config: &Config) -> Around {
+        let policy = &config.policy;
+        Around { surroundings: host::surroundings(&policy.never_drop_host), sessions: host::sessions(policy) }
+    }
+}
+
 impl Enforcer {
-    /// Opens store and audit, and takes over what an earlier agent left.
-    pub(super) fn start(config: &Config) -> Enforcer {
+    /// Opens store and audit, and takes over what an earlier agent left. The never-drop list is whole, but the kernel has not
+    /// got it yet.
+    pub(super) fn start(config: &Config, around: Around) -> Enforcer {
         let directory = config.agent.state_dir.as_deref();
-        let (store, saved) = Store::open(directory);
+        let (mut store, saved) = Store::open(directory);
         let audit = Audit::open(&config.audit, directory);
         let now = moment();
         let mut book = Book::new(Room { each: config.policy.max_verdicts as usize }, saved.state.next_id);
-        let kept = saved.verdicts.len();
-        let restored = saved.verdicts.into_iter().filter_map(|verdict| book.restore(verdict, now)).count();
+        let (mut restored, mut ended, mut later) = (0, 0, 0);
+        for verdict in saved.verdicts {
+            let (id, waits) = (verdict.id, verdict.is_from_later(now) && verdict.origin != OriginName::Model);
+            match book.restore(verdict, now) {
+                Some(_) => restored += 1,
+                // An operator's waits for a start at which the clock is right.
+                None if waits => later += 1,
+                None => {
+                    ended += 1;
+                    store.no_verdict(id);
+                }
+            }
+        }
         let policy = &config.policy;
         let mut allow = List::of(&policy.never_drop, &policy.never_drop_ports, &policy.never_drop_interfaces);
         for entry in saved.allowed {
-            allow.restore(entry, now);
+            let item = entry.item.clone();
+            if !allow.restore(entry, now) {
+                store.no_allow(&item);
+            }
         }
         let State { mode: saved_mode, enforcing_since_unix_ms, trip, next_id: _ } = saved.state;
         // What was set by command holds until the configuration says something else than it did then.
@@ -97,13 +127,19 @@ impl Enforcer {
                 config.mode
             );
         }
-        if kept > 0 {
-            tracing::info!("{restored} verdicts of an earlier agent go on; {} have ended since", kept - restored);
+        if restored + ended > 0 {
+            tracing::info!("{restored} verdicts of an earlier agent go on; {ended} have ended since");
+        }
+        if later > 0 {
+            tracing::error!(
+                "{later} verdicts of operators are not in force: the clock says that they were entered later than now; set it, \
+                 and start again"
+            );
         }
         if let Some(trip) = &trip {
             tracing::warn!("the breaker is open since an earlier run: {trip}; `sensor breaker reset` closes it");
         }
-        Enforcer {
+        let mut enforcer = Enforcer {
             mode,
             book,
             allow,
@@ -119,13 +155,20 @@ impl Enforcer {
             enforcing_since_unix_ms: enforcing_since_unix_ms.filter(|_| mode == Mode::Enforce),
             ramp: false,
             surroundings: host::watch(policy).inspect_err(|error| tracing::error!("{error:#}")).ok(),
+            found: Default::default(),
             own: HashSet::new(),
             stale: Vec::new(),
             all_stale: false,
             accused: HashMap::new(),
             accusations: HashMap::new(),
             limited: HashMap::new(),
+        };
+        let Around { surroundings, sessions } = around;
+        enforcer.surround(surroundings);
+        if let Some(sessions) = sessions {
+            enforcer.replace(Why::Session, &sessions);
         }
+        enforcer
     }
 
     /// The strongest action that is done for verdicts of an origin.
@@ -157,9 +200,6 @@ impl Poller {
     /// Writes everything that is known at the start to the kernel: ceilings, the never-drop list, verdicts.
     pub(super) fn begin_enforcement(&mut self) {
         self.protect_all();
-        let around = host::surroundings(&self.config.policy.never_drop_host);
-        self.take_surroundings(around);
-        self.take_sessions(host::sessions(&self.config.policy));
         self.kernel.verdicts.set_note_known(self.config.policy.half_open_limit > 0);
         self.reconcile();
         self.count_ramp(moment());
@@ -179,6 +219,13 @@ impl Poller {
         self.expire_verdicts(now);
         self.restamp(now);
         self.enforcer.counting = [0; 2];
+    }
+
+    /// A long list must not let the lease run out: called for each of its items.
+    pub(super) fn breathe(&mut self, number: usize) {
+        if number % 256 == 255 {
+            self.renew_lease(now_ns());
+        }
     }
 
     /// Tells the kernel what is done at most, for the next packet on.

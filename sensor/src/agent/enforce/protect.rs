@@ -6,24 +6,54 @@ use sensor_common::verdict::{Action, Entry as KernelEntry, Origin};
 
 use super::super::poll::Poller;
 use super::enter::has_entry;
-use super::moment;
+use super::{Enforcer, moment};
 use crate::allow::{Change, Item, Why};
 use crate::audit::Event;
 use crate::bpf::attach;
 use crate::host::{Items, Surroundings};
 
-impl Poller {
-    /// Brings changes of the list to the kernel, and takes back the verdicts that it forbids from now on.
-    pub(super) fn protect(&mut self, changes: &[Change]) {
-        if changes.is_empty() {
-            return;
+impl Enforcer {
+    /// The list follows what was found around this host; changes that the kernel has to follow.
+    pub(super) fn surround(&mut self, around: Surroundings) -> Vec<Change> {
+        let Surroundings { gateways, resolvers, own } = around;
+        if let Some(own) = own {
+            self.own = own;
         }
+        let [gateways, resolvers] =
+            [(0, gateways), (1, resolvers)].map(|(number, found)| self.found[number].look(found));
+        let mut changes = self.replace(Why::Gateway, &gateways);
+        changes.extend(self.replace(Why::Resolver, &resolvers));
+        changes
+    }
+
+    pub(super) fn replace(&mut self, why: Why, items: &Items) -> Vec<Change> {
+        let changes = self.allow.replace(why, items);
+        for Change { item, allowed } in &changes {
+            let entry = Box::new(crate::allow::entry(item.clone(), why));
+            self.audit.write(match allowed {
+                true => Event::Allowed { entry },
+                false => Event::NotAllowed { entry, by: why.name().to_owned() },
+            });
+        }
+        changes
+    }
+}
+
+impl Poller {
+    /// Brings changes of the list to the kernel, and takes back the verdicts that it forbids from now on. What the kernel
+    /// refused first.
+    pub(super) fn protect(&mut self, changes: &[Change]) -> Option<String> {
+        if changes.is_empty() {
+            return None;
+        }
+        let mut refused = None;
         if changes.iter().any(|change| change.allowed) {
             // First: the entry of a flow's verdict and that of its protection have the same place in the kernel.
             self.withdraw_forbidden();
         }
         let mut ports = false;
-        for change in changes {
+        for (number, change) in changes.iter().enumerate() {
+            self.breathe(number);
             let result = match (&change.item, change.allowed) {
                 (Item::Prefix(prefix), true) => self.kernel.verdicts.allow(*prefix),
                 (Item::Prefix(prefix), false) => self.kernel.verdicts.disallow(*prefix).map(drop),
@@ -37,13 +67,16 @@ impl Poller {
             if let Err(error) = result {
                 self.metrics.verdict_error();
                 tracing::error!("the kernel's never-drop list lacks a change of {}: {error:#}", change.item);
+                refused.get_or_insert_with(|| format!("{error:#}"));
             }
         }
         if ports && let Err(error) = self.protect_ports() {
             self.metrics.verdict_error();
             tracing::error!("the kernel's never-drop list lacks a change of ports: {error:#}");
+            refused.get_or_insert_with(|| format!("{error:#}"));
         }
         self.enforcer.all_stale = true;
+        refused
     }
 
     fn withdraw_forbidden(&mut self) {
@@ -53,7 +86,8 @@ impl Poller {
             place || (Action::from(verdict.action) > Action::Tag && enforcer.allow.forbids(&verdict.scope).is_some())
         });
         let forbidden: Vec<u64> = forbidden.map(|verdict| verdict.id).collect();
-        for id in forbidden {
+        for (number, id) in forbidden.into_iter().enumerate() {
+            self.breathe(number);
             self.withdraw(id, "the never-drop list forbids it".to_owned());
         }
     }
@@ -79,29 +113,16 @@ impl Poller {
 
     /// Takes over what was found around this host.
     pub(super) fn take_surroundings(&mut self, around: Surroundings) {
-        let Surroundings { gateways, resolvers, own } = around;
-        self.enforcer.own = own;
-        self.replace(Why::Gateway, &gateways);
-        self.replace(Why::Resolver, &resolvers);
+        let changes = self.enforcer.surround(around);
+        self.protect(&changes);
     }
 
     /// Takes over the sessions of operators at this moment.
     pub(super) fn take_sessions(&mut self, sessions: Option<Items>) {
         if let Some(sessions) = sessions {
-            self.replace(Why::Session, &sessions);
+            let changes = self.enforcer.replace(Why::Session, &sessions);
+            self.protect(&changes);
         }
-    }
-
-    fn replace(&mut self, why: Why, items: &Items) {
-        let changes = self.enforcer.allow.replace(why, items);
-        for Change { item, allowed } in &changes {
-            let entry = Box::new(crate::allow::entry(item.clone(), why));
-            self.enforcer.audit.write(match allowed {
-                true => Event::Allowed { entry },
-                false => Event::NotAllowed { entry, by: why.name().to_owned() },
-            });
-        }
-        self.protect(&changes);
     }
 
     fn protect_ports(&mut self) -> anyhow::Result<()> {

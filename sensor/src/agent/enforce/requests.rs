@@ -1,5 +1,6 @@
 //! What the control socket asks of enforcement.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use sensor_common::flow::FlowKey;
@@ -25,7 +26,6 @@ impl Poller {
     /// Answers; nobody waits any more where a reply cannot be sent.
     pub(in crate::agent) fn answer_enforce(&mut self, request: EnforceRequest) {
         match request {
-            EnforceRequest::Verdicts { reply, .. } if reply.is_closed() => {}
             EnforceRequest::Verdicts { limit, reply } => drop(reply.send(Ok(self.list(limit)))),
             EnforceRequest::Verdict { id, reply } => {
                 let found = self.enforcer.book.get(id).map(|verdict| self.view(verdict));
@@ -57,17 +57,31 @@ impl Poller {
         }
     }
 
-    fn list(&self, limit: usize) -> VerdictList {
-        let book = &self.enforcer.book;
-        let most = if limit == 0 { usize::MAX } else { limit };
-        let mut newest: Vec<&Verdict> = book.iter().collect();
-        newest.sort_unstable_by_key(|verdict| std::cmp::Reverse(verdict.id));
-        let verdicts = newest.into_iter().take(most).map(|verdict| self.view(verdict)).collect();
-        VerdictList { total: book.len() as u64, verdicts }
+    fn list(&mut self, limit: usize) -> VerdictList {
+        let most = if limit == 0 { MAX_BATCH } else { limit.min(MAX_BATCH) };
+        let newest: Vec<u64> = self.enforcer.book.newest().take(most).map(|verdict| verdict.id).collect();
+        // Their map is read once, not for each of them.
+        let services = if self.enforcer.book.held()[2] > 0 { self.kernel.verdicts.services() } else { Ok(Vec::new()) };
+        let services =
+            services.unwrap_or_default().into_iter().map(|(_, entry)| (entry.id, (entry.packets, entry.bytes)));
+        let services: HashMap<u64, (u64, u64)> = services.collect();
+        let mut verdicts = Vec::with_capacity(newest.len());
+        for (number, id) in newest.into_iter().enumerate() {
+            self.breathe(number);
+            let Some(verdict) = self.enforcer.book.get(id) else { continue };
+            verdicts.push(match verdict.scope {
+                Scope::Service(_) => self.view_of(verdict, services.get(&id).copied().unwrap_or_default()),
+                _ => self.view(verdict),
+            });
+        }
+        VerdictList { total: self.enforcer.book.len() as u64, verdicts }
     }
 
     fn view(&self, verdict: &Verdict) -> VerdictView {
-        let (packets, bytes) = self.acted(verdict);
+        self.view_of(verdict, self.acted(verdict))
+    }
+
+    fn view_of(&self, verdict: &Verdict, (packets, bytes): (u64, u64)) -> VerdictView {
         VerdictView {
             verdict: verdict.clone(),
             done: verdict.done(self.enforcer.ceiling(verdict.origin.into())).into(),
@@ -111,10 +125,7 @@ impl Poller {
         self.take_sessions(sessions);
         let mut view = BatchView::default();
         for (number, scope) in scopes.into_iter().enumerate() {
-            if number % 256 == 0 {
-                // A long list must not let the lease run out.
-                self.renew_lease(now_ns());
-            }
+            self.breathe(number);
             let note = note.clone();
             let one =
                 NewVerdict { scope: scope.clone(), action, for_seconds, packets_per_second, bytes_per_second, note };
@@ -161,7 +172,11 @@ impl Poller {
             Which::All => self.enforcer.book.iter().map(|verdict| verdict.id).collect(),
         };
         let by = format!("operator {by}");
-        let gone = ids.into_iter().filter_map(|id| self.withdraw(id, by.clone())).collect();
+        let mut gone = Vec::with_capacity(ids.len());
+        for (number, id) in ids.into_iter().enumerate() {
+            self.breathe(number);
+            gone.extend(self.withdraw(id, by.clone()));
+        }
         // Before the answer: undone.
         self.restamp(now_ns());
         Ok(gone)
@@ -184,11 +199,20 @@ impl Poller {
             until_unix_ms: until.map(|until| until.unix_ms),
             until_ns: until.map(|until| until.ns),
         };
+        if let Item::Interface(name) = &entry.item
+            && !self.attached.iter().any(|attached| attached.interface == *name)
+        {
+            return Err(format!("{name} is no interface that this agent watches: nothing is dropped there"));
+        }
         let change = self.enforcer.allow.add(entry.clone());
+        if let Some(error) = self.protect(change.as_slice()) {
+            let back = self.enforcer.allow.remove(&entry.item, Why::Operator).ok().flatten();
+            self.protect(back.as_slice());
+            return Err(format!("{} is not protected, the kernel refused it: {error}", entry.item));
+        }
         self.enforcer.store.allow(&entry);
         self.enforcer.audit.write(Event::Allowed { entry: Box::new(entry.clone()) });
         tracing::info!("{} is never dropped from now on, by {}", entry.item, entry.who);
-        self.protect(change.as_slice());
         self.restamp(now.ns);
         Ok(entry)
     }
