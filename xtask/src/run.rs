@@ -19,10 +19,10 @@ pub(crate) struct RunArgs {
     pub(crate) args: Vec<String>,
 }
 
-/// Which benches to run.
+/// Which bench to run.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// Names of benches (`datapath`) and their arguments; without any, all benches
+    /// `datapath`, `victim` or `reaction`, and arguments of it
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "NAME")]
     args: Vec<String>,
 }
@@ -66,9 +66,16 @@ pub(crate) fn run(args: RunArgs) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn bench(args: BenchArgs) -> Result<()> {
-    setup::ensure(setup::Options::BUILD)?;
+    // All but the first drive real servers and load tools, and the agent beside them.
+    let tools = args.args.first().is_none_or(|name| name != "datapath");
+    setup::ensure(if tools { setup::Options::TESTS } else { setup::Options::BUILD })?;
     ebpf::build()?;
-    cmd::run(cmd::cargo().args(["build", "--release", "-p", "sensor-tests", "--bin", "sensor-bench"]))?;
+    let mut build = cmd::cargo();
+    build.args(["build", "--release", "-p", "sensor-tests", "--bin", "sensor-bench"]);
+    if tools {
+        build.args(["-p", "sensor", "--bin", "sensor"]);
+    }
+    cmd::run(&mut build)?;
     cmd::exec_as_root(&cmd::host_binary("release", "sensor-bench")?, &args.args)
 }
 
