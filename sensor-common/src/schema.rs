@@ -142,7 +142,13 @@ pub struct Meta {
     pub pid: u32,
     /// Reserved, zero.
     pub reserved: u32,
+    /// Kernel numbers of programs that may be filters under clsact, those of the last agent first; 0 = none. No name or map
+    /// tells whose a filter is: to list programs takes CAP_SYS_ADMIN.
+    pub programs: [u32; META_PROGRAMS],
 }
+
+/// Places in [`Meta::programs`]: three of each of the last agents, as takeovers can fail half-way.
+pub const META_PROGRAMS: usize = 16;
 
 const _: () = assert!(offset_of!(Meta, version) == 0 && SEED_WORDS % 2 == 1);
 

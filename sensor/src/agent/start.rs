@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sensor_common::control::{Control, NO_DSCP};
 
 use super::clock::now_ns;
-use crate::bpf::attach::Attached;
+use crate::bpf::attach::{self, Attached};
 use crate::bpf::load::{Kernel, LoadOptions};
 use crate::bpf::pins::{self, Pins};
 use crate::bpf::probe::{self, Capabilities};
@@ -75,7 +75,7 @@ impl Beginning {
                 pins::refuse_owned(&pins)?;
             }
             if !pins.is_empty() {
-                pins.clear()?;
+                attach::clear(&pins)?;
                 tracing::warn!(
                     "removed what an agent that was killed left pinned at {}: its flows and verdicts are forgotten \
                      (--takeover goes on with them)",
@@ -179,7 +179,7 @@ impl Beginning {
             None => {
                 let mut pins = pins;
                 if let Some(pins) = pins.as_mut().filter(|pins| !pins.is_empty()) {
-                    pins.clear()?;
+                    attach::clear(pins)?;
                     pins.leave(false);
                 }
                 load(&options, pins, capabilities)?

@@ -13,6 +13,7 @@ use aya::programs::{LinkOrder, ProgramError, TcAttachType, TcError, XdpMode};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+pub use self::replace::clear;
 use super::load::{Hook, Kernel};
 use super::pins::Pins;
 use super::qdisc;
@@ -232,7 +233,7 @@ impl Kernel {
         match qdisc_add_clsact(interface) {
             Ok(()) => {
                 self.qdiscs.push(*ifindex);
-                return self.note_qdiscs();
+                return self.note_meta();
             }
             // aya 0.14 has AlreadyAttached but passes the kernel's own answer on.
             Err(TcError::AlreadyAttached) => {}
@@ -311,6 +312,11 @@ const INGRESS: &str = "sensor_ingress";
 /// Filters of ours, by side and name.
 const FILTERS: [(qdisc::Side, &str); 3] =
     [(qdisc::Side::Egress, "sensor_egress"), (qdisc::Side::Ingress, INGRESS), (qdisc::Side::Ingress, "sensor_tag")];
+
+/// Whether a program of this name may be a filter.
+pub(super) fn is_filter(program: &str) -> bool {
+    FILTERS.iter().any(|(_, name)| *name == program)
+}
 
 /// Takes off filters that bear our names: an agent was killed, and on kernels before 6.6 its filters stayed (without
 /// effect, because its lease has run out). With XDP that is sure, because its place was free; a living agent that sees

@@ -94,6 +94,8 @@ pub struct Kernel {
     adopted: bool,
     /// Interfaces on which the clsact qdisc is ours to remove.
     pub(super) qdiscs: Vec<u32>,
+    /// Programs of agents before this one that may still be filters under clsact.
+    pub(super) earlier: Vec<u32>,
     logs: Option<Logs>,
     /// Programs that are loaded later name maps by their descriptors: these stay open.
     #[expect(dead_code, reason = "held, not used")]
@@ -216,12 +218,16 @@ impl Kernel {
         }
         if let (Some(pins), None) = (&pins, left) {
             let netns = super::pins::netns()?;
-            pins.set_meta(&Meta { version: schema::VERSION, netns, seed, pid: std::process::id(), ..Meta::zeroed() })?;
+            let programs = places(&filter_programs(&ebpf));
+            let pid = std::process::id();
+            pins.set_meta(&Meta { version: schema::VERSION, netns, seed, pid, programs, ..Meta::zeroed() })?;
         }
         Ok(Kernel {
             pins,
             adopted,
             qdiscs: left.map_or_else(Vec::new, |meta| meta.qdiscs.into_iter().filter(|number| *number != 0).collect()),
+            earlier: left
+                .map_or_else(Vec::new, |meta| meta.programs.into_iter().filter(|number| *number != 0).collect()),
             ebpf,
             table,
             control,
@@ -272,6 +278,7 @@ impl Kernel {
         if !self.stack_ingress {
             load_program(&mut self.ebpf, "sensor_ingress")?;
             self.stack_ingress = true;
+            self.note_meta()?;
         }
         Ok(())
     }
@@ -314,20 +321,23 @@ impl Kernel {
         let ring = RingBuf::try_from(aya::maps::Map::RingBuf(ring)).context("map EVICTED")?;
         self.first_evicted = Some(std::mem::replace(&mut self.evicted, ring));
         self.verdicts.look_again()?;
-        self.note_qdiscs()?;
+        self.note_meta()?;
         Ok(self.table.free_locks_of_the_dead())
     }
 
-    /// Says in the pins who has them, and which qdiscs are ours to remove.
-    pub(super) fn note_qdiscs(&self) -> anyhow::Result<()> {
+    /// Says in the pins who has them, and which qdiscs and filters are ours to remove.
+    pub(super) fn note_meta(&self) -> anyhow::Result<()> {
         let Some(pins) = &self.pins else { return Ok(()) };
         let Some(mut meta) = pins.meta()? else { return Ok(()) };
         meta.pid = std::process::id();
-        meta.qdiscs = [0; MAX_INTERFACES];
-        for (place, ifindex) in meta.qdiscs.iter_mut().zip(&self.qdiscs) {
-            *place = *ifindex;
-        }
+        meta.qdiscs = places::<MAX_INTERFACES>(&self.qdiscs);
+        meta.programs = places(&self.filter_programs());
         pins.set_meta(&meta)
+    }
+
+    /// Programs that are filters under clsact, of this agent and of those before it.
+    pub(super) fn filter_programs(&self) -> Vec<u32> {
+        [filter_programs(&self.ebpf), self.earlier.clone()].concat()
     }
 
     /// Ends without taking anything off: maps, programs and links stay for the next agent.
@@ -552,6 +562,21 @@ fn entries_of(data: &MapData) -> u64 {
 
 fn entries(data: &MapData, copies: u64) -> u64 {
     data.info().map_or(0, |info| info.max_entries() as u64 * (info.value_size() as u64).next_multiple_of(8) * copies)
+}
+
+/// The loaded programs that may become filters.
+fn filter_programs(ebpf: &Ebpf) -> Vec<u32> {
+    let programs = ebpf.programs().filter(|(name, _)| super::attach::is_filter(name));
+    programs.filter_map(|(_, program)| Some(program.info().ok()?.id())).collect()
+}
+
+/// The first of these numbers, then zeros.
+fn places<const N: usize>(numbers: &[u32]) -> [u32; N] {
+    let mut places = [0; N];
+    for (place, number) in places.iter_mut().zip(numbers) {
+        *place = *number;
+    }
+    places
 }
 
 fn random_seed() -> anyhow::Result<Seed> {

@@ -19,7 +19,7 @@ use rustix::io::Errno;
 use sensor_common::schema::{self, Meta};
 
 use super::run::Hook;
-use super::sys::Plain;
+use super::sys::{ControlPage, Plain};
 
 /// Pin of the map that says what the others are. The last that is made, the first that goes.
 const META: &str = "META";
@@ -244,6 +244,17 @@ impl Pins {
     /// From now on the pins stay when this is dropped, for the next agent.
     pub fn leave(&mut self, leave: bool) {
         self.leave = leave;
+    }
+
+    /// Ends the lease of the agent that made the pins: no verdict in these maps holds any more.
+    ///
+    /// # Errors
+    /// If the control page is not pinned, or cannot be opened.
+    pub(super) fn end_lease(&self) -> anyhow::Result<()> {
+        let map = MapData::from_pin(self.path.join("CONTROL")).context("the pinned map CONTROL")?;
+        // The lease is the first field in every version.
+        ControlPage::new(map.fd())?.set_lease(0);
+        Ok(())
     }
 
     /// Removes every pin of Sensor, and with the links the programs from their interfaces.

@@ -118,6 +118,22 @@ fn filters_are_replaced_in_place_and_those_of_others_stay() {
 }
 
 #[test]
+fn filters_that_were_left_go_with_the_pins() {
+    let (lab, mount) = (lab(), PinMount::new().must("mount a BPF file system"));
+    let edge = &lab.edge.netns;
+    let first = Turn::begin(edge, &mount, XdpMode::Tc, false);
+    // As with verdicts that outlive the agent.
+    first.kernel.control.set_lease(u64::MAX);
+    drop(first.leave());
+    assert_eq!(ours(&filters(edge)), 3);
+    let mut pins = Pins::open(&mount.path()).must("open the pins");
+    assert!(pins.own().must("lock the pins"), "nobody else has them");
+    edge.within(|| sensor::bpf::attach::clear(&pins)).must("enter the edge").must("clear");
+    assert_clean(edge, UPLINK);
+    assert_eq!(mount.pins(), Some(Vec::new()), "pins are left");
+}
+
+#[test]
 fn programs_of_others_go_on() {
     if !probe::kernel().tcx {
         return;

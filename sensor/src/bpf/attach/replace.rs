@@ -1,14 +1,14 @@
 //! Programs that an agent before this one left on interfaces: replaced by this one's, or taken off.
 
-use anyhow::Context as _;
-use aya::maps::MapInfo;
+use anyhow::{Context as _, ensure};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcHandle};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, TcAttachType, loaded_programs};
+use aya::programs::{ProgramError, TcAttachType};
 
 use super::{Attached, Choice, FILTERS, Held, Hook, TcAttachment, XdpAttachment};
 use crate::bpf::load::Kernel;
+use crate::bpf::pins::{Pins, netns};
 use crate::bpf::{probe, qdisc};
 
 impl Kernel {
@@ -148,7 +148,8 @@ impl Kernel {
                 self.remove_clsact(&format!("interface {ifindex}"), ifindex)?;
                 self.unwatch(ifindex)?;
             }
-            self.note_qdiscs()?;
+            self.earlier.clear();
+            self.note_meta()?;
         }
         if let Some(pins) = &mut self.pins {
             pins.leave(false);
@@ -156,21 +157,51 @@ impl Kernel {
         Ok(())
     }
 
-    /// Filters under an interface's clsact whose programs use these maps.
+    /// Filters under an interface's clsact that this agent or one before it on these maps attached.
     fn own_filters(&self, ifindex: u32) -> anyhow::Result<Vec<qdisc::Filter>> {
-        let mut filters = qdisc::filters(ifindex)?;
-        filters.retain(|filter| filter.program.is_some() && FILTERS.contains(&(filter.side, filter.name.as_str())));
-        let Some(pins) = self.pins.as_ref().filter(|_| !filters.is_empty()) else { return Ok(Vec::new()) };
-        let index = MapInfo::from_pin(pins.map_path("INDEX")).context("the pinned map INDEX")?.id();
-        // Names can be those of another agent on this interface.
-        let ours: Vec<u32> = loaded_programs()
-            .flatten()
-            .filter(|program| program.map_ids().ok().flatten().is_some_and(|maps| maps.contains(&index)))
-            .map(|program| program.id())
-            .collect();
-        filters.retain(|filter| filter.program.is_some_and(|program| ours.contains(&program)));
-        Ok(filters)
+        own_filters(ifindex, &self.filter_programs())
     }
+}
+
+/// Names can be those of another agent on the interface, so `programs` decides.
+fn own_filters(ifindex: u32, programs: &[u32]) -> anyhow::Result<Vec<qdisc::Filter>> {
+    let mut filters = qdisc::filters(ifindex)?;
+    let is_own = |filter: &qdisc::Filter| filter.program.is_some_and(|program| programs.contains(&program));
+    filters.retain(|filter| FILTERS.contains(&(filter.side, filter.name.as_str())) && is_own(filter));
+    Ok(filters)
+}
+
+/// Removes what an agent left, its pins and what they do not hold: filters under clsact (kernels before 6.6) go on without
+/// pins, with the maps and, if verdicts are to outlive the agent, with its drops, on any interface.
+///
+/// # Errors
+/// As [`Pins::clear`].
+pub fn clear(pins: &Pins) -> anyhow::Result<()> {
+    // First, so that a filter that cannot be taken off has no effect.
+    if let Err(error) = pins.end_lease() {
+        tracing::warn!("{error:#}");
+    }
+    if let Err(error) = remove_filters(pins) {
+        tracing::warn!("filters that an agent left may still be attached; they have no effect: {error:#}");
+    }
+    pins.clear()
+}
+
+fn remove_filters(pins: &Pins) -> anyhow::Result<()> {
+    let Some(meta) = pins.meta()? else { return Ok(()) };
+    ensure!(meta.netns == netns()?, "they are in another network namespace");
+    for interface in super::interfaces() {
+        // It may have gone meanwhile.
+        let Ok(ifindex) = super::ifindex(&interface) else { continue };
+        for filter in own_filters(ifindex, &meta.programs)? {
+            qdisc::remove(ifindex, &filter)?;
+            tracing::warn!("{interface}: took off {}, left behind by an agent that was killed", filter.name);
+        }
+        if meta.qdiscs.contains(&ifindex) {
+            qdisc::remove_clsact(ifindex)?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes a link's program off.
