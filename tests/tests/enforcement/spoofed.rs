@@ -69,13 +69,14 @@ fn a_forged_source_stays_reachable() {
     );
     drop(floods);
 
-    // The rule itself works: whoever completes handshakes is blamed. (`%` keeps the request long.)
-    let attack = format!("http://{EDGE_V4}/{}", "x".repeat(1_000));
-    let mut curl = attacker.netns.command("curl");
-    curl.args(["-s", "--max-time", "2", &attack]);
-    let _dropped = curl.output();
+    // The rule itself works: whoever completes handshakes is blamed. The request is long, whatever is acknowledged beside it.
+    let attack = format!("http://{EDGE_V4}/{}", "x".repeat(6_000));
     let source = attacker.v4[0].to_string();
-    wait_for("a proven source is blamed", PATIENCE, || beyond_flows(&agent) == [source.clone()]);
+    wait_for("a proven source is blamed", PATIENCE, || {
+        let mut curl = attacker.netns.command("curl");
+        let _dropped = curl.args(["-s", "--max-time", "1", &attack]).output();
+        beyond_flows(&agent) == [source.clone()]
+    });
     agent.stop().must("stop the agent");
 }
 
