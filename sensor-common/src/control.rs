@@ -43,7 +43,7 @@ impl Control {
     /// The strongest action that is done for verdicts of an origin.
     #[inline(always)]
     pub const fn ceiling(&self, origin: u8) -> Action {
-        Action::from_number(if origin < 3 { self.ceilings[origin as usize & 3] } else { 0 })
+        Action::from_number(if origin < 4 { self.ceilings[origin as usize & 3] } else { 0 })
     }
 }
 

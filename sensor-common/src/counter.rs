@@ -5,7 +5,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::verdict::Action;
+use crate::verdict::{Action, Origin};
 
 /// Interfaces that one agent can watch.
 pub const MAX_INTERFACES: usize = 64;
@@ -163,7 +163,11 @@ pub const CAUSE_SLOTS: usize = 16;
 /// Slots of a table indexed by [`Action`], likewise.
 pub const ACTION_SLOTS: usize = 4;
 
+/// Slots of a table indexed by [`Origin`], likewise.
+pub const ORIGIN_SLOTS: usize = 4;
+
 const _: () = assert!(Cause::COUNT <= CAUSE_SLOTS && Action::ALL.len() <= ACTION_SLOTS);
+const _: () = assert!(Origin::ALL.len() <= ORIGIN_SLOTS);
 
 /// The slot where interface `ifindex` is looked for at the `attempt`-th try (0 ≤ attempt < [`INTERFACE_PROBES`]).
 #[inline(always)]
@@ -204,6 +208,8 @@ pub struct InterfaceCounters {
     pub context_lost: u64,
     /// Packets whose verdict asks for more than the ceiling of its origin allows, by what mode enforce would have done.
     pub withheld: [Volume; ACTION_SLOTS],
+    /// Packets that mode enforce drops, whether they were dropped or withheld, by the number of the verdict's origin.
+    pub drops_of: [u64; ORIGIN_SLOTS],
     /// Packets that passed against a verdict because they are on the never-drop list.
     pub protected: u64,
     /// Dropped packets that were to begin a record: of blocked flows and sources, and half-open attempts over their limit.
@@ -231,6 +237,7 @@ impl InterfaceCounters {
             context_replaced,
             context_lost,
             withheld,
+            drops_of,
             protected,
             dropped_new,
             dropped_half_open,
@@ -241,7 +248,8 @@ impl InterfaceCounters {
             total.packets += value.packets;
             total.bytes += value.bytes;
         }
-        for (total, value) in self.unrecorded.iter_mut().zip(unrecorded) {
+        let counts = self.unrecorded.iter_mut().chain(&mut self.drops_of);
+        for (total, value) in counts.zip(unrecorded.iter().chain(drops_of)) {
             *total += value;
         }
         self.flows_created += flows_created;

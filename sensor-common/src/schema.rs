@@ -265,6 +265,7 @@ layout!(InterfaceCounters {
     context_replaced,
     context_lost,
     withheld,
+    drops_of,
     protected,
     dropped_new,
     dropped_half_open,

@@ -76,11 +76,13 @@ pub enum Origin {
     Operator = 1,
     /// Another sensor of the fleet.
     Fleet = 2,
+    /// A rule of the agent on what was measured, without a model: the limit of half-open attempts.
+    Rule = 3,
 }
 
 impl Origin {
     /// Every origin, in the order of its number.
-    pub const ALL: [Origin; 3] = [Origin::Model, Origin::Operator, Origin::Fleet];
+    pub const ALL: [Origin; 4] = [Origin::Model, Origin::Operator, Origin::Fleet, Origin::Rule];
 
     /// The name in metrics, logs and the command line.
     pub const fn name(self) -> &'static str {
@@ -88,6 +90,7 @@ impl Origin {
             Origin::Model => "model",
             Origin::Operator => "operator",
             Origin::Fleet => "fleet",
+            Origin::Rule => "rule",
         }
     }
 
@@ -97,6 +100,7 @@ impl Origin {
             0 => Some(Origin::Model),
             1 => Some(Origin::Operator),
             2 => Some(Origin::Fleet),
+            3 => Some(Origin::Rule),
             _ => None,
         }
     }

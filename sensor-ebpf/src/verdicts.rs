@@ -8,7 +8,7 @@
 use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_map_update_elem};
 use aya_ebpf::maps::LpmTrie;
 use sensor_common::control::Control;
-use sensor_common::counter::{ACTION_SLOTS, InterfaceCounters};
+use sensor_common::counter::{ACTION_SLOTS, InterfaceCounters, ORIGIN_SLOTS};
 use sensor_common::flow::{FlowKey, FlowRecord, state};
 use sensor_common::packet::protocol;
 use sensor_common::tcp;
@@ -196,6 +196,12 @@ unsafe fn acted(entry: *mut Entry, visit: &Visit) {
     }
 }
 
+/// Counts a packet that mode enforce drops for whoever wants it so.
+#[inline(always)]
+pub(crate) fn count_drop(verdict: Verdict, counters: &mut InterfaceCounters) {
+    counters.drops_of[atomic::opaque(verdict.origin() as u64) as usize & (ORIGIN_SLOTS - 1)] += 1;
+}
+
 /// What is done under the ceiling of the verdict's origin; what that withholds is counted.
 #[inline(always)]
 pub(crate) fn settled(
@@ -206,6 +212,9 @@ pub(crate) fn settled(
     counters: &mut InterfaceCounters,
 ) -> Action {
     let Settled { would, done } = settle(verdict.action(), over, control.ceiling(verdict.origin()));
+    if would as u8 == Action::Drop as u8 {
+        count_drop(verdict, counters);
+    }
     if (done as u8) < would as u8 {
         // The compiler knows that an action is in range; the verifier has to see it.
         let withheld = &mut counters.withheld[atomic::opaque(would as u64) as usize & (ACTION_SLOTS - 1)];

@@ -77,8 +77,8 @@ pub struct Memory {
     pub score: Option<Score>,
     /// What the last score decided that mode enforce does, and until when it holds (monotonic ns).
     pub verdict: Option<(sensor_common::verdict::Action, u64)>,
-    /// What the last score decided, as it was announced.
-    pub would: Option<sensor_common::verdict::Action>,
+    /// What is done and what mode enforce would do, as it was announced last.
+    pub would: Option<(sensor_common::verdict::Action, sensor_common::verdict::Action)>,
 }
 
 impl Memory {

@@ -128,6 +128,13 @@ pub fn ceiling(mode: Mode, origin: Origin, held: bool) -> Action {
     if held && origin == Origin::Model { mode.min(Action::Tag) } else { mode }
 }
 
+/// Whether a verdict is one to be counted as what is done, and as what would be done, of (done, would) now and when the flow
+/// was counted last: once each, and what is done anew when it has become another.
+pub fn to_count((done, would): (Action, Action), before: Option<(Action, Action)>) -> [bool; 2] {
+    let anew = |now: Action, before: Option<Action>| now != Action::Pass && Some(now) != before;
+    [anew(done, before.map(|(done, _)| done)), done != would && anew(would, before.map(|(_, would)| would))]
+}
+
 /// Who began a flow, as far as its packets tell.
 pub fn initiator(record: &FlowRecord) -> IpAddr {
     addresses(&record.key)[usize::from(record.state & state::INITIATOR_HIGH != 0)]
@@ -237,11 +244,24 @@ mod tests {
     }
 
     #[test]
+    fn what_was_withheld_is_counted_when_it_is_done() {
+        use Action::{Drop, Pass, Tag};
+        assert_eq!(to_count((Pass, Drop), None), [false, true], "observe");
+        assert_eq!(to_count((Tag, Drop), None), [true, true], "young, or in the ramp");
+        assert_eq!(to_count((Drop, Drop), Some((Tag, Drop))), [true, false], "dropped now");
+        assert_eq!(to_count((Pass, Drop), Some((Pass, Drop))), [false, false], "renewed");
+        assert_eq!(to_count((Tag, Drop), Some((Tag, Tag))), [false, true]);
+        assert_eq!(to_count((Tag, Tag), None), [true, false]);
+        assert_eq!(to_count((Pass, Pass), None), [false, false], "a report");
+    }
+
+    #[test]
     fn the_ceiling_is_the_modes_and_a_breaker_holds_models_only() {
         use Action::{Drop, Pass, Tag};
         for (mode, free, held) in [(Mode::Observe, Pass, Pass), (Mode::Tag, Tag, Tag), (Mode::Enforce, Drop, Tag)] {
             assert_eq!((ceiling(mode, Origin::Model, false), ceiling(mode, Origin::Model, true)), (free, held));
             assert_eq!(ceiling(mode, Origin::Operator, true), free);
+            assert_eq!(ceiling(mode, Origin::Rule, true), free, "the answer to floods asks no model");
         }
     }
 

@@ -55,7 +55,7 @@ fn flow(poller: &Poller, slot: usize, record: &FlowRecord, now: u64) -> FlowView
     let action = word.action_at(record.generation, now);
     let origin = Origin::from_number(word.origin()).unwrap_or_default();
     let done = action.min(poller.enforcer.ceiling(origin));
-    let would = memory.would.filter(|_| known).max(Some(action));
+    let would = memory.would.filter(|_| known).map(|(_, would)| would).max(Some(action));
     let (src, sport, dst, dport) = oriented(record);
     let reverse = record.reverse();
     let interface = poller.attached.iter().find(|attached| attached.ifindex == record.ifindex);

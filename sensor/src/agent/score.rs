@@ -92,51 +92,56 @@ impl Poller {
         let cleared = self.policy.clears(score) && memory.verdict.take().is_some();
         let reported_before = memory.score.replace(score).is_some_and(|before| self.policy.reports(before));
         let new_report = decision.reported && !reported_before;
-        let would = Some(decision.would).filter(|action| *action != Action::Pass);
-        let new = memory.would != would;
-        memory.would = would;
+        let announced = memory.would.take();
         if cleared {
             // More packets have cleared the flow.
             self.clear_flow(number, slot, score);
         }
-        if would.is_none() {
+        if decision.would == Action::Pass {
             if new_report {
-                self.announce(number, score, decision);
+                self.announce(number, score, decision, announced);
             }
             return;
         }
-        let stored = decision.action != Action::Pass && self.decide_flow(number, slot, score, decision, now);
-        // A renewed verdict is neither counted nor logged again, and one that another verdict covers is none.
-        if new && (stored || decision.action == Action::Pass) {
-            self.announce(number, score, decision);
+        // What another verdict covers is neither counted nor logged, until that one has ended.
+        let Some(stored) = self.decide_flow(number, slot, score, decision, now) else { return };
+        let decision = Decision { action: stored, ..decision };
+        let told = (stored.min(self.enforcer.ceiling(Origin::Model)), decision.would);
+        self.memories[slot].would = Some(told);
+        // A renewed verdict is not announced again; one that was withheld, and is not any more, is.
+        if announced != Some(told) {
+            self.announce(number, score, decision, announced);
         }
     }
 
-    /// Stores a decision: in the record, in the book, in the kernel. `false`: another verdict covers it.
-    fn decide_flow(&mut self, number: usize, slot: usize, score: Score, decision: Decision, now: u64) -> bool {
+    /// Stores a decision: in the book, in the kernel, in the record. The action that was stored; `None`: another verdict
+    /// covers it.
+    fn decide_flow(
+        &mut self,
+        number: usize,
+        slot: usize,
+        score: Score,
+        decision: Decision,
+        now: u64,
+    ) -> Option<Action> {
         let record = &self.records[number];
         let (key, generation) = (record.key, record.generation);
-        let held = self.enforcer.book.of_flow(&key, policy::initiator(record));
-        if let Some(held) = held
-            && (held.origin != OriginName::Model
-                || (!matches!(held.scope, Scope::Flow(_)) && Action::from(held.action) >= decision.action))
-        {
-            return false;
+        if self.enforcer.book.covers(&key, policy::initiator(record), decision.action) {
+            return None;
         }
         let ttl = self.config.policy.verdict_ttl;
         let until = now + ttl.as_nanos() as u64;
-        let own = held.filter(|held| matches!(held.scope, Scope::Flow(_)));
+        let own = self.enforcer.book.of(&Scope::Flow(key));
         let same = own.filter(|own| Action::from(own.action) == decision.action).map(|own| (own.id, own.until_ns));
         if decision.action > Action::Tag && same.is_none() {
             self.before_drop();
         }
-        let verdict = Verdict::new(decision.action, score.label, generation, until);
-        self.kernel.table.store_verdict(slot, verdict.0);
-        self.memories[slot].verdict = Some((decision.action, verdict.until_ns()));
+        let word = |action, until| Verdict::new(action, score.label, generation, until);
         if let Some((id, until_ns)) = same {
             // What stands in the kernel's map and in the store is moved on when half of its time is over.
             if until_ns.saturating_sub(now) > ttl.as_nanos() as u64 / 2 {
-                return true;
+                self.store_word(slot, word(decision.action, until_ns));
+                return Some(decision.action);
             }
             self.count_renewed(id);
         }
@@ -152,6 +157,7 @@ impl Poller {
         };
         match self.enter(order) {
             Ok((id, _)) => {
+                self.store_word(slot, word(decision.action, until));
                 let enough = self.config.policy.escalate_flows;
                 if let Some(source) = accused
                     && self.enforcer.accuse(id, source, enough)
@@ -159,10 +165,20 @@ impl Poller {
                     self.escalate(source, evidence);
                 }
             }
-            // The record has it, for as long as it lives.
-            Err(reason) => self.refused(&reason),
+            Err(reason) => {
+                self.refused(&reason);
+                // What is in no list could be neither seen nor undone: it tags and no more.
+                let most = decision.action.min(Action::Tag);
+                self.store_word(slot, word(most, until));
+                return Some(most);
+            }
         }
-        true
+        Some(decision.action)
+    }
+
+    fn store_word(&mut self, slot: usize, word: Verdict) {
+        self.kernel.table.store_verdict(slot, word.0);
+        self.memories[slot].verdict = Some((word.action(), word.until_ns()));
     }
 
     /// Takes back what the model decided of a flow.
@@ -211,8 +227,11 @@ impl Poller {
         evidence
     }
 
-    /// The flow has ended: nothing can be stored, but what would have been is counted.
+    /// The flow has ended: nothing can be stored, but what would have been is counted, unless it had a verdict: that was.
     fn judge_ended(&mut self, number: usize, score: Score) {
+        if Verdict(self.records[number].verdict).is_some() {
+            return;
+        }
         let decision = self.policy.decide(&self.records[number], score, &self.enforcer.allow);
         if decision.would != Action::Pass {
             self.metrics.would_verdicts(decision.would, self.label(score), 1);
@@ -221,19 +240,20 @@ impl Poller {
         }
     }
 
-    /// Counts and logs a new verdict, or a report without one.
-    fn announce(&mut self, number: usize, score: Score, decision: Decision) {
+    /// Counts and logs a new verdict, or a report without one. `before`: what was done and would have been, as it was
+    /// announced last.
+    fn announce(&mut self, number: usize, score: Score, decision: Decision, before: Option<(Action, Action)>) {
         let label = self.label(score);
         let done = decision.action.min(self.enforcer.ceiling(Origin::Model));
+        let [counted_done, counted_would] = policy::to_count((done, decision.would), before);
         if decision.would == Action::Pass {
             self.metrics.reported(label, 1);
-        } else if done == Action::Pass {
-            self.metrics.would_verdicts(decision.would, label, 1);
-        } else {
+        }
+        if counted_done {
             self.metrics.verdicts(done, label, 1);
-            if done != decision.would {
-                self.metrics.would_verdicts(decision.would, label, 1);
-            }
+        }
+        if counted_would {
+            self.metrics.would_verdicts(decision.would, label, 1);
         }
         if self.logged < LOGGED_PER_SECOND {
             if let Some(model) = &self.model {

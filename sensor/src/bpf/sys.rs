@@ -351,9 +351,8 @@ impl ControlPage {
     }
 
     /// The strongest action that is done for verdicts of each origin, in one store.
-    pub fn set_ceilings(&self, ceilings: [Action; 3]) {
-        let [model, operator, fleet] = ceilings.map(|action| action as u8);
-        let word = u32::from_ne_bytes([model, operator, fleet, 0]);
+    pub fn set_ceilings(&self, ceilings: [Action; 4]) {
+        let word = u32::from_ne_bytes(ceilings.map(|action| action as u8));
         self.field(std::mem::offset_of!(Control, ceilings)).store(word, Ordering::Release);
     }
 

@@ -112,12 +112,14 @@ pub enum ActionName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum OriginName {
-    /// A model, or a rule on what was measured.
+    /// A model.
     Model,
     /// A person or a program at the control socket.
     Operator,
     /// Another sensor.
     Fleet,
+    /// A rule on what was measured, without a model.
+    Rule,
 }
 
 /// What of the host's own surroundings is never dropped.
@@ -168,7 +170,7 @@ names! {
     XdpMode { Auto = "auto", Native = "native", Tc = "tc", Generic = "generic" }
     Tunnel { Gre = "gre", Ipip = "ipip", Vxlan = "vxlan", Geneve = "geneve", Gtp = "gtp" }
     ActionName { Pass = "pass", Tag = "tag", Limit = "limit", Drop = "drop" }
-    OriginName { Model = "model", Operator = "operator", Fleet = "fleet" }
+    OriginName { Model = "model", Operator = "operator", Fleet = "fleet", Rule = "rule" }
     HostEntry { Gateways = "gateways", Resolvers = "resolvers", Sessions = "sessions" }
 }
 
@@ -200,6 +202,7 @@ impl From<Origin> for OriginName {
             Origin::Model => OriginName::Model,
             Origin::Operator => OriginName::Operator,
             Origin::Fleet => OriginName::Fleet,
+            Origin::Rule => OriginName::Rule,
         }
     }
 }
@@ -210,6 +213,7 @@ impl From<OriginName> for Origin {
             OriginName::Model => Origin::Model,
             OriginName::Operator => Origin::Operator,
             OriginName::Fleet => Origin::Fleet,
+            OriginName::Rule => Origin::Rule,
         }
     }
 }

@@ -124,7 +124,7 @@ impl Default for PolicyConfig {
             ramp_score: 0.99,
             limit_packets: 100,
             limit_bytes: 0,
-            escalate_flows: 5,
+            escalate_flows: 0,
             half_open_limit: 200,
             label_actions: BTreeMap::new(),
         }

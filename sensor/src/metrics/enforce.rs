@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use sensor_common::counter::InterfaceCounters;
-use sensor_common::verdict::Action;
+use sensor_common::verdict::{Action, Origin};
 
 use super::Metrics;
 use crate::allow::Why;
@@ -91,12 +91,9 @@ impl Metrics {
         *self.shared.lock().enforce.trips.entry(cap).or_default() += 1;
     }
 
-    /// Packets under verdicts of drop so far, dropped or withheld.
-    pub fn would_drop(&self) -> u64 {
-        self.sum(|counters| {
-            let dropped: u64 = counters.seen.iter().map(|hook| hook[Action::Drop as usize].packets).sum();
-            dropped + counters.withheld[Action::Drop as usize].packets
-        })
+    /// Packets that verdicts of this origin drop so far, dropped or withheld.
+    pub fn would_drop(&self, origin: Origin) -> u64 {
+        self.sum(|counters| counters.drops_of[origin as usize])
     }
 
     /// Packets that mode enforce would have dropped, and that were passed.

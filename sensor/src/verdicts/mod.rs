@@ -171,6 +171,8 @@ pub struct Book {
     ends: BTreeSet<(u64, u64)>,
     /// By kind: flow, source, service.
     held: [usize; 3],
+    /// Verdicts of models on sources.
+    model_sources: usize,
     /// Lengths of the source prefixes that are in use, and how many of each: IPv4, IPv6.
     lengths: [BTreeMap<u8, usize>; 2],
 }
@@ -185,6 +187,7 @@ impl Book {
             scopes: HashMap::new(),
             ends: BTreeSet::new(),
             held: [0; 3],
+            model_sources: 0,
             lengths: Default::default(),
         }
     }
@@ -268,6 +271,7 @@ impl Book {
         self.ends.insert((verdict.until_ns, id));
         self.held[kind(&verdict.scope)] += 1;
         if let Scope::Source(prefix) = verdict.scope {
+            self.model_sources += usize::from(verdict.origin == OriginName::Model);
             *self.lengths[family(&prefix)].entry(prefix.prefix_len()).or_default() += 1;
         }
         self.verdicts.insert(id, verdict);
@@ -291,6 +295,7 @@ impl Book {
         self.ends.remove(&(verdict.until_ns, id));
         self.held[kind(&verdict.scope)] -= 1;
         if let Scope::Source(prefix) = verdict.scope {
+            self.model_sources -= usize::from(verdict.origin == OriginName::Model);
             let lengths = &mut self.lengths[family(&prefix)];
             if let Some(count) = lengths.get_mut(&prefix.prefix_len()) {
                 *count -= 1;
@@ -328,9 +333,45 @@ impl Book {
         })
     }
 
-    /// What holds for a flow: its own verdict, else that of its initiator's address.
+    /// What holds for a flow: the stronger of its own verdict and that of its initiator's address, as in the programs. Of
+    /// two with the same action, that of the origin which is bounded less.
     pub fn of_flow(&self, key: &FlowKey, initiator: IpAddr) -> Option<&Verdict> {
-        self.of(&Scope::Flow(*key)).or_else(|| self.of_source(initiator))
+        let strength = |verdict: &Verdict| (Action::from(verdict.action), rank(verdict.origin.into()));
+        match (self.of(&Scope::Flow(*key)), self.of_source(initiator)) {
+            (Some(own), Some(source)) => Some(if strength(source) > strength(own) { source } else { own }),
+            (own, source) => own.or(source),
+        }
+    }
+
+    /// Whether a model's decision of `action` for a flow would change nothing: somebody else decided of this very flow, or
+    /// what holds for its initiator's address is at least as strong.
+    pub fn covers(&self, key: &FlowKey, initiator: IpAddr, action: Action) -> bool {
+        self.of(&Scope::Flow(*key)).is_some_and(|own| own.origin != OriginName::Model)
+            || self.of_source(initiator).is_some_and(|source| Action::from(source.action) >= action)
+    }
+
+    /// The verdict of a person or another sensor that drops or limits all of `prefix`. Models add none inside it: theirs
+    /// would be the longer prefix, and with the breaker open it would let pass what that one stops.
+    pub fn commanded(&self, prefix: &IpNet) -> Option<&Verdict> {
+        let lengths = &self.lengths[family(prefix)];
+        lengths.keys().take_while(|length| **length <= prefix.prefix_len()).find_map(|length| {
+            let wider = IpNet::new(prefix.addr(), *length).ok()?;
+            let verdict = self.of(&Scope::Source(wider.trunc()))?;
+            (rank(verdict.origin.into()) > rank(Origin::Rule) && Action::from(verdict.action) > Action::Tag)
+                .then_some(verdict)
+        })
+    }
+
+    /// Verdicts of models on sources inside `prefix`: what [`Book::commanded`] forbids once there is a verdict on it.
+    pub fn models_inside(&self, prefix: &IpNet) -> Vec<u64> {
+        let inside = |verdict: &&Verdict| {
+            verdict.origin == OriginName::Model && matches!(&verdict.scope, Scope::Source(own) if prefix.contains(own))
+        };
+        if self.model_sources == 0 {
+            Vec::new()
+        } else {
+            self.iter().filter(inside).map(|verdict| verdict.id).collect()
+        }
     }
 
     /// All, by number.
@@ -372,8 +413,9 @@ impl Book {
 fn rank(origin: Origin) -> u8 {
     match origin {
         Origin::Model => 0,
-        Origin::Fleet => 1,
-        Origin::Operator => 2,
+        Origin::Rule => 1,
+        Origin::Fleet => 2,
+        Origin::Operator => 3,
     }
 }
 

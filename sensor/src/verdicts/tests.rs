@@ -24,7 +24,7 @@ fn added(book: &mut Book, order: Order, now: Moment) -> u64 {
 }
 
 #[test]
-fn the_longest_prefix_and_the_flow_itself_go_first() {
+fn the_longest_prefix_and_the_strongest_action_go_first() {
     let mut book = book();
     let wide = added(&mut book, order("198.18.0.0/16", Action::Tag, Origin::Model, 60), at(0));
     let narrow = added(&mut book, order("198.18.66.7", Action::Drop, Origin::Model, 60), at(0));
@@ -40,10 +40,49 @@ fn the_longest_prefix_and_the_flow_itself_go_first() {
     let initiator = "198.18.66.7".parse().expect("an address");
     assert_eq!(book.of_flow(&key, initiator).map(|verdict| verdict.id), Some(narrow));
     let own = added(&mut book, order("tcp,198.18.66.7:1,198.18.0.1:2", Action::Tag, Origin::Model, 60), at(0));
-    assert_eq!(book.of_flow(&key, initiator).map(|verdict| verdict.id), Some(own));
+    let holds = |book: &Book| book.of_flow(&key, initiator).map(|verdict| verdict.id);
+    assert_eq!(holds(&book), Some(narrow), "a tag of its own does not save a flow of a source that is dropped");
     book.remove(narrow).expect("held");
+    assert_eq!(holds(&book), Some(own), "of two tags, its own");
+    let blocked = added(&mut book, order("198.18.66.0/24", Action::Drop, Origin::Operator, 60), at(0));
+    assert_eq!(holds(&book), Some(blocked));
+    let dropped = added(&mut book, order("tcp,198.18.66.7:1,198.18.0.1:2", Action::Drop, Origin::Model, 60), at(0));
+    assert_ne!(own, dropped);
+    assert_eq!(holds(&book), Some(blocked), "of two drops, the operator's: no breaker opens it");
+    book.remove(blocked).expect("held");
+    assert_eq!(holds(&book), Some(dropped));
     assert_eq!(of(&book, "198.18.66.7"), Some(wide));
     assert_eq!(book.held(), [1, 2, 0]);
+}
+
+#[test]
+fn a_tag_around_a_flow_does_not_keep_the_model_from_more() {
+    let mut book = book();
+    let initiator = "10.1.2.3".parse().expect("an address");
+    let Scope::Flow(key) = "tcp,10.1.2.3:1,198.18.0.1:2".parse().expect("a flow") else { panic!("no flow") };
+    added(&mut book, order("10.0.0.0/8", Action::Tag, Origin::Operator, 60), at(0));
+    let covers = |book: &Book| Action::ALL.map(|action| book.covers(&key, initiator, action));
+    assert_eq!(covers(&book), [true, true, false, false]);
+    added(&mut book, order("10.1.0.0/16", Action::Drop, Origin::Operator, 60), at(0));
+    assert_eq!(covers(&book), [true; 4]);
+    let mut book = self::book();
+    added(&mut book, order("tcp,10.1.2.3:1,198.18.0.1:2", Action::Tag, Origin::Operator, 60), at(0));
+    assert_eq!(covers(&book), [true; 4], "of this very flow the operator has decided");
+}
+
+#[test]
+fn models_add_no_source_inside_what_an_operator_blocks() {
+    let mut book = book();
+    let of = |text: &str| text.parse::<IpNet>().expect(text);
+    let inside = added(&mut book, order("198.18.66.7", Action::Drop, Origin::Model, 60), at(0));
+    added(&mut book, order("198.19.0.7", Action::Drop, Origin::Model, 60), at(0));
+    let tag = added(&mut book, order("198.18.0.0/16", Action::Tag, Origin::Operator, 60), at(0));
+    assert_eq!(book.commanded(&of("198.18.66.7/32")), None, "a tag stops nothing");
+    let wide = added(&mut book, order("198.18.0.0/15", Action::Limit, Origin::Operator, 60), at(0));
+    assert_eq!(book.commanded(&of("198.18.66.7/32")).map(|verdict| verdict.id), Some(wide));
+    assert_eq!(book.commanded(&of("198.20.0.1/32")), None);
+    assert_eq!(book.models_inside(&of("198.18.0.0/16")), [inside]);
+    assert!(book.get(tag).is_some());
 }
 
 #[test]

@@ -154,6 +154,8 @@ pub(crate) fn truth(kernel: &Kernel) {
     let dropped: u64 = counters.seen.iter().map(|hook| hook[Action::Drop as usize].packets).sum();
     let lost: u64 = counters.unrecorded.iter().sum();
     assert_eq!(seen(&counters), recorded + dropped + lost, "packets in records, dropped, by cause");
+    let withheld = counters.withheld[Action::Drop as usize].packets;
+    assert_eq!(counters.drops_of.iter().sum::<u64>(), dropped + withheld, "each drop is somebody's");
     let in_records: u64 = records(kernel).iter().map(|(_, record)| record.dropped).sum();
     assert!(in_records + counters.dropped_new <= dropped, "{in_records} + {} of {dropped}", counters.dropped_new);
 }

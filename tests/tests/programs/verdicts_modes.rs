@@ -87,7 +87,12 @@ fn mode_observe_counts_exactly_what_mode_enforce_does() {
 fn a_ceiling_holds_for_its_origin_from_the_next_packet_on() {
     let mut kernel = kernel();
     let of = |origin| Entry::new(Action::Drop, origin, 1, UNTIL_NS);
-    let sources = [(Origin::Model, "198.18.1.1"), (Origin::Operator, "198.18.1.2"), (Origin::Fleet, "198.18.1.3")];
+    let sources = [
+        (Origin::Model, "198.18.1.1"),
+        (Origin::Operator, "198.18.1.2"),
+        (Origin::Fleet, "198.18.1.3"),
+        (Origin::Rule, "198.18.1.4"),
+    ];
     for (origin, source) in sources {
         kernel.verdicts.set_source(prefix(&format!("{source}/32")), &of(origin)).expect("set");
     }
@@ -103,6 +108,8 @@ fn a_ceiling_holds_for_its_origin_from_the_next_packet_on() {
         }
     }
     truth(&kernel);
+    // Each origin answers for its own packets, dropped or withheld: 3 of 12 rounds were held for each.
+    assert_eq!(counters(&kernel).drops_of, [12; 4]);
     // A record under a drop verdict, too: down and up again.
     let frame = udp("198.18.1.9:9", "198.19.0.1:80");
     run(&kernel, Hook::Ingress, &frame);

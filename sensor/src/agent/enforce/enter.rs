@@ -84,6 +84,12 @@ impl Poller {
         if self.enforcer.allow.lists(&order.scope) && (order.origin, order.action) != (Origin::Model, Action::Tag) {
             return Err(format!("{} is on the never-drop list; see `sensor allow list`", order.scope));
         }
+        if order.origin == Origin::Model
+            && let Scope::Source(prefix) = &order.scope
+            && let Some(wider) = self.enforcer.book.commanded(prefix)
+        {
+            return Err(format!("verdict {} of origin {} holds for {prefix} already", wider.id, wider.origin));
+        }
         if let Scope::Source(prefix) = &order.scope
             && let Some(own) = self.enforcer.own.iter().find(|own| prefix.contains(*own))
             && order.action > Action::Tag
@@ -105,6 +111,7 @@ impl Poller {
         if let Some(old) = replaced {
             self.forget(&old, format!("verdict {id} replaces it"), None);
         }
+        self.withdraw_covered(id);
         if let Some(verdict) = self.enforcer.book.get(id) {
             let done = verdict.done(self.enforcer.ceiling(verdict.origin.into())).into();
             let until = rfc3339(verdict.until_unix_ms);
@@ -112,6 +119,18 @@ impl Poller {
             self.enforcer.audit.write(Event::Verdict { verdict: Box::new(verdict.clone()), done, until });
         }
         Ok((id, true))
+    }
+
+    /// Takes back what models decided of sources inside a prefix that a person blocks or limits.
+    fn withdraw_covered(&mut self, id: u64) {
+        let book = &self.enforcer.book;
+        let Some(Scope::Source(prefix)) = book.get(id).map(|verdict| verdict.scope) else { return };
+        if book.commanded(&prefix).is_none() {
+            return;
+        }
+        for covered in book.models_inside(&prefix) {
+            self.withdraw(covered, format!("verdict {id} covers it"));
+        }
     }
 
     /// Brings a verdict of the book to the kernel, its flow's record, and the store.

@@ -46,16 +46,8 @@ impl Poller {
 
     fn watch_breaker(&mut self, now: Moment) {
         let sources = self.sources();
-        let book = &self.enforcer.book;
-        let by_operators = book.iter().filter(|verdict| verdict.origin != OriginName::Model).count();
-        // What operators drop is no fault of the model. Theirs are few, unless somebody loads a list: then their packets count.
-        let own: u64 = if by_operators == 0 || by_operators > 64 {
-            0
-        } else {
-            let theirs = book.iter().filter(|verdict| verdict.origin != OriginName::Model);
-            theirs.map(|verdict| self.acted(verdict).0).sum()
-        };
-        let drops = self.metrics.would_drop().saturating_sub(own);
+        // What operators and rules drop is no fault of the model.
+        let drops = self.metrics.would_drop(Origin::Model);
         let load = Load { drops, flows: self.enforcer.scored, sources };
         match self.enforcer.breaker.second(load, now.ns, now.unix_ms) {
             Some(Ok(trip)) => self.tripped(trip),
@@ -136,7 +128,7 @@ impl Poller {
                 Ok(entries) => entries.into_iter().map(|(_, entry)| (entry.id, entry.packets)).collect(),
                 Err(error) => return tracing::error!("{error:#}"),
             };
-            let own = self.enforcer.book.iter().filter(|verdict| verdict.origin == OriginName::Model);
+            let own = self.enforcer.book.iter().filter(|verdict| verdict.origin == OriginName::Rule);
             let own: Vec<_> = own.map(|verdict| (verdict.id, verdict.scope)).collect();
             for (id, scope) in own {
                 let Scope::Service(service) = scope else { continue };
@@ -152,7 +144,7 @@ impl Poller {
             let half = HALF_OPEN_FOR.as_nanos() as u64 / 2;
             let held = self.enforcer.book.of(&scope);
             if held.is_some_and(|verdict| {
-                verdict.origin != OriginName::Model || verdict.until_ns > now.ns.saturating_add(half)
+                verdict.origin != OriginName::Rule || verdict.until_ns > now.ns.saturating_add(half)
             }) {
                 continue;
             }
@@ -160,7 +152,8 @@ impl Poller {
                 scope,
                 action: Action::Limit,
                 rate: Rate { packets: u64::from(most), bytes: 0 },
-                origin: Origin::Model,
+                // No model is asked: neither its breaker nor drift takes this answer to floods away.
+                origin: Origin::Rule,
                 for_ms: HALF_OPEN_FOR.as_millis() as u64,
                 evidence: Evidence { who: "half-open rule".to_owned(), note: note.clone(), ..Evidence::default() },
             };
