@@ -95,10 +95,11 @@ pub fn distinct(cells: &[u64; CELL_WORDS], first: usize, components: usize, last
     if now.wrapping_sub(last) >= LONGEST {
         return [0; WINDOWS];
     }
-    for component in 0..components {
-        let start = (first + component) * (COMPONENT / 4);
+    let start = first * (COMPONENT / 4);
+    let words = cells[start..start + components * (COMPONENT / 4)].chunks_exact(COMPONENT / 4);
+    for (component, words) in words.enumerate() {
         // Most cells of most sketches were never hit.
-        for word in cells[start..start + COMPONENT / 4].iter().filter(|word| **word != 0) {
+        for word in words.iter().filter(|word| **word != 0) {
             for shift in [0, 16, 32, 48] {
                 let seen = (word >> shift) as u16;
                 if seen == 0 {

@@ -71,7 +71,7 @@ impl FlowRecord {
         }
         self.until_stage = self.until_stage.wrapping_sub(1);
         if self.until_stage == 0 {
-            self.until_stage = self.to_next_stage();
+            self.until_stage = self.left_in_stage();
             return Quick::Stage;
         }
         Quick::Counted
@@ -86,7 +86,7 @@ impl FlowRecord {
 
     /// Packets until the flow's count reaches a power of two, at most 255.
     #[inline(always)]
-    pub(super) fn to_next_stage(&self) -> u8 {
+    pub(super) fn left_in_stage(&self) -> u8 {
         let packets = self.packets();
         let left = (1u64 << (stage_of(packets, false) & 63)).wrapping_sub(packets);
         if left > u8::MAX as u64 { u8::MAX } else { left as u8 }

@@ -254,7 +254,7 @@ impl FlowRecord {
         }
         self.directions[side].update(packet, now_ns);
         let left = (self.until_stage as u32).saturating_sub(packet.segments);
-        self.until_stage = if left == 0 { self.to_next_stage() } else { left as u8 };
+        self.until_stage = if left == 0 { self.left_in_stage() } else { left as u8 };
         // Rare on the wire, so one test for all.
         if packet.marks & mark::FRAGMENT != 0 || packet.extensions != 0 {
             self.odd(packet, side);

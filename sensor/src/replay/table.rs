@@ -6,6 +6,7 @@
 //! `packets offered = Σ arrivals of records handed over + arrivals of records still held`.
 //! Called by [`super::engine`] and by tests that compare the kernel's records with these.
 
+mod end;
 mod index;
 mod order;
 #[cfg(test)]
@@ -19,77 +20,16 @@ use sensor_common::flow::{FlowKey, FlowRecord, state};
 use sensor_common::hash::Seed;
 use sensor_common::packet::Packet;
 
+pub(super) use self::end::SECOND_NS;
+pub use self::end::{Reason, Timeouts};
 use self::index::Index;
 use self::order::{List, Order};
 use crate::context::Replay;
 
-/// Seconds to nanoseconds.
-pub(super) const SECOND_NS: u64 = 1_000_000_000;
 /// Flows that are held at once unless something else is asked for: their records take 150 to 190 MB.
 pub const DEFAULT_MAX_FLOWS: usize = 200_000;
 /// Records that are allocated together: a table of few flows stays small, and records never move.
 const CHUNK: usize = 1 << 10;
-
-/// When flows end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timeouts {
-    /// A flow without packets for this long is over, ns.
-    pub idle_ns: u64,
-    /// A flow that is this old is cut in two, ns.
-    pub active_ns: u64,
-    /// A closed TCP flow waits this long for late packets, ns; not longer than `idle_ns`.
-    pub linger_ns: u64,
-    /// Whether a SYN on the tuple of a closed TCP flow begins a new one.
-    pub reopen: bool,
-}
-
-impl Default for Timeouts {
-    fn default() -> Timeouts {
-        Timeouts { idle_ns: 60 * SECOND_NS, active_ns: 30 * 60 * SECOND_NS, linger_ns: 2 * SECOND_NS, reopen: true }
-    }
-}
-
-/// Why a record was handed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// Not ended: it reached the n-th packet count for snapshots, from 1.
-    Snapshot(u32),
-    /// No packet for the idle timeout.
-    Idle,
-    /// The active timeout was reached.
-    Active,
-    /// TCP closed it.
-    Closed,
-    /// A new connection took its tuple.
-    Reopened,
-    /// A new flow took its place: it had been idle longest of all.
-    Evicted,
-    /// The capture's clock went back by more than the idle timeout, as in merged captures.
-    Clock,
-    /// The capture ended.
-    End,
-}
-
-impl Reason {
-    /// Whether the flow is over: this record is its last.
-    pub const fn is_end(self) -> bool {
-        !matches!(self, Reason::Snapshot(_))
-    }
-
-    /// The name in exports.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Reason::Snapshot(_) => "snapshot",
-            Reason::Idle => "idle",
-            Reason::Active => "active",
-            Reason::Closed => "closed",
-            Reason::Reopened => "reopened",
-            Reason::Evicted => "evicted",
-            Reason::Clock => "clock",
-            Reason::End => "end",
-        }
-    }
-}
 
 /// What is known of a slot beside its record.
 #[derive(Clone, Copy, Default)]
