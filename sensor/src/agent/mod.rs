@@ -134,6 +134,7 @@ async fn serve(
     }
     let ending = Arc::new(Ending::default());
     let (done, mut ended) = oneshot::channel();
+    let (begin, begun) = oneshot::channel();
     let poller =
         Poller::new(config, kernel, attached, Models { active: model, shadow, loader }, metrics, health, around);
     let thread = std::thread::Builder::new()
@@ -142,14 +143,17 @@ async fn serve(
         .spawn({
             let ending = ending.clone();
             move || {
-                let result = poller.run(inbox, &ending);
+                let result = poller.run(inbox, &ending, begin);
                 // The other side waits for this or has seen the signal; either way it joins the thread.
                 let _ = done.send(());
                 result
             }
         })
         .context("cannot start the poll thread")?;
-    tracing::info!("ready");
+    // Verdicts that go on are in force from the first poll on. If the thread ends before it, the loop below says so.
+    if begun.await.is_ok() {
+        tracing::info!("ready");
+    }
     let reason = loop {
         tokio::select! {
             _ = user.recv() => {

@@ -178,7 +178,8 @@ impl Poller {
         }
     }
 
-    /// Polls until it is to end, then ends all flows and takes the programs off, or leaves all to another agent.
+    /// Polls until it is to end, then ends all flows and takes the programs off, or leaves all to another agent. `begun`
+    /// hears of the end of the first poll.
     ///
     /// # Errors
     /// If the programs could not be taken off an interface.
@@ -186,8 +187,10 @@ impl Poller {
         mut self,
         mut requests: mpsc::Receiver<Request>,
         ending: &Ending,
+        begun: oneshot::Sender<()>,
     ) -> anyhow::Result<Option<Left>> {
         let interval = self.config.agent.poll_interval;
+        let mut begun = Some(begun);
         self.begin_enforcement();
         let mut next = Instant::now();
         let mut second = Instant::now();
@@ -214,9 +217,13 @@ impl Poller {
         while !ending.is_asked_for() && self.heir.is_none() {
             // Between two polls, so that every flow of a poll is scored by one model.
             self.take_loaded();
-            let begun = Instant::now();
-            self.poll(begun);
-            self.last_poll = begun.elapsed();
+            let started = Instant::now();
+            self.poll(started);
+            self.last_poll = started.elapsed();
+            if let Some(begun) = begun.take() {
+                // Nobody waits for it if the agent is told to end already.
+                let _ = begun.send(());
+            }
             self.metrics.poll(self.last_poll, self.last_poll > interval);
             self.health.tick(Instant::now());
             let elapsed = second.elapsed();
