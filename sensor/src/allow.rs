@@ -236,6 +236,11 @@ impl List {
         entries
     }
 
+    /// The entry that a command added for this item.
+    pub fn by_command(&self, item: &Item) -> Option<&Entry> {
+        self.entries.get(item)?.get(&Why::Operator)
+    }
+
     /// Every protected item.
     pub fn items(&self) -> impl Iterator<Item = &Item> {
         self.entries.keys()

@@ -239,3 +239,47 @@ fn an_agent_that_is_told_to_leaves_everything_to_the_next() {
     second.stop().must("stop the second agent");
     assert_clean(&scene.lab.edge.netns, UPLINK);
 }
+
+#[test]
+fn what_the_store_does_not_know_is_taken_over_from_the_kernel() {
+    let scene = Scene::build("");
+    let first = scene.agent(&[]);
+    let ask = |agent: &Agent, words: &[&str]| agent.ask_json(words).must("ask the agent");
+    for words in [
+        &["drop", "198.18.77.7"][..],
+        &["drop", "198.18.78.0/24"],
+        &["limit", "198.18.79.9", "--pps", "33333"],
+        &["limit", "tcp,198.18.0.10:80", "--pps", "10"],
+        &["drop", "udp,198.18.80.1:1000,198.18.0.10:2000"],
+    ] {
+        ask(&first, &[&["verdicts", "add"], words, &["--for", "1h"]].concat());
+    }
+    ask(&first, &["allow", "add", "198.18.90.0/24", "--for", "1h"]);
+    let verdicts = |agent: &Agent| {
+        let list = ask(agent, &["verdicts", "list"]);
+        let said = |verdict: &serde_json::Value| {
+            let [scope, action, origin, id] = ["scope", "action", "origin", "id"].map(|name| verdict[name].to_string());
+            format!("{id} {action} {scope} {} by {origin}", verdict["rate"])
+        };
+        let mut all: Vec<String> =
+            list["verdicts"].as_array().unwrap_or_else(|| panic!("no list: {list}")).iter().map(said).collect();
+        all.sort();
+        all
+    };
+    let before = verdicts(&first);
+    assert_eq!(before.len(), 5, "{before:#?}");
+    first.kill(Signal::KILL).must("kill the agent");
+    wait_for("the kernel has cleared the agent away", Duration::from_secs(3), || !first.is_running());
+
+    let elsewhere = tempfile::tempdir().map_err(Into::into).must("make another state directory");
+    let elsewhere = elsewhere.path().to_string_lossy();
+    let second = first.start_beside(&scene.args(&["--takeover", "--state-dir", &elsewhere])).must("take over");
+    assert_eq!(verdicts(&second), before);
+    let allowed = ask(&second, &["allow", "list"]).to_string();
+    assert!(allowed.contains("198.18.90.0/24") && allowed.contains("until_unix_ms"), "{allowed}");
+    // What is known can be taken back.
+    assert_eq!(ask(&second, &["verdicts", "remove", "--all"]).as_array().map(Vec::len), Some(5));
+    ask(&second, &["allow", "remove", "198.18.90.0/24"]);
+    second.stop().must("stop the second agent");
+    assert_clean(&scene.lab.edge.netns, UPLINK);
+}

@@ -89,6 +89,11 @@ impl Entry {
         Entry { packet_cost: cost(rate.packets), byte_cost: cost(rate.bytes), ..self }
     }
 
+    /// The rate that [`Entry::limited`] was told, as exactly as its costs hold it.
+    pub const fn rate(&self) -> Rate {
+        Rate { packets: cost(self.packet_cost), bytes: cost(self.byte_cost) }
+    }
+
     /// The word that a record takes over; its generation is still 0.
     #[inline(always)]
     pub const fn word(&self) -> Verdict {

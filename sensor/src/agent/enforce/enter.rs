@@ -16,7 +16,7 @@ use crate::config::{ActionName, OriginName};
 use crate::metrics::VerdictChange;
 use crate::policy::initiator;
 use crate::verdicts::scope::{Scope, addresses};
-use crate::verdicts::{Change, Order, Verdict};
+use crate::verdicts::{Change, Evidence, Moment, Order, Rate, Verdict};
 
 /// Verdicts whose end is written in one poll: some 40 thousand system calls a second.
 const EXPIRED_PER_POLL: usize = 2_048;
@@ -250,6 +250,7 @@ impl Poller {
 
     /// What the kernel has after a takeover and what the book has become the same.
     pub(super) fn reconcile(&mut self) {
+        self.adopt_verdicts();
         let ids: Vec<u64> = self.enforcer.book.iter().map(|verdict| verdict.id).collect();
         for (number, id) in ids.into_iter().enumerate() {
             self.breathe(number);
@@ -266,7 +267,10 @@ impl Poller {
         let flows: Vec<_> = flows.map(|(key, _)| key).collect();
         let sources = verdicts.sources().unwrap_or_default().into_iter().filter(|(p, e)| unknown(Scope::Source(*p), e));
         let sources: Vec<_> = sources.map(|(prefix, _)| prefix).collect();
-        let left = flows.len() + sources.len();
+        let services = verdicts.services().unwrap_or_default().into_iter();
+        let services = services.filter(|(service, e)| unknown(Scope::Service(service_of(*service)), e));
+        let services: Vec<_> = services.map(|(service, _)| service).collect();
+        let left = flows.len() + sources.len() + services.len();
         let mut failed = 0;
         for key in flows {
             failed += usize::from(self.kernel.verdicts.remove_flow(&key).is_err());
@@ -274,10 +278,45 @@ impl Poller {
         for prefix in sources {
             failed += usize::from(self.kernel.verdicts.remove_source(prefix).is_err());
         }
+        for service in services {
+            failed += usize::from(self.kernel.verdicts.remove_service(service).is_err());
+        }
         if left > 0 {
             tracing::warn!("{left} verdicts in the kernel are in no book and were taken out ({failed} could not be)");
         }
         self.enforcer.all_stale = true;
+    }
+
+    /// What holds in the kernel goes on, even where the store does not know it (another directory, a damaged file, a write
+    /// that a SIGKILL cut off): a block must not end, nor be out of reach of commands, because an agent was replaced.
+    fn adopt_verdicts(&mut self) {
+        let verdicts = &self.kernel.verdicts;
+        let read = || -> anyhow::Result<Vec<(Scope, Entry)>> {
+            let flows = verdicts.flows()?.into_iter().map(|(key, entry)| (Scope::Flow(key), entry));
+            let sources = verdicts.sources()?.into_iter().map(|(prefix, entry)| (Scope::Source(prefix), entry));
+            let services = verdicts.services()?.into_iter();
+            let services = services.map(|(service, entry)| (Scope::Service(service_of(service)), entry));
+            Ok(flows.chain(sources).chain(services).collect())
+        };
+        let left = match read() {
+            Ok(left) => left,
+            Err(error) => {
+                tracing::error!("the verdicts that the agent before left cannot be read: {error:#}");
+                return;
+            }
+        };
+        let (now, mut adopted) = (moment(), 0);
+        for (scope, entry) in left {
+            let free = entry.action != Action::Pass as u8 && self.enforcer.book.of(&scope).is_none();
+            if free && self.enforcer.allow.forbids(&scope).is_none() {
+                let next = self.enforcer.book.next_id();
+                let id = if self.enforcer.book.get(entry.id).is_some() { next } else { entry.id };
+                adopted += usize::from(self.enforcer.book.restore(verdict_of(id, scope, &entry, now), now).is_some());
+            }
+        }
+        if adopted > 0 {
+            tracing::warn!("{adopted} verdicts in the kernel are not in the store: they go on");
+        }
     }
 
     /// Where a flow is in the table.
@@ -349,6 +388,33 @@ impl Poller {
             let id = verdict.id;
             self.withdraw(id, "the flow has ended".to_owned());
         }
+    }
+}
+
+fn service_of(service: KernelService) -> crate::verdicts::scope::Service {
+    let KernelService { address, port, protocol } = service;
+    crate::verdicts::scope::Service { address, port, protocol }
+}
+
+/// The verdict behind an entry of the kernel. Why it was entered is not there.
+fn verdict_of(id: u64, scope: Scope, entry: &Entry, now: Moment) -> Verdict {
+    let rate = entry.rate();
+    let until = now.plus_ms(entry.until_ns.saturating_sub(now.ns) / 1_000_000);
+    Verdict {
+        id,
+        scope,
+        action: Action::from_number(entry.action).into(),
+        rate: Rate { packets: rate.packets, bytes: rate.bytes },
+        origin: Origin::from_number(entry.origin).unwrap_or(Origin::Model).into(),
+        evidence: Evidence {
+            who: "an agent before".to_owned(),
+            note: "taken over from the kernel".to_owned(),
+            label_number: entry.label,
+            ..Evidence::default()
+        },
+        created_unix_ms: now.unix_ms,
+        until_unix_ms: until.unix_ms,
+        until_ns: until.ns,
     }
 }
 

@@ -7,7 +7,7 @@ use sensor_common::verdict::{Action, Entry as KernelEntry, Origin};
 use super::super::poll::Poller;
 use super::enter::has_entry;
 use super::{Enforcer, moment};
-use crate::allow::{Change, Item, Why};
+use crate::allow::{Change, Entry, Item, Why};
 use crate::audit::Event;
 use crate::bpf::attach;
 use crate::host::{Items, Surroundings};
@@ -55,7 +55,10 @@ impl Poller {
         for (number, change) in changes.iter().enumerate() {
             self.breathe(number);
             let result = match (&change.item, change.allowed) {
-                (Item::Prefix(prefix), true) => self.kernel.verdicts.allow(*prefix),
+                (Item::Prefix(prefix), true) => match self.enforcer.allow.by_command(&change.item) {
+                    Some(entry) => self.kernel.verdicts.allow_by_command(*prefix, entry.until_unix_ms),
+                    None => self.kernel.verdicts.allow(*prefix),
+                },
                 (Item::Prefix(prefix), false) => self.kernel.verdicts.disallow(*prefix).map(drop),
                 (Item::Port(_), _) => {
                     ports = true;
@@ -94,6 +97,7 @@ impl Poller {
 
     /// Makes the kernel's list that of this agent: an earlier one may have left another.
     pub(super) fn protect_all(&mut self) {
+        self.adopt_allowed();
         let items: Vec<Item> = self.enforcer.allow.items().cloned().collect();
         let listed = |item: &Item| items.contains(item);
         let prefixes = self.kernel.verdicts.allowed().unwrap_or_default();
@@ -107,6 +111,32 @@ impl Poller {
             if let Err(error) = result {
                 self.metrics.verdict_error();
                 tracing::error!("the kernel's never-drop list is not complete: {error:#}");
+            }
+        }
+    }
+
+    /// What commands added under an earlier agent is in the kernel even where the store is not (another directory, a damaged
+    /// file, a write that a SIGKILL cut off): it goes on. What came from a configuration follows this one's.
+    fn adopt_allowed(&mut self) {
+        let left = match self.kernel.verdicts.allowed_by_command() {
+            Ok(left) => left,
+            Err(error) => {
+                tracing::error!("what the agent before protected by command cannot be read: {error:#}");
+                return;
+            }
+        };
+        for (prefix, until_unix_ms) in left {
+            let item = Item::Prefix(prefix);
+            if self.enforcer.allow.by_command(&item).is_some() {
+                continue;
+            }
+            let note = "taken over from the kernel".to_owned();
+            let entry = Entry { note, until_unix_ms, ..crate::allow::entry(item.clone(), Why::Operator) };
+            if self.enforcer.allow.restore(entry, moment()) {
+                tracing::warn!("{item} is on the never-drop list in the kernel, but not in the store: it goes on");
+                if let Some(entry) = self.enforcer.allow.by_command(&item) {
+                    self.enforcer.store.allow(entry);
+                }
             }
         }
     }

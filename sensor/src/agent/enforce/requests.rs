@@ -205,6 +205,9 @@ impl Poller {
             return Err(format!("{name} is no interface that this agent watches: nothing is dropped there"));
         }
         let change = self.enforcer.allow.add(entry.clone());
+        if change.is_none() {
+            self.note_command(&entry.item);
+        }
         if let Some(error) = self.protect(change.as_slice()) {
             let back = self.enforcer.allow.remove(&entry.item, Why::Operator).ok().flatten();
             self.protect(back.as_slice());
@@ -222,9 +225,19 @@ impl Poller {
         self.enforcer.store.no_allow(&item);
         let entry = Box::new(crate::allow::entry(item.clone(), Why::Operator));
         self.enforcer.audit.write(Event::NotAllowed { entry, by: format!("operator {by}") });
+        if change.is_none() {
+            self.note_command(&item);
+        }
         self.protect(change.as_slice());
         self.restamp(now_ns());
         Ok(item)
+    }
+
+    /// The kernel's entry says for the next agent whether it was added by command, and until when.
+    fn note_command(&mut self, item: &Item) {
+        if matches!(item, Item::Prefix(_)) {
+            self.protect(&[crate::allow::Change { item: item.clone(), allowed: true }]);
+        }
     }
 
     pub(in crate::agent) fn breaker_view(&self) -> BreakerView {

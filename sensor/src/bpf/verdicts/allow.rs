@@ -6,6 +6,12 @@ use sensor_common::verdict::{ALLOWED_FLAG, Action, EPOCHS, PORT_WORDS, port_bit}
 
 use super::{Verdicts, prefix_key, prefix_of};
 
+/// Of an entry, beside [`ALLOWED_FLAG`], for agents only: it was added by command …
+const COMMAND_FLAG: u32 = 2;
+/// … and the bits from here on are the minute of its end since 1970, 0 = none.
+const END_SHIFT: u32 = 2;
+const MINUTE_MS: u64 = 60_000;
+
 impl Verdicts {
     /// Puts a prefix on the never-drop list: no packet to or from it is dropped or limited. At once: what was decided of a
     /// flow before is decided anew at its next packet.
@@ -16,6 +22,31 @@ impl Verdicts {
         self.allowed.insert(&prefix_key(prefix), ALLOWED_FLAG, 0).context("writing map ALLOWED (full?)")?;
         self.move_on();
         Ok(())
+    }
+
+    /// As [`Verdicts::allow`], for an agent that takes over and does not know the entry: it was added by command, and ends
+    /// at `until_unix_ms` (Unix time, ms; rounded up to a minute). The programs ask for neither.
+    ///
+    /// # Errors
+    /// As [`Verdicts::allow`].
+    pub fn allow_by_command(&mut self, prefix: IpNet, until_unix_ms: Option<u64>) -> anyhow::Result<()> {
+        let minutes = until_unix_ms.map_or(0, |until| until.div_ceil(MINUTE_MS).min(u64::from(u32::MAX >> END_SHIFT)));
+        let flags = ALLOWED_FLAG | COMMAND_FLAG | (minutes as u32) << END_SHIFT;
+        self.allowed.insert(&prefix_key(prefix), flags, 0).context("writing map ALLOWED (full?)")?;
+        self.move_on();
+        Ok(())
+    }
+
+    /// Prefixes that were added by command, and when they end (Unix time, ms).
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn allowed_by_command(&self) -> anyhow::Result<Vec<(IpNet, Option<u64>)>> {
+        let all = self.allowed.iter().map(|pair| pair.map(|(key, flags)| (prefix_of(&key), flags)));
+        let all: Vec<_> = all.collect::<Result<_, _>>().context("reading map ALLOWED")?;
+        let until = |flags: u32| Some(u64::from(flags >> END_SHIFT) * MINUTE_MS).filter(|until| *until != 0);
+        let by_command = all.into_iter().filter(|(_, flags)| flags & COMMAND_FLAG != 0);
+        Ok(by_command.map(|(prefix, flags)| (prefix, until(flags))).collect())
     }
 
     /// Takes exactly this prefix off the list; whether it was there.
