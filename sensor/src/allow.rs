@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ipnet::IpNet;
-use sensor_common::flow::{FlowKey, FlowRecord, state};
+use sensor_common::flow::{Direction, FlowKey, FlowRecord, icmp_kind, state};
 use sensor_common::packet::protocol;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -124,6 +124,8 @@ pub struct List {
     flows: HashSet<FlowKey>,
     /// Indexes of the interfaces.
     indexes: HashSet<u32>,
+    /// This host's addresses.
+    own: HashSet<IpAddr>,
 }
 
 impl List {
@@ -224,6 +226,25 @@ impl List {
         true
     }
 
+    /// Names this host's addresses: they say which end of a flow is the local one.
+    pub fn set_own(&mut self, own: HashSet<IpAddr>) {
+        self.own = own;
+    }
+
+    /// Whether this is an address of this host.
+    pub fn own(&self) -> &HashSet<IpAddr> {
+        &self.own
+    }
+
+    /// The port at this host's end, if exactly one end is this host.
+    fn local_port(&self, key: &FlowKey) -> Option<u16> {
+        match addresses(key).map(|address| self.own.contains(&address)) {
+            [true, false] => Some(key.low_port),
+            [false, true] => Some(key.high_port),
+            _ => None,
+        }
+    }
+
     /// Names the indexes of the interfaces on the list.
     pub fn set_indexes(&mut self, indexes: HashSet<u32>) {
         self.indexes = indexes;
@@ -255,17 +276,19 @@ impl List {
         counts
     }
 
-    /// The entry that keeps a flow from being dropped: an endpoint, the responder's port, the interface, the flow itself.
+    /// Whether something keeps a flow from being dropped: an endpoint, the local port, the interface, the flow itself.
     pub fn protects(&self, record: &FlowRecord) -> bool {
         let key = &record.key;
         if addresses(key).iter().any(|address| self.covers(*address).is_some()) {
             return true;
         }
-        let port = if record.state & state::INITIATOR_HIGH == 0 { key.high_port } else { key.low_port };
+        let responder = if record.state & state::INITIATOR_HIGH == 0 { key.high_port } else { key.low_port };
+        // Of a flow that this host forwards, no end is local.
+        let port = self.local_port(key).unwrap_or(responder);
         self.entries.contains_key(&Item::Port(Port { protocol: key.protocol, port }))
             || (!self.flows.is_empty() && self.flows.contains(&bare(key)))
             || self.indexes.contains(&record.ifindex)
-            || is_vital(key)
+            || is_vital(record)
     }
 
     /// What keeps a verdict of this scope from being written: the whole of it is protected.
@@ -277,11 +300,16 @@ impl List {
                 if self.entries.contains_key(&port) { port } else { self.covers(service.address)? }
             }
             Scope::Flow(key) => {
-                if is_vital(key) {
-                    return Some("neighbour discovery and DHCP are never dropped".to_owned());
+                if is_dhcp(key) {
+                    return Some("DHCP is never dropped".to_owned());
                 }
                 let flow = || self.flows.contains(&bare(key)).then_some(Item::Flow(*key));
-                addresses(key).into_iter().find_map(|address| self.covers(address)).or_else(flow)?
+                let port = || {
+                    let port = Item::Port(Port { protocol: key.protocol, port: self.local_port(key)? });
+                    self.entries.contains_key(&port).then_some(port)
+                };
+                let address = addresses(key).into_iter().find_map(|address| self.covers(address));
+                address.or_else(flow).or_else(port)?
             }
         };
         let reasons = self.entries.get(&item).map(|reasons| reasons.keys().map(|why| why.name()).collect::<Vec<_>>());
@@ -312,16 +340,20 @@ pub fn entry(item: Item, why: Why) -> Entry {
     Entry { item, why, note: String::new(), who: String::new(), until_unix_ms: None, until_ns: None }
 }
 
-/// What a network cannot live without, and what the kernel passes by itself: ICMPv6 (RFC 4890 §4.4) and DHCP.
-pub fn is_vital(key: &FlowKey) -> bool {
-    let ports = [key.low_port, key.high_port];
-    match key.protocol {
-        protocol::ICMPV6 => true,
-        protocol::UDP => {
-            ports.iter().all(|port| [67, 68].contains(port)) || ports.iter().all(|port| [546, 547].contains(port))
-        }
-        _ => false,
-    }
+/// What a network cannot live without: ICMPv6 but for echoes (RFC 4890 §4.4), and DHCP. The kernel decides by the packet, so
+/// what is not seen here is protected there all the same ([`sensor_common::verdict::is_essential`]).
+fn is_vital(record: &FlowRecord) -> bool {
+    let key = &record.key;
+    let echoes = |direction: &Direction| {
+        u64::from(direction.flags[icmp_kind::ECHO_REQUEST]) + u64::from(direction.flags[icmp_kind::ECHO_REPLY])
+    };
+    let icmpv6 = key.protocol == protocol::ICMPV6 && key.encapsulation == 0;
+    (icmpv6 && record.directions.iter().all(|direction| echoes(direction) == 0)) || is_dhcp(key)
+}
+
+fn is_dhcp(key: &FlowKey) -> bool {
+    let within = |pair: [u16; 2]| [key.low_port, key.high_port].iter().all(|port| pair.contains(port));
+    key.protocol == protocol::UDP && key.encapsulation == 0 && (within([67, 68]) || within([546, 547]))
 }
 
 /// The flow wherever it runs.

@@ -5,7 +5,7 @@
 //! lost and counted. The lines are described in docs/control.md. Called by the poll thread.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -51,6 +51,14 @@ pub enum Event {
         /// What is done, under the mode and the breaker.
         done: ActionName,
         /// When it ends, RFC 3339.
+        until: String,
+    },
+    /// An operator said the same again: another end, another reason.
+    Renewed {
+        /// Which.
+        #[serde(flatten)]
+        verdict: Box<Verdict>,
+        /// When it ends now, RFC 3339.
         until: String,
     },
     /// A verdict ended by itself.
@@ -110,6 +118,18 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         refused: Option<String>,
     },
+    /// Drops of models are held back because drift is high, or are not any more.
+    Drift {
+        /// Whether they are.
+        held: bool,
+    },
+    /// The ramp began, or is over.
+    Ramp {
+        /// Whether it lasts.
+        lasts: bool,
+        /// The score from which on flows are dropped while it does.
+        score: f64,
+    },
     /// Something is never dropped from now on.
     Allowed {
         /// What.
@@ -142,6 +162,8 @@ enum Message {
 #[derive(Clone, Debug)]
 pub struct Audit {
     queue: Option<SyncSender<Message>>,
+    /// It should go somewhere, and cannot: every line is lost.
+    broken: bool,
     lost: Arc<AtomicU64>,
     written: Arc<AtomicU64>,
 }
@@ -149,7 +171,7 @@ pub struct Audit {
 impl Audit {
     /// An audit that goes nowhere.
     pub fn none() -> Audit {
-        Audit { queue: None, lost: Arc::default(), written: Arc::default() }
+        Audit { queue: None, broken: false, lost: Arc::default(), written: Arc::default() }
     }
 
     /// Opens the sinks of a configuration. `directory`: where a relative path starts. A sink that cannot be opened is
@@ -160,6 +182,7 @@ impl Audit {
             directory => Some(directory?.join(path)),
         });
         let bytes = u64::from(config.max_mib) << 20;
+        let wanted = path.is_some() || config.journald || config.stdout;
         let file = path.and_then(|path| {
             let opened = Rotating::open(&path, bytes, config.files);
             opened.inspect_err(|error| tracing::error!("no audit is written (audit.path): {error:#}")).ok()
@@ -171,7 +194,7 @@ impl Audit {
             started.inspect_err(|error| tracing::error!("no audit goes to standard output: {error:#}")).ok()
         });
         if file.is_none() && journal.is_none() && stdout.is_none() {
-            return Audit::none();
+            return Audit { broken: wanted, ..Audit::none() };
         }
         let (queue, inbox) = sync_channel(QUEUE);
         let audit = Audit { queue: Some(queue), ..Audit::none() };
@@ -181,16 +204,18 @@ impl Audit {
             Ok(_) => audit,
             Err(error) => {
                 tracing::error!("cannot start the thread that writes the audit: {error}");
-                Audit::none()
+                Audit { broken: true, ..Audit::none() }
             }
         }
     }
 
     /// Hands an event over.
     pub fn write(&self, event: Event) {
-        if let Some(queue) = &self.queue
-            && queue.try_send(Message::Event(SystemTime::now(), Box::new(event))).is_err()
-        {
+        let lost = match &self.queue {
+            Some(queue) => queue.try_send(Message::Event(SystemTime::now(), Box::new(event))).is_err(),
+            None => self.broken,
+        };
+        if lost {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -318,15 +343,22 @@ impl Rotating {
                 PathBuf::from(name)
             }
         };
-        for number in (0..self.files.saturating_sub(1)).rev() {
+        for number in (1..self.files.saturating_sub(1)).rev() {
             // An older one need not exist.
             let _ = fs::rename(name(number), name(number + 1));
+        }
+        if self.files > 1
+            && let Err(error) = fs::rename(name(0), name(1))
+            && error.kind() != ErrorKind::NotFound
+        {
+            // It must not grow without bound where its directory cannot be written: lines are lost until it can be.
+            return Err(error).with_context(|| format!("cannot rename {}", self.path.display()));
         }
         if self.files == 1 {
             self.file.set_len(0).context("cannot empty the audit")?;
         }
         self.file = append(&self.path)?;
-        self.bytes = 0;
+        self.bytes = self.file.metadata().with_context(|| format!("{}", self.path.display()))?.len();
         Ok(())
     }
 }

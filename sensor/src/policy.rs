@@ -148,11 +148,6 @@ pub fn accuses(record: &FlowRecord) -> Option<IpAddr> {
     (record.state & known == known && record.state & state::SELF == 0 && is_proven(record)).then(|| initiator(record))
 }
 
-/// Addresses of a flow: the key's low and high endpoint.
-pub fn endpoints(record: &FlowRecord) -> [IpAddr; 2] {
-    addresses(&record.key)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

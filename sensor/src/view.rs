@@ -245,6 +245,8 @@ pub enum Request {
         path: PathBuf,
         /// In place of the shadow.
         shadow: bool,
+        /// Who asks.
+        by: Peer,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<ModelView, String>>,
     },

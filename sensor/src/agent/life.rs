@@ -17,6 +17,7 @@ use crate::model::contract::Thresholds;
 use crate::model::drift::{Drift, Level, Window};
 use crate::model::{Model, Score};
 use crate::policy::Policy;
+use crate::view::Peer;
 
 /// What is left of an expectation after a refusal ([`Pace`]): a tenth after 45 polls.
 const PACE_DECAY: f64 = 0.95;
@@ -95,12 +96,12 @@ pub(super) fn policy(config: &Config, model: Option<&Model>) -> Policy {
 
 impl Poller {
     /// Hands a request to the thread that loads models.
-    pub(super) fn request_load(&mut self, path: std::path::PathBuf, shadow: bool, reply: Reply) {
+    pub(super) fn request_load(&mut self, path: std::path::PathBuf, shadow: bool, by: Peer, reply: Reply) {
         let role = if shadow { ModelRole::Shadow } else { ModelRole::Active };
         if role == ModelRole::Shadow && self.model.is_none() {
             return drop(reply.send(Err("there is no model that a shadow could be compared with".to_owned())));
         }
-        if let Err(error) = self.loader.jobs.try_send(Job::Load { role, path, reply }) {
+        if let Err(error) = self.loader.jobs.try_send(Job::Load { role, path, by, reply }) {
             use std::sync::mpsc::TrySendError::{Disconnected, Full};
             let (Full(job) | Disconnected(job)) = error;
             if let Job::Load { reply, .. } = job {
@@ -114,6 +115,7 @@ impl Poller {
         while let Ok(outcome) = self.loader.outcomes.try_recv() {
             let Outcome { role, source, path, took, result, reply } = outcome;
             self.metrics.model_load(role, source, result.is_ok());
+            let by = reply.as_ref().map_or_else(|| source.name().to_owned(), |(peer, _)| format!("operator {peer}"));
             let answer = match result {
                 Ok(model) => {
                     tracing::info!(
@@ -130,7 +132,7 @@ impl Poller {
                         role: role.name(),
                         name: model.name.clone(),
                         model: model.hash.clone(),
-                        by: source.name().to_owned(),
+                        by,
                         refused: None,
                     });
                     match role {
@@ -152,13 +154,13 @@ impl Poller {
                         role: role.name(),
                         name: path.display().to_string(),
                         model: String::new(),
-                        by: source.name().to_owned(),
+                        by,
                         refused: Some(format!("{error:#}")),
                     });
                     Err(format!("{error:#}"))
                 }
             };
-            if let Some(reply) = reply {
+            if let Some((_, reply)) = reply {
                 // Nobody waits any more if it cannot be sent.
                 let _ = reply.send(answer);
             }
@@ -177,6 +179,7 @@ impl Poller {
             self.policy = policy(&self.config, Some(&model));
             self.policy.set_ramp(self.enforcer.ramp());
             if std::mem::take(&mut self.enforcer.drifted) {
+                self.enforcer.audit.write(Event::Drift { held: false });
                 self.obey_ceilings();
             }
             self.timeouts.set_min_packets(self.policy.min_packets());
@@ -273,6 +276,7 @@ impl Poller {
             self.enforcer.drifted = fallback;
             self.obey_ceilings();
             self.metrics.drift_fallback(fallback);
+            self.enforcer.audit.write(Event::Drift { held: fallback });
             if fallback {
                 tracing::warn!("drift is high: what models would drop is tagged");
             } else {

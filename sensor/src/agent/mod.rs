@@ -31,7 +31,7 @@ pub use self::start::Takeover;
 use crate::bpf::attach::Attached;
 use crate::bpf::load::Kernel;
 use crate::bpf::probe::{self, Capabilities};
-use crate::config::{Config, Mode};
+use crate::config::Config;
 use crate::control::{Access, ControlSocket};
 use crate::http::{self, Health, HttpState};
 use crate::metrics::Metrics;
@@ -123,7 +123,7 @@ async fn serve(
         None => None,
     };
     let (kernel, attached) = beginning.bring_up(&config, capabilities)?;
-    announce(&config, &kernel, &attached, model.as_ref());
+    announce(&kernel, &attached, model.as_ref());
     let loader = Loader::start(&config, files)?;
     let jobs = loader.jobs.clone();
 
@@ -182,7 +182,7 @@ async fn serve(
 }
 
 /// One line for each thing that an operator wants to know of a start.
-fn announce(config: &Config, kernel: &Kernel, attached: &[Attached], model: Option<&Model>) {
+fn announce(kernel: &Kernel, attached: &[Attached], model: Option<&Model>) {
     for Attached { interface, xdp, egress, fallback, .. } in attached {
         match fallback {
             None => tracing::info!("{interface}: attached, XDP {}, egress {}", xdp.name(), egress.name()),
@@ -209,12 +209,6 @@ fn announce(config: &Config, kernel: &Kernel, attached: &[Attached], model: Opti
         ),
         None => tracing::info!("no model: flows are counted, not scored"),
     }
-    let meaning = match config.mode {
-        Mode::Observe => "no packet is touched",
-        Mode::Tag => "packets of reported flows are marked",
-        Mode::Enforce => "packets of reported flows are dropped",
-    };
-    tracing::info!("mode {}: {meaning}", config.mode);
 }
 
 async fn end_tasks(tasks: Vec<JoinHandle<()>>) {

@@ -428,7 +428,7 @@ impl Poller {
         // Nobody waits any more if a reply cannot be sent, and then the work is not done either.
         match request {
             request if request.is_abandoned() => {}
-            Request::Load { path, shadow, reply } => self.request_load(path, shadow, reply),
+            Request::Load { path, shadow, by, reply } => self.request_load(path, shadow, by, reply),
             Request::Features { id, reply } => drop(reply.send(report::features(self, &id))),
             Request::HandOver { pid, reply } if self.kernel.pins().is_some() => self.heir = Some(Heir { pid, reply }),
             Request::HandOver { reply, .. } => {

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use crate::config::Config;
 use crate::metrics::{LoadSource, ModelRole};
 use crate::model::{Model, accept, file, isolate};
-use crate::view::ModelView;
+use crate::view::{ModelView, Peer};
 
 /// Time between two looks at the files.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
@@ -29,7 +29,7 @@ pub(super) type Reply = oneshot::Sender<Result<ModelView, String>>;
 /// What the thread is asked.
 pub(super) enum Job {
     /// Load this file.
-    Load { role: ModelRole, path: PathBuf, reply: Reply },
+    Load { role: ModelRole, path: PathBuf, by: Peer, reply: Reply },
     /// Load again whatever file each role has.
     Again,
     /// Drop a model that is no longer used: that can take longer than a poll may.
@@ -43,7 +43,8 @@ pub(super) struct Outcome {
     pub(super) path: PathBuf,
     pub(super) took: Duration,
     pub(super) result: Result<Box<Model>>,
-    pub(super) reply: Option<Reply>,
+    /// Who asked, and waits.
+    pub(super) reply: Option<(Peer, Reply)>,
 }
 
 /// The files of a configuration as they are now. To be taken before they are read: what is written later is a change.
@@ -88,7 +89,9 @@ impl Thread {
     fn run(&mut self, inbox: &Receiver<Job>) {
         loop {
             let going = match inbox.recv_timeout(WATCH_INTERVAL) {
-                Ok(Job::Load { role, path, reply }) => self.load(role, path, LoadSource::Command, Some(reply)),
+                Ok(Job::Load { role, path, by, reply }) => {
+                    self.load(role, path, LoadSource::Command, Some((by, reply)))
+                }
                 Ok(Job::Again) => {
                     let paths: Vec<_> = self.files.iter().map(|(role, file)| (*role, file.path.clone())).collect();
                     paths.into_iter().all(|(role, path)| self.load(role, path, LoadSource::Signal, None))
@@ -111,7 +114,7 @@ impl Thread {
     }
 
     /// Loads a file; whether the poll thread is still there.
-    fn load(&mut self, role: ModelRole, path: PathBuf, source: LoadSource, reply: Option<Reply>) -> bool {
+    fn load(&mut self, role: ModelRole, path: PathBuf, source: LoadSource, reply: Option<(Peer, Reply)>) -> bool {
         let begun = Instant::now();
         // Before it is read: what is written later is a change.
         let watched = Watched::new(path.clone());

@@ -15,7 +15,7 @@ use super::poll::Poller;
 use crate::bpf::attach::{Attached, STATISTICS};
 use crate::config::ActionName;
 use crate::model::{Model, Score};
-use crate::policy::endpoints;
+use crate::verdicts::scope::addresses;
 use crate::view::{
     DriftView, FeaturesView, FlowView, FlowsView, InterfaceView, LeaseState, LeaseView, ModelView, PollView, SortKey,
     StatusView, TableView, protocol_name, sort_flows,
@@ -85,7 +85,7 @@ fn flow(poller: &Poller, slot: usize, record: &FlowRecord, now: u64) -> FlowView
 
 /// Addresses and ports as initiator → responder.
 fn oriented(record: &FlowRecord) -> (String, u16, String, u16) {
-    let [low, high] = endpoints(record).map(|address| address.to_string());
+    let [low, high] = addresses(&record.key).map(|address| address.to_string());
     if record.state & state::INITIATOR_HIGH == 0 {
         (low, record.key.low_port, high, record.key.high_port)
     } else {

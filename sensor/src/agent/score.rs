@@ -12,6 +12,7 @@ use sensor_common::verdict::{Action, Origin, Verdict};
 use super::clock::now_ns;
 use super::poll::{Candidate, Poller};
 use super::report;
+use super::start::lease_until;
 use crate::config::OriginName;
 use crate::model::{Model, Score, explain};
 use crate::policy::{self, Decision};
@@ -37,6 +38,10 @@ impl Poller {
             let last = (first + batch).min(self.records.len());
             // A model that is slow over many flows must not let the lease run out.
             self.renew_lease(now_ns());
+            if Instant::now() >= deadline {
+                // Verdicts first: reasons are for polls that have the time.
+                self.enforcer.explanations = 0;
+            }
             self.infer(first..last, &mut scores, now);
             self.observe_drift(&scores);
             if self.shadow.is_some() {
@@ -210,6 +215,9 @@ impl Poller {
             return evidence;
         }
         self.enforcer.explanations -= 1;
+        // Each is a call of the model.
+        self.lease_until_ns = lease_until(&self.config, now_ns());
+        self.kernel.control.set_lease(self.lease_until_ns);
         let sample = Sample { record: &self.records[number], context: &context };
         let mut row = vec![0.0; model.features.len()];
         vector::fill(&model.features, &sample, &mut row);

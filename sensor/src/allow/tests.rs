@@ -88,7 +88,32 @@ fn what_is_protected_as_a_whole_gets_no_verdict() {
     assert!(forbids("198.18.7.0/25").is_some() && forbids("198.18.0.0/16").is_none());
     assert!(forbids("tcp,198.18.0.10:22").is_some() && forbids("tcp,198.18.0.10:80").is_none());
     assert!(forbids("udp,198.18.0.10:1,198.18.7.9:2").is_some());
-    assert!(forbids("icmpv6,2001:db8::1,2001:db8::2").is_some());
+    assert!(forbids("udp,0.0.0.0:68,255.255.255.255:67").is_some());
+    assert!(forbids("icmpv6,2001:db8::1,2001:db8::2").is_none(), "the kernel knows which of its packets are vital");
+}
+
+#[test]
+fn ports_on_the_list_are_those_of_this_host() {
+    let mut list = list(&["tcp/443"]);
+    list.set_own(["198.18.0.10".parse().expect("an address")].into());
+    let served = "tcp,198.18.0.10:443,198.18.66.7:50000";
+    let opened = "tcp,198.18.0.10:50000,198.18.66.7:443";
+    for (flow, protected) in [(served, true), (opened, false)] {
+        let mut record = record(flow);
+        for initiator in [0, state::INITIATOR_HIGH] {
+            record.state = initiator;
+            assert_eq!(list.protects(&record), protected, "{flow}, whoever is said to have begun it");
+        }
+        assert_eq!(list.forbids(&flow.parse().expect(flow)).is_some(), protected, "{flow}");
+    }
+}
+
+#[test]
+fn echoes_are_not_what_a_network_lives_by() {
+    let mut record = record("icmpv6,[2001:db8::1]:7,[2001:db8::2]:7");
+    assert!(List::default().protects(&record));
+    record.directions[0].flags[icmp_kind::ECHO_REQUEST] = 1;
+    assert!(!List::default().protects(&record));
 }
 
 #[test]

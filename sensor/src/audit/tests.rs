@@ -71,6 +71,31 @@ fn files_rotate_and_only_so_many_are_kept() {
 }
 
 #[test]
+fn a_file_that_cannot_be_renamed_does_not_grow() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let path = folder.path().join("a");
+    // A name that no file can be renamed to.
+    fs::create_dir_all(folder.path().join("a.1/x")).expect("a directory");
+    let mut file = Rotating::open(&path, 100, 2).expect("opens");
+    let written = (0..9).filter(|_| file.write(&[b'z'; 40]).is_ok()).count();
+    assert_eq!((written, fs::metadata(&path).expect("a file").len()), (2, 80));
+    fs::remove_dir_all(folder.path().join("a.1")).expect("removed");
+    file.write(&[b'z'; 40]).expect("it can be renamed now");
+    assert_eq!(fs::metadata(&path).expect("a file").len(), 40);
+}
+
+#[test]
+fn an_audit_that_cannot_be_opened_loses_lines_and_counts_them() {
+    let config = AuditConfig { path: Some("/proc/no/such/place".into()), ..AuditConfig::default() };
+    let audit = Audit::open(&config, None);
+    audit.write(Event::Stop);
+    assert_eq!((audit.written(), audit.lost()), (0, 1));
+    let audit = Audit::open(&AuditConfig { path: None, ..config }, None);
+    audit.write(Event::Stop);
+    assert_eq!(audit.lost(), 0, "nothing is wanted");
+}
+
+#[test]
 fn a_full_queue_loses_lines_and_counts_them() {
     let (queue, inbox) = sync_channel(2);
     let audit = Audit { queue: Some(queue), ..Audit::none() };

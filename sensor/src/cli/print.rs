@@ -204,6 +204,9 @@ pub(super) fn status(status: &StatusView) -> String {
             Some(reason) => format!("OPEN, models tag and no more: {reason}; `sensor breaker reset` closes it"),
         },
     );
+    if status.drift.as_ref().is_some_and(|drift| drift.fallback) {
+        line("drift", "HIGH, models tag and no more (model.drift_fallback)".to_owned());
+    }
     line(
         "in force",
         format!(

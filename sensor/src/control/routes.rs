@@ -117,9 +117,13 @@ pub(super) struct LoadQuery {
     pub(super) shadow: bool,
 }
 
-async fn load_model(State(requests): State<mpsc::Sender<Request>>, Json(query): Json<LoadQuery>) -> Response {
+async fn load_model(
+    State(requests): State<mpsc::Sender<Request>>,
+    Extension(by): Extension<Peer>,
+    Json(query): Json<LoadQuery>,
+) -> Response {
     let LoadQuery { path, shadow } = query;
-    match exchange_within(LOAD_TIMEOUT, &requests, |reply| Request::Load { path, shadow, reply }).await {
+    match exchange_within(LOAD_TIMEOUT, &requests, |reply| Request::Load { path, shadow, by, reply }).await {
         Ok(Ok(view)) => Json(view).into_response(),
         Ok(Err(reason)) => failure(StatusCode::UNPROCESSABLE_ENTITY, &reason),
         Err(response) => response,

@@ -117,7 +117,7 @@ fn bind_in_place(path: &Path, group: Option<&str>) -> Result<UnixListener> {
     let hidden = private.path().join("s");
     let listener = match UnixListener::bind(&hidden) {
         Ok(listener) => listener,
-        // Too long by these few bytes: in /tmp then, if that is the same file system.
+        // Also if the name is too long by the few bytes of the private directory.
         Err(error) => return Err(error).with_context(cannot),
     };
     let mode = match group {

@@ -74,7 +74,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
             Request::HandOver { pid, reply } => {
                 let _ = reply.send(Err(format!("nothing is pinned for {pid}")));
             }
-            Request::Load { path, shadow, reply } => {
+            Request::Load { path, shadow, reply, .. } => {
                 let refused = format!("{} refused, shadow {shadow}", path.display());
                 let _ = reply.send(Err(refused));
             }

@@ -218,7 +218,11 @@ impl Book {
             }
             if old.action == action.into() && old.rate == rate && old_origin == origin {
                 let id = old.id;
-                self.renew(id, until);
+                if matches!(origin, Origin::Model | Origin::Rule) {
+                    self.renew(id, until);
+                } else {
+                    self.amend(id, until, evidence);
+                }
                 return Ok(Change::Renewed(id));
             }
         } else if self.held[kind(&scope)] >= self.room.each {
@@ -284,6 +288,16 @@ impl Book {
         {
             self.ends.remove(&(verdict.until_ns, id));
             (verdict.until_ns, verdict.until_unix_ms) = (until.ns, until.unix_ms);
+            self.ends.insert((until.ns, id));
+        }
+    }
+
+    /// Gives a verdict another end, earlier or later, and another reason: whoever said it last is who answers for it.
+    fn amend(&mut self, id: u64, until: Moment, evidence: Evidence) {
+        if let Some(verdict) = self.verdicts.get_mut(&id) {
+            self.ends.remove(&(verdict.until_ns, id));
+            (verdict.until_ns, verdict.until_unix_ms) = (until.ns, until.unix_ms);
+            verdict.evidence = evidence;
             self.ends.insert((until.ns, id));
         }
     }

@@ -116,6 +116,18 @@ fn the_same_again_is_longer_and_never_shorter() {
 }
 
 #[test]
+fn an_operator_may_say_the_same_for_a_shorter_time() {
+    let mut book = book();
+    let id = added(&mut book, order("198.18.66.7", Action::Drop, Origin::Operator, 600), at(0));
+    let mut again = order("198.18.66.7", Action::Drop, Origin::Operator, 5);
+    again.evidence.who = "operator uid 7".to_owned();
+    assert_eq!(book.add(again, at(10)).expect("taken"), Change::Renewed(id));
+    let verdict = book.get(id).expect("held");
+    assert_eq!((verdict.until_ns, verdict.evidence.who.as_str()), (at(15).ns, "operator uid 7"));
+    assert_eq!(book.expire(at(15).ns, usize::MAX).len(), 1);
+}
+
+#[test]
 fn ten_thousand_end_together_in_batches() {
     let mut book = book();
     for number in 0..10_000u32 {

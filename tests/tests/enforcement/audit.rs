@@ -78,7 +78,8 @@ fn each_event_is_written_once() {
         ("expired", 1),
         ("allowed", 2),
         ("not_allowed", 2),
-        ("model", 2),
+        // That of the start, one that was loaded, one that was refused.
+        ("model", 3),
     ]
     .map(|(event, count)| (event.to_owned(), count))
     .into();

@@ -80,6 +80,12 @@ impl Poller {
         {
             return Err(reason);
         }
+        if let Scope::Flow(key) = &order.scope
+            && order.action > Action::Tag
+            && self.find(key).is_some_and(|(_, record)| self.enforcer.allow.protects(&record))
+        {
+            return Err(format!("{} is protected by the never-drop list; see `sensor allow list`", order.scope));
+        }
         // Its place in the kernel is that of its protection.
         if self.enforcer.allow.lists(&order.scope) && (order.origin, order.action) != (Origin::Model, Action::Tag) {
             return Err(format!("{} is on the never-drop list; see `sensor allow list`", order.scope));
@@ -91,7 +97,7 @@ impl Poller {
             return Err(format!("verdict {} of origin {} holds for {prefix} already", wider.id, wider.origin));
         }
         if let Scope::Source(prefix) = &order.scope
-            && let Some(own) = self.enforcer.own.iter().find(|own| prefix.contains(*own))
+            && let Some(own) = self.enforcer.allow.own().iter().find(|own| prefix.contains(*own))
             && order.action > Action::Tag
         {
             return Err(format!("{prefix} holds {own}, an address of this host"));
@@ -101,6 +107,15 @@ impl Poller {
             Change::Added(id, replaced) => (id, replaced),
             Change::Renewed(id) => {
                 self.write(id)?;
+                if let Some(verdict) = self
+                    .enforcer
+                    .book
+                    .get(id)
+                    .filter(|verdict| !matches!(verdict.origin, OriginName::Model | OriginName::Rule))
+                {
+                    let until = rfc3339(verdict.until_unix_ms);
+                    self.enforcer.audit.write(Event::Renewed { verdict: Box::new(verdict.clone()), until });
+                }
                 return Ok((id, false));
             }
         };
@@ -229,6 +244,23 @@ impl Poller {
             self.stamp(slot, &record, moment().ns);
         }
         self.enforcer.mark(&verdict.scope);
+        self.enforcer.again.push(verdict.scope);
+    }
+
+    /// Looks once more at what was taken back before this poll: a packet that met the verdict just before may have begun a
+    /// record with its word just after.
+    pub(super) fn clear_again(&mut self, now: u64) {
+        let again = std::mem::take(&mut self.enforcer.again);
+        for (number, scope) in again.into_iter().enumerate() {
+            self.breathe(number);
+            self.enforcer.mark(&scope);
+            if let Scope::Flow(key) = scope
+                && let Some((slot, record)) = self.find(&key)
+                && record.verdict != 0
+            {
+                self.stamp(slot, &record, now);
+            }
+        }
     }
 
     pub(super) fn expire_verdicts(&mut self, now: u64) {

@@ -11,7 +11,7 @@ mod protect;
 mod requests;
 mod watch;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -26,9 +26,10 @@ use crate::audit::{Audit, Event};
 use crate::breaker::Breaker;
 use crate::config::{Config, Mode, OriginName};
 use crate::host::{self, Items, Lasting, Surroundings};
-use crate::metrics::VerdictChange;
+use crate::metrics::{ModelRole, VerdictChange};
 use crate::policy;
 use crate::store::{SavedMode, State, Store};
+use crate::verdicts::scope::Scope;
 use crate::verdicts::{Book, Moment, Room};
 
 /// How long the last changes may take to reach the disk when the agent stops.
@@ -56,9 +57,10 @@ pub(super) struct Enforcer {
     surroundings: Option<Receiver<Surroundings>>,
     /// Gateways and resolvers that looks found.
     found: [Lasting; 2],
-    own: HashSet<IpAddr>,
     /// Sources whose records are to be looked at: their verdicts changed since the last poll.
     stale: Vec<IpNet>,
+    /// Verdicts that were taken back since the last poll.
+    again: Vec<Scope>,
     /// All records are to be looked at.
     all_stale: bool,
     /// The source that each flow verdict of drop speaks against, and how many do.
@@ -98,7 +100,10 @@ impl Enforcer {
         let mut book = Book::new(Room { each: config.policy.max_verdicts as usize }, saved.state.next_id);
         let (mut restored, mut ended, mut later) = (0, 0, 0);
         for verdict in saved.verdicts {
-            let (id, waits) = (verdict.id, verdict.is_from_later(now) && verdict.origin != OriginName::Model);
+            let (id, waits) = (
+                verdict.id,
+                verdict.is_from_later(now) && !matches!(verdict.origin, OriginName::Model | OriginName::Rule),
+            );
             match book.restore(verdict, now) {
                 Some(_) => restored += 1,
                 // An operator's waits for a start at which the clock is right.
@@ -156,8 +161,8 @@ impl Enforcer {
             ramp: false,
             surroundings: host::watch(policy).inspect_err(|error| tracing::error!("{error:#}")).ok(),
             found: Default::default(),
-            own: HashSet::new(),
             stale: Vec::new(),
+            again: Vec::new(),
             all_stale: false,
             accused: HashMap::new(),
             accusations: HashMap::new(),
@@ -204,12 +209,29 @@ impl Poller {
         self.reconcile();
         self.count_ramp(moment());
         self.obey_ceilings();
+        let meaning = match self.enforcer.mode {
+            Mode::Observe => "no packet is touched",
+            Mode::Tag => "packets of flows under a verdict are marked",
+            Mode::Enforce => "verdicts are obeyed",
+        };
+        tracing::info!("mode {}: {meaning}", self.enforcer.mode);
         let event = Event::Start {
             version: env!("CARGO_PKG_VERSION"),
             mode: self.enforcer.mode,
             verdicts: self.enforcer.book.len(),
         };
         self.enforcer.audit.write(event);
+        let shadow = self.shadow.as_ref().map(|shadow| &shadow.model);
+        for (role, model) in [(ModelRole::Active, self.model.as_ref()), (ModelRole::Shadow, shadow)] {
+            let Some(model) = model else { continue };
+            self.enforcer.audit.write(Event::Model {
+                role: role.name(),
+                name: model.name.clone(),
+                model: model.hash.clone(),
+                by: "start".to_owned(),
+                refused: None,
+            });
+        }
         self.enforcer.keep_state();
         self.publish_enforcement();
     }
@@ -217,6 +239,7 @@ impl Poller {
     /// Between lease and scan of each poll: what has ended goes, and records follow what has changed.
     pub(super) fn keep_verdicts(&mut self, now: u64) {
         self.expire_verdicts(now);
+        self.clear_again(now);
         self.restamp(now);
         self.enforcer.counting = [0; 2];
     }

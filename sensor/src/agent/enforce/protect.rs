@@ -17,7 +17,7 @@ impl Enforcer {
     pub(super) fn surround(&mut self, around: Surroundings) -> Vec<Change> {
         let Surroundings { gateways, resolvers, own } = around;
         if let Some(own) = own {
-            self.own = own;
+            self.allow.set_own(own);
         }
         let [gateways, resolvers] =
             [(0, gateways), (1, resolvers)].map(|(number, found)| self.found[number].look(found));

@@ -103,6 +103,7 @@ impl Poller {
         if lasts != enforcer.ramp {
             enforcer.ramp = lasts;
             let score = self.config.policy.ramp_score;
+            enforcer.audit.write(Event::Ramp { lasts, score });
             match lasts {
                 true => tracing::info!("the ramp begins: only scores from {score} on drop (policy.ramp)"),
                 false => tracing::info!("the ramp is over"),
