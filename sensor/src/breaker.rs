@@ -125,7 +125,7 @@ impl Breaker {
         self.turn(now_ns);
         self.recent[self.slot as usize % SLOTS] += 1;
         let over = self.over_verdicts().or_else(|| self.over_flows([flows[0], flows[1] + 1]));
-        self.open(over, now_ns, unix_ms)
+        self.open(over, unix_ms)
     }
 
     /// Once a second: whether it trips, or closes (`Err` with why it was open).
@@ -136,7 +136,7 @@ impl Breaker {
         self.last = Some((load.drops, now_ns));
         if over.is_some() {
             self.quiet_since = None;
-            return self.open(over, now_ns, unix_ms).map(Ok);
+            return self.open(over, unix_ms).map(Ok);
         }
         let since = *self.quiet_since.get_or_insert(now_ns);
         let reset_after = self.config.reset_after;
@@ -148,12 +148,12 @@ impl Breaker {
     pub fn reset(&mut self) -> Option<Trip> {
         self.recent = [0; SLOTS];
         self.quiet_since = None;
+        self.last = None;
         self.trip.take()
     }
 
-    fn open(&mut self, over: Option<(Cap, f64, f64)>, now_ns: u64, unix_ms: u64) -> Option<Trip> {
+    fn open(&mut self, over: Option<(Cap, f64, f64)>, unix_ms: u64) -> Option<Trip> {
         let (cap, measured, allowed) = over?;
-        let _ = now_ns;
         self.quiet_since = None;
         if self.trip.is_some() {
             return None;
@@ -282,6 +282,9 @@ mod tests {
         assert!((0..100_000).all(|second| by_hand.second(load([20, 0]), second * SECOND, 0).is_none()));
         assert_eq!(by_hand.reset(), Some(closed));
         assert_eq!(by_hand.trip(), None);
+        // What was withheld until now is not of the first second after.
+        let much = Load { drops: 1 << 40, flows: [20, 0], sources: [0, 0] };
+        assert!(by_hand.second(much, 100_001 * SECOND, 0).is_none());
     }
 
     #[test]

@@ -101,7 +101,9 @@ impl Memory {
         }
         let length = stage & STAGE_MASK;
         if tag != self.tag || length < self.stage {
-            *self = Memory { tag, born_ms: now_ms, ..Memory::default() };
+            // A verdict that was put into the record before the first look at it (a restored one) is this flow's.
+            let verdict = self.verdict.filter(|_| self.tag == 0);
+            *self = Memory { tag, born_ms: now_ms, verdict, ..Memory::default() };
         }
         self.stage = length;
         let closed = stage & STAGE_CLOSED != 0;
@@ -168,6 +170,17 @@ mod tests {
         assert_eq!(memory.look(7, 7, 100, 260, 10_700, &timeouts), Step::Leave);
         assert_eq!(memory.look(7, 7, 250, 260, 10_500, &timeouts), Step::Leave);
         assert_eq!(memory.look(7, 7, 250, 260, 10_600, &timeouts), Step::Score);
+    }
+
+    #[test]
+    fn a_verdict_that_came_before_the_first_look_stays() {
+        use sensor_common::verdict::Action;
+        let (mut memory, timeouts) = (Memory::default(), timeouts());
+        memory.verdict = Some((Action::Drop, 99));
+        memory.look(7, 5, 100, 100, 0, &timeouts);
+        assert!(memory.is_condemned(98) && !memory.is_condemned(99));
+        memory.look(8, 5, 100, 100, 0, &timeouts);
+        assert_eq!(memory.verdict, None, "another flow");
     }
 
     #[test]

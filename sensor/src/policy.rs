@@ -5,6 +5,7 @@
 //! than `policy.min_packets_drop`, and never above what the label's action, the thresholds and the ramp allow.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use sensor_common::flow::{FlowRecord, state};
 use sensor_common::verdict::{Action, Origin, is_proven};
@@ -128,6 +129,33 @@ pub fn ceiling(mode: Mode, origin: Origin, held: bool) -> Action {
     if held && origin == Origin::Model { mode.min(Action::Tag) } else { mode }
 }
 
+/// How long mode enforce has been on, for the ramp: on the monotonic clock, so that no step of the wall clock ends it, and only
+/// while an agent runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ramp {
+    spent_ns: u64,
+    last_ns: Option<u64>,
+}
+
+impl Ramp {
+    /// As an earlier agent left it.
+    pub fn resume(spent_ms: u64) -> Ramp {
+        Ramp { spent_ns: spent_ms.saturating_mul(1_000_000), last_ns: None }
+    }
+
+    /// What it has lasted, ms: to be kept.
+    pub fn spent_ms(&self) -> u64 {
+        self.spent_ns / 1_000_000
+    }
+
+    /// It is `now_ns`, and mode enforce is on; whether a ramp of length `whole` goes on.
+    pub fn lasts(&mut self, now_ns: u64, whole: Duration) -> bool {
+        let last = self.last_ns.replace(now_ns).unwrap_or(now_ns);
+        self.spent_ns = self.spent_ns.saturating_add(now_ns.saturating_sub(last));
+        u128::from(self.spent_ns) < whole.as_nanos()
+    }
+}
+
 /// Whether a verdict is one to be counted as what is done, and as what would be done, of (done, would) now and when the flow
 /// was counted last: once each, and what is done anew when it has become another.
 pub fn to_count((done, would): (Action, Action), before: Option<(Action, Action)>) -> [bool; 2] {
@@ -236,6 +264,20 @@ mod tests {
         assert_eq!(policy.decide(&flow, Score { score: 0.99, ..FLOOD }, &list), reported(Action::Drop));
         policy.set_ramp(false);
         assert_eq!(policy.decide(&flow, FLOOD, &list), reported(Action::Drop));
+    }
+
+    #[test]
+    fn the_ramp_counts_what_agents_ran() {
+        let (second, whole) = (1_000_000_000, Duration::from_secs(60));
+        let mut ramp = Ramp::default();
+        assert!(ramp.lasts(5_000 * second, whole), "the clock's own zero is long ago");
+        assert!(ramp.lasts(5_040 * second, whole));
+        // Another boot: the monotonic clock begins anew.
+        let mut next = Ramp::resume(ramp.spent_ms());
+        assert!(next.lasts(3 * second, whole));
+        assert!(next.lasts(22 * second, whole));
+        assert!(!next.lasts(23 * second, whole));
+        assert!(!Ramp::default().lasts(second, Duration::ZERO), "no ramp");
     }
 
     #[test]

@@ -55,8 +55,8 @@ pub struct SavedMode {
 pub struct State {
     /// Set by a command.
     pub mode: Option<SavedMode>,
-    /// Since when mode enforce has been on without a break, Unix time, ms.
-    pub enforcing_since_unix_ms: Option<u64>,
+    /// How long mode enforce has been on while an agent ran, ms; `None`: it is not.
+    pub enforced_ms: Option<u64>,
     /// Why the breaker is open.
     pub trip: Option<Trip>,
     /// Number of the next verdict.

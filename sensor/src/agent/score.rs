@@ -131,6 +131,9 @@ impl Poller {
     ) -> Option<Action> {
         let record = &self.records[number];
         let (key, generation) = (record.key, record.generation);
+        if self.enforcer.pardons.holds(&Scope::Flow(key), now) {
+            return None;
+        }
         if self.enforcer.book.covers(&key, policy::initiator(record), decision.action) {
             return None;
         }

@@ -4,6 +4,7 @@
 //! once and only grow. The book is the truth that the kernel's maps and the records follow: the poll thread
 //! ([`crate::agent`]) writes each [`Change`] through. Kept over restarts by [`crate::store`].
 
+pub mod pardon;
 pub mod scope;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -300,6 +301,27 @@ impl Book {
             verdict.evidence = evidence;
             self.ends.insert((until.ns, id));
         }
+    }
+
+    /// Undoes an order that could not be carried out: `before` is what stood there, as [`Change`] and [`Book::of`] had it.
+    pub fn take_back(&mut self, change: &Change, before: Option<Verdict>) {
+        match change {
+            Change::Added(id, _) | Change::Renewed(id) => drop(self.remove(*id)),
+        }
+        if let Some(verdict) = before {
+            self.insert(verdict);
+        }
+    }
+
+    /// Verdicts of models that mode enforce drops or limits for, with a score below `score`: those that a ramp does not
+    /// allow, if `score` is the ramp's. All of them, if it is above 1.
+    pub fn models_below(&self, score: f64) -> Vec<u64> {
+        let below = |verdict: &&Verdict| {
+            verdict.origin == OriginName::Model
+                && Action::from(verdict.action) > Action::Tag
+                && verdict.evidence.score.is_none_or(|own| own < score)
+        };
+        self.iter().filter(below).map(|verdict| verdict.id).collect()
     }
 
     /// Takes a verdict out.

@@ -86,6 +86,41 @@ fn models_add_no_source_inside_what_an_operator_blocks() {
 }
 
 #[test]
+fn what_the_kernel_did_not_take_leaves_what_was() {
+    let mut book = book();
+    let drop = |seconds| order("198.18.66.7", Action::Drop, Origin::Operator, seconds);
+    added(&mut book, drop(60), at(0));
+    let before = book.of(&drop(0).scope).cloned();
+    for (order, renewed) in [(drop(600), true), (order("198.18.66.7", Action::Tag, Origin::Operator, 60), false)] {
+        let change = book.add(order, at(1)).expect("taken");
+        assert_eq!(matches!(change, Change::Renewed(_)), renewed);
+        book.take_back(&change, before.clone());
+        assert_eq!(book.of(&drop(0).scope), before.as_ref());
+        assert_eq!((book.len(), book.held()), (1, [0, 1, 0]));
+    }
+    assert_eq!(book.expire(at(60).ns, 9).len(), 1, "at its own end");
+    let change = book.add(drop(60), at(61)).expect("taken");
+    book.take_back(&change, None);
+    assert!(book.is_empty());
+}
+
+#[test]
+fn the_ramp_and_the_breaker_find_what_models_decided() {
+    let mut book = book();
+    let scored = |scope, action, origin, score| {
+        let order = order(scope, action, origin, 60);
+        Order { evidence: Evidence { score, ..order.evidence }, ..order }
+    };
+    let doubtful = added(&mut book, scored("198.18.66.1", Action::Drop, Origin::Model, Some(0.92)), at(0));
+    let certain = added(&mut book, scored("198.18.66.2", Action::Limit, Origin::Model, Some(0.995)), at(0));
+    added(&mut book, scored("198.18.66.3", Action::Tag, Origin::Model, Some(0.92)), at(0));
+    added(&mut book, scored("198.18.66.4", Action::Drop, Origin::Operator, None), at(0));
+    added(&mut book, scored("tcp,198.18.0.10:80", Action::Limit, Origin::Rule, None), at(0));
+    assert_eq!(book.models_below(0.99), [doubtful]);
+    assert_eq!(book.models_below(f64::INFINITY), [doubtful, certain]);
+}
+
+#[test]
 fn an_operator_goes_before_a_model() {
     let mut book = book();
     let by_model = added(&mut book, order("198.18.66.7", Action::Drop, Origin::Model, 60), at(0));

@@ -8,13 +8,14 @@ use sensor_common::hash::hash;
 use sensor_common::table::{WAYS, bucket_of, tag_of};
 use sensor_common::verdict::{Action, Entry, Origin, Rate as KernelRate, Verdict as Word};
 
+use super::super::clock::now_ns;
 use super::super::poll::Poller;
 use super::{Enforcer, moment};
 use crate::audit::{Event, rfc3339};
 use crate::bpf::verdicts::Service as KernelService;
 use crate::config::{ActionName, OriginName};
 use crate::metrics::VerdictChange;
-use crate::policy::initiator;
+use crate::policy::{accuses, initiator};
 use crate::verdicts::scope::{Scope, addresses};
 use crate::verdicts::{Change, Evidence, Moment, Order, Rate, Verdict};
 
@@ -43,11 +44,8 @@ fn word_of(verdict: &Verdict, generation: u32) -> Word {
 impl Enforcer {
     /// Counts a flow's verdict against the source that has proven itself; whether that source has enough of them now.
     pub(in crate::agent) fn accuse(&mut self, id: u64, source: IpAddr, enough: u32) -> bool {
-        if self.accused.insert(id, source).is_some() {
-            return false;
-        }
         let count = self.accusations.entry(source).or_default();
-        *count += 1;
+        *count += u32::from(self.accused.insert(id, source).is_none());
         enough > 0 && *count >= enough
     }
 
@@ -58,6 +56,20 @@ impl Enforcer {
             if *count == 0 {
                 self.accusations.remove(&source);
             }
+        }
+    }
+
+    /// An operator took this verdict back: what is no operator decides it again only after `until_ns`.
+    pub(super) fn pardon(&mut self, verdict: &Verdict, until_ns: u64, now_ns: u64) {
+        if verdict.origin == OriginName::Operator {
+            return;
+        }
+        if !self.pardons.grant(verdict.scope, until_ns, now_ns) {
+            tracing::warn!("no room to remember that verdict {} was taken back: it may come again", verdict.id);
+        }
+        if let Scope::Source(prefix) = &verdict.scope {
+            self.accused.retain(|_, source| !prefix.contains(&*source));
+            self.accusations.retain(|source, _| !prefix.contains(source));
         }
     }
 
@@ -102,28 +114,28 @@ impl Poller {
         {
             return Err(format!("{prefix} holds {own}, an address of this host"));
         }
+        let before = self.enforcer.book.of(&order.scope).cloned();
         let change = self.enforcer.book.add(order, moment()).map_err(|error| format!("{error:#}"))?;
-        let (id, replaced) = match change {
-            Change::Added(id, replaced) => (id, replaced),
-            Change::Renewed(id) => {
-                self.write(id)?;
-                if let Some(verdict) = self
-                    .enforcer
-                    .book
-                    .get(id)
-                    .filter(|verdict| !matches!(verdict.origin, OriginName::Model | OriginName::Rule))
-                {
-                    let until = rfc3339(verdict.until_unix_ms);
-                    self.enforcer.audit.write(Event::Renewed { verdict: Box::new(verdict.clone()), until });
-                }
-                return Ok((id, false));
-            }
-        };
+        let (Change::Added(id, _) | Change::Renewed(id)) = change;
         if let Err(error) = self.write(id) {
-            self.enforcer.book.remove(id);
+            // The kernel still has what was there before.
+            self.enforcer.book.take_back(&change, before);
             return Err(error);
         }
+        let Change::Added(id, replaced) = change else {
+            let renewed = self.enforcer.book.get(id);
+            if let Some(verdict) =
+                renewed.filter(|verdict| !matches!(verdict.origin, OriginName::Model | OriginName::Rule))
+            {
+                let until = rfc3339(verdict.until_unix_ms);
+                self.enforcer.audit.write(Event::Renewed { verdict: Box::new(verdict.clone()), until });
+            }
+            return Ok((id, false));
+        };
         if let Some(old) = replaced {
+            if self.enforcer.book.get(id).is_some_and(|new| !has_entry(new)) {
+                self.take_entry(&old);
+            }
             self.forget(&old, format!("verdict {id} replaces it"), None);
         }
         self.withdraw_covered(id);
@@ -181,6 +193,19 @@ impl Poller {
         self.forget(&verdict, by, packets);
         self.clear(&verdict);
         Some(verdict)
+    }
+
+    /// Takes these back, at once in all records.
+    pub(super) fn withdraw_all(&mut self, ids: Vec<u64>, by: &str) {
+        let count = ids.len();
+        for (number, id) in ids.into_iter().enumerate() {
+            self.breathe(number);
+            self.withdraw(id, by.to_owned());
+        }
+        if count > 0 {
+            tracing::info!("{count} verdicts of models were taken back: {by}");
+            self.restamp(now_ns());
+        }
     }
 
     /// The verdict is out of the book: store, audit, metrics.
@@ -370,12 +395,30 @@ impl Poller {
         let verdict = enforcer.book.of_flow(&record.key, initiator(record));
         let verdict = verdict.filter(|_| !enforcer.allow.protects(record));
         let old = Word(record.verdict);
+        let (by_model, accusing) = match verdict {
+            Some(verdict) if verdict.origin == OriginName::Model => (
+                Some((Action::from(verdict.action), verdict.until_ns)),
+                matches!(verdict.scope, Scope::Flow(_)) && verdict.action == ActionName::Drop,
+            ),
+            _ => (None, false),
+        };
+        let id = verdict.map(|verdict| verdict.id);
         let word = match verdict {
             Some(verdict) => word_of(verdict, record.generation),
-            // What the model decided, and the book had no room for.
-            None if self.memories[slot].verdict.is_some() && old.origin() == Origin::Model as u8 => return,
+            // A tag of the model that the book had no room for.
+            None if self.memories[slot].verdict.is_some()
+                && old.origin() == Origin::Model as u8
+                && old.action() == Action::Tag =>
+            {
+                return;
+            }
             None => Word::default(),
         };
+        // So that it counts in the breaker's share, is not judged while it is dropped, and is cleared by a good score.
+        self.memories[slot].verdict = by_model;
+        if accusing && let (Some(id), Some(source)) = (id, accuses(record)) {
+            self.enforcer.accuse(id, source, 0);
+        }
         if word != old && (word.is_some() || old.action_at(record.generation, now) != Action::Pass) {
             self.kernel.table.store_verdict(slot, word.0);
         }

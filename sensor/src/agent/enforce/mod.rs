@@ -27,8 +27,9 @@ use crate::breaker::Breaker;
 use crate::config::{Config, Mode, OriginName};
 use crate::host::{self, Items, Lasting, Surroundings};
 use crate::metrics::{ModelRole, VerdictChange};
-use crate::policy;
+use crate::policy::{self, Ramp};
 use crate::store::{SavedMode, State, Store};
+use crate::verdicts::pardon::Pardons;
 use crate::verdicts::scope::Scope;
 use crate::verdicts::{Book, Moment, Room};
 
@@ -52,8 +53,11 @@ pub(super) struct Enforcer {
     /// Verdicts whose features may still be looked into in this second.
     pub(super) explanations: u32,
     saved_mode: Option<SavedMode>,
-    enforcing_since_unix_ms: Option<u64>,
+    /// How long mode enforce has been on.
+    enforced: Option<Ramp>,
     ramp: bool,
+    /// What operators took back.
+    pub(super) pardons: Pardons,
     surroundings: Option<Receiver<Surroundings>>,
     /// Gateways and resolvers that looks found.
     found: [Lasting; 2],
@@ -122,7 +126,7 @@ impl Enforcer {
                 store.no_allow(&item);
             }
         }
-        let State { mode: saved_mode, enforcing_since_unix_ms, trip, next_id: _ } = saved.state;
+        let State { mode: saved_mode, enforced_ms, trip, next_id: _ } = saved.state;
         // What was set by command holds until the configuration says something else than it did then.
         let saved_mode = saved_mode.filter(|saved| saved.configured == config.mode);
         let mode = saved_mode.map_or(config.mode, |saved| saved.mode);
@@ -157,8 +161,9 @@ impl Enforcer {
             // The first second's verdicts are explained, too.
             explanations: config.audit.explain_per_second,
             saved_mode,
-            enforcing_since_unix_ms: enforcing_since_unix_ms.filter(|_| mode == Mode::Enforce),
+            enforced: enforced_ms.filter(|_| mode == Mode::Enforce).map(Ramp::resume),
             ramp: false,
+            pardons: Pardons::new(3 * config.policy.max_verdicts as usize),
             surroundings: host::watch(policy).inspect_err(|error| tracing::error!("{error:#}")).ok(),
             found: Default::default(),
             stale: Vec::new(),
@@ -189,7 +194,7 @@ impl Enforcer {
     fn state(&self) -> State {
         State {
             mode: self.saved_mode,
-            enforcing_since_unix_ms: self.enforcing_since_unix_ms,
+            enforced_ms: self.enforced.map(|ramp| ramp.spent_ms()),
             trip: self.breaker.trip().copied(),
             next_id: self.book.next_id(),
         }
@@ -264,7 +269,7 @@ impl Poller {
         if from != to {
             let now = moment();
             self.enforcer.mode = to;
-            self.enforcer.enforcing_since_unix_ms = None;
+            self.enforcer.enforced = None;
             self.count_ramp(now);
             self.obey_ceilings();
             tracing::info!("mode {to}, before {from}, by {by}");

@@ -177,6 +177,10 @@ impl Poller {
             self.breathe(number);
             gone.extend(self.withdraw(id, by.clone()));
         }
+        let now = now_ns();
+        for verdict in &gone {
+            self.enforcer.pardon(verdict, now.saturating_add(self.config.policy.verdict_ttl.as_nanos() as u64), now);
+        }
         // Before the answer: undone.
         self.restamp(now_ns());
         Ok(gone)
@@ -288,6 +292,12 @@ impl Poller {
             for_ms: self.config.policy.verdict_ttl.as_millis() as u64,
             evidence,
         };
+        if self.enforcer.pardons.holds(&order.scope, now_ns()) {
+            return;
+        }
+        if self.enforcer.book.of(&order.scope).is_none() {
+            self.before_drop();
+        }
         match self.enter(order) {
             Ok((id, true)) => tracing::warn!("source {source} is dropped (verdict {id}): {flows} flows of it are"),
             Ok((_, false)) => {}

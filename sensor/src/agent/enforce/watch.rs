@@ -13,6 +13,7 @@ use crate::audit::Event;
 use crate::breaker::{Load, Trip};
 use crate::config::{Mode, OriginName};
 use crate::metrics::{Enforcement, VerdictChange};
+use crate::policy::Ramp;
 use crate::verdicts::scope::{Scope, Service};
 use crate::verdicts::{Evidence, Moment, Order, Rate};
 
@@ -85,6 +86,10 @@ impl Poller {
 
     /// The breaker closed.
     pub(super) fn closed(&mut self, trip: Trip, by: String) {
+        // What a model decided that exceeded its caps is not obeyed afterwards: flows that go on are judged anew, under the caps.
+        let decided = self.enforcer.book.models_below(f64::INFINITY);
+        self.withdraw_all(decided, "the breaker closes");
+        self.enforcer.scored[1] = 0;
         self.obey_ceilings();
         tracing::warn!("the breaker is closed ({by}); it was open because {trip}");
         self.enforcer.audit.write(Event::BreakerReset { trip, by });
@@ -95,11 +100,14 @@ impl Poller {
     /// The ramp begins with mode enforce.
     pub(super) fn count_ramp(&mut self, now: Moment) {
         let enforcer = &mut self.enforcer;
-        let lasts = enforcer.mode == Mode::Enforce && {
-            let since = *enforcer.enforcing_since_unix_ms.get_or_insert(now.unix_ms);
-            let age = now.unix_ms.saturating_sub(since);
-            u128::from(age) < self.config.policy.ramp.as_millis()
-        };
+        let minute = |enforced: Option<Ramp>| enforced.map(|ramp| ramp.spent_ms() / 60_000);
+        let before = minute(enforcer.enforced);
+        let lasts = enforcer.mode == Mode::Enforce
+            && enforcer.enforced.get_or_insert_default().lasts(now.ns, self.config.policy.ramp);
+        if lasts && before != minute(enforcer.enforced) {
+            enforcer.keep_state();
+        }
+        let begins = lasts && !enforcer.ramp;
         if lasts != enforcer.ramp {
             enforcer.ramp = lasts;
             let score = self.config.policy.ramp_score;
@@ -110,6 +118,11 @@ impl Poller {
             }
         }
         self.policy.set_ramp(lasts);
+        if begins {
+            // What observe has decided, or an earlier agent without a ramp, is bound by it, too: those flows are judged anew.
+            let doubtful = self.enforcer.book.models_below(self.config.policy.ramp_score);
+            self.withdraw_all(doubtful, "the ramp begins");
+        }
     }
 
     /// Limits half-open connections to services that are flooded with them.
@@ -144,6 +157,9 @@ impl Poller {
             let scope = Scope::Service(service);
             let half = HALF_OPEN_FOR.as_nanos() as u64 / 2;
             let held = self.enforcer.book.of(&scope);
+            if self.enforcer.pardons.holds(&scope, now.ns) {
+                continue;
+            }
             if held.is_some_and(|verdict| {
                 verdict.origin != OriginName::Rule || verdict.until_ns > now.ns.saturating_add(half)
             }) {
