@@ -68,6 +68,8 @@ fn a_model_that_is_wrong_about_everything_cuts_off_nobody() {
     let closed = agent.ask_json(&["breaker", "reset"]).must("close the breaker");
     assert_eq!(closed["open"], false, "{closed}");
     assert_eq!(agent.metrics().must("scrape").sum("sensor_breaker_open", &[]), 0.0);
+    let held = agent.metrics().must("scrape").sum("sensor_verdicts_held", &[("action", "drop")]);
+    assert_eq!(held, 0.0, "what was decided meanwhile is not obeyed now");
     let reset = files.events("breaker_reset");
     assert_eq!(reset.len(), 1, "{reset:?}");
     assert!(reset[0]["by"].as_str().is_some_and(|by| by.contains("uid 0")), "{reset:?}");

@@ -10,6 +10,7 @@ mod door;
 mod lockout;
 mod modes;
 mod prefixes;
+mod ramp;
 mod rates;
 mod reuse;
 mod scene;
