@@ -37,7 +37,7 @@ fn judged(lab: &Lab, settings: &str, change: impl FnOnce(&Agent)) -> (Agent, u64
     });
     change(&agent);
     let rule = format!("ip saddr {source} udp dport {PORT}");
-    let received = Received::matching(&lab.edge.netns, &[("flow", &rule)]).must("count what is received");
+    let received = Received::matching(&lab.edge.netns, &[("datagrams", &rule)]).must("count what is received");
     for _ in 0..AFTER {
         send(&socket, edge, 1, 200);
         std::thread::sleep(PAUSE);
@@ -57,6 +57,7 @@ fn the_ramp_binds_what_observe_has_decided() {
     let list = agent.ask_json(&["verdicts", "list"]).must("list the verdicts");
     assert_eq!((&list["total"], &list["verdicts"][0]["action"]), (&1.into(), &"tag".into()), "judged anew: {list}");
     agent.stop().must("stop the agent");
+    let lab = self::lab(0, 1);
     // Without a ramp the same verdict is done: it is the ramp that the test sees.
     let settings = UNBOUNDED.replace("[breaker]", "threshold = 0.9\n[breaker]");
     let (agent, arrived, _files) = judged(&lab, &settings, |agent| set_mode(agent, "enforce"));
