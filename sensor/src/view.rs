@@ -254,7 +254,9 @@ pub enum Request {
     HandOver {
         /// Who asks.
         pid: u32,
-        /// Where the answer goes, when everything is left.
+        /// The directory of pins that it wants ([`crate::bpf::pins::Pins::identity`]).
+        pins: [u64; 2],
+        /// Where the answer goes, when the agent has begun to leave.
         reply: oneshot::Sender<Result<HandOverView, String>>,
     },
     /// Verdicts, the never-drop list, the mode, the breaker.

@@ -430,10 +430,15 @@ impl Poller {
             request if request.is_abandoned() => {}
             Request::Load { path, shadow, by, reply } => self.request_load(path, shadow, by, reply),
             Request::Features { id, reply } => drop(reply.send(report::features(self, &id))),
-            Request::HandOver { pid, reply } if self.kernel.pins().is_some() => self.heir = Some(Heir { pid, reply }),
-            Request::HandOver { reply, .. } => {
-                drop(reply.send(Err("nothing is pinned, so nothing can be handed over".to_owned())));
-            }
+            Request::HandOver { pid, pins, reply } => match self.kernel.pins_identity() {
+                Ok(Some(own)) if own == pins => self.heir = Some(Heir { pid, reply }),
+                Ok(Some(_)) => {
+                    let path = self.kernel.pins().unwrap_or(std::path::Path::new("")).display();
+                    drop(reply.send(Err(format!("this agent's pins are others, at {path}"))));
+                }
+                Ok(None) => drop(reply.send(Err("nothing is pinned, so nothing can be handed over".to_owned()))),
+                Err(error) => drop(reply.send(Err(format!("{error:#}")))),
+            },
             Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
             Request::Enforce(request) => self.answer_enforce(request),
             Request::Status { reply } => drop(reply.send(report::status(self))),
@@ -444,6 +449,13 @@ impl Poller {
     fn leave(mut self) -> anyhow::Result<Left> {
         // What is written below can take longer than a short lease.
         self.renew_lease(now_ns());
+        let heir = self.heir.take().map(|Heir { pid, reply }| {
+            let (version, flows) = (env!("CARGO_PKG_VERSION").to_owned(), self.occupied);
+            // Before anything waits for a disk: who does not answer in time is taken for one that hangs, and killed. That all is
+            // left is told by the lock on the pins.
+            let _ = reply.send(Ok(HandOverView { pid: std::process::id(), version, flows }));
+            pid
+        });
         self.end_enforcement();
         // The lease runs on until the other agent renews it.
         self.renew_lease(now_ns());
@@ -451,25 +463,16 @@ impl Poller {
         for one in &attached {
             self.publish_counters(&one.interface, one.ifindex);
         }
-        let Poller { kernel, heir, metrics, occupied, .. } = self;
+        let Poller { kernel, metrics, occupied, .. } = self;
         let left = kernel.leave(attached)?;
         let totals = metrics.totals();
-        let to = heir.as_ref().map_or_else(|| "whoever takes over".to_owned(), |heir| format!("pid {}", heir.pid));
+        let to = heir.map_or_else(|| "whoever takes over".to_owned(), |pid| format!("pid {pid}"));
         tracing::info!(
             packets = totals.packets,
             flows = totals.flows_created,
             verdicts = totals.verdicts,
             "left programs, {occupied} flows and all verdicts to {to}"
         );
-        if let Some(Heir { reply, .. }) = heir {
-            let view = HandOverView {
-                pid: std::process::id(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                flows: occupied,
-            };
-            // Whoever asked also sees that the pins are free when this process has ended.
-            let _ = reply.send(Ok(view));
-        }
         Ok(left)
     }
 

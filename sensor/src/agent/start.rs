@@ -128,7 +128,12 @@ impl Beginning {
         })?;
         // Before it is asked, so that the number cannot be that of another process later.
         let process = pid.and_then(Pid::from_raw).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        match control::hand_over(socket, ANSWER).await {
+        let wanted = match (&self.adopting, &self.pins) {
+            (Some(kernel), _) => kernel.pins_identity()?,
+            (None, Some(pins)) => Some(pins.identity()?),
+            (None, None) => None,
+        };
+        match control::hand_over(socket, wanted.unwrap_or_default(), ANSWER).await {
             Ok(view) => tracing::info!("took over {} flows from the agent with pid {}", view.flows, view.pid),
             // It may have ended before its answer was sent.
             Err(_) if self.owned_within(Duration::from_millis(100)).await? => {}

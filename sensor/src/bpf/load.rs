@@ -28,6 +28,10 @@ use super::verdicts::Verdicts;
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SENSOR_EBPF_OBJECT_PATH"));
 
+/// Room for flows that are never dropped, beside the verdicts on flows in the same map: an attack that causes as many of those
+/// as may be must not keep an operator's session from it. 256 flows, outside VLANs and in 16.
+const ALLOWED_FLOWS: u32 = 256 * 17;
+
 /// What is fixed when the programs are loaded.
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
@@ -158,7 +162,7 @@ impl Kernel {
         for map in pins.iter().flat_map(|_| schema::MAPS) {
             loader.map_pin_path(map.name, pins.as_ref().map_or_else(Default::default, |pins| pins.map_path(map.name)));
         }
-        for Size { map, entries, setting: _ } in &sizes {
+        for Size { map, entries, setting: _, spare: _ } in &sizes {
             loader.map_max_entries(map, *entries);
         }
         let mut ebpf = loader
@@ -206,7 +210,7 @@ impl Kernel {
         };
         let table = Table::new(array_fd(&index)?, array_fd(&records)?, buckets as usize)?;
         let control = ControlPage::new(array_fd(&control_map)?)?;
-        let verdicts = Verdicts::new(&mut ebpf, ControlPage::new(array_fd(&control_map)?)?)?;
+        let verdicts = Verdicts::new(&mut ebpf, ControlPage::new(array_fd(&control_map)?)?, left.is_some())?;
         let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?).context("map COUNTERS")?;
         let evicted = RingBuf::try_from(take(&mut ebpf, "EVICTED")?).context("map EVICTED")?;
         let logs = if options.log_level > 0 { Some(logs(&mut ebpf)?) } else { None };
@@ -296,6 +300,14 @@ impl Kernel {
     /// Where maps and links are pinned, if they are.
     pub fn pins(&self) -> Option<&std::path::Path> {
         self.pins.as_ref().map(Pins::path)
+    }
+
+    /// Which directory that is ([`Pins::identity`]).
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn pins_identity(&self) -> anyhow::Result<Option<[u64; 2]>> {
+        self.pins.as_ref().map(Pins::identity).transpose()
     }
 
     /// Becomes the owner of the pins, if no other agent is.
@@ -470,14 +482,16 @@ impl LoadOptions {
         let buckets = (self.flows / WAYS) as u32;
         let (sources, services) = self.context.unwrap_or_default();
         let sets = |entries: u32| (entries / ENTRIES as u32).max(1);
-        let size = |map, entries, setting, unit| Size { map, entries, setting: (setting, unit) };
+        let size = |map, entries, setting, unit| Size { map, entries, setting: (setting, unit), spare: 0 };
+        let verdicts = |map, spare| Size { spare, ..size(map, self.max_verdicts + spare, "policy.max_verdicts", 1) };
         vec![
             size("INDEX", buckets, "kernel.flows", WAYS as u32),
             size("RECORDS", buckets * WAYS as u32, "kernel.flows", 1),
             size("SOURCES", sets(sources), "context.sources", ENTRIES as u32),
             size("SERVICES", sets(services), "context.services", ENTRIES as u32),
-            size("FLOW_VERDICTS", self.max_verdicts, "policy.max_verdicts", 1),
-            size("SOURCE_VERDICTS", self.max_verdicts, "policy.max_verdicts", 1),
+            verdicts("FLOW_VERDICTS", ALLOWED_FLOWS),
+            // Full, a prefix map refuses to replace what is in it (kernels before 6.13).
+            verdicts("SOURCE_VERDICTS", 1),
         ]
     }
 }

@@ -37,6 +37,8 @@ pub struct Size {
     pub entries: u32,
     /// The setting, and how many of it an entry stands for.
     pub setting: (&'static str, u32),
+    /// Entries beyond those that the setting asks for.
+    pub spare: u32,
 }
 
 /// The directory.
@@ -121,6 +123,15 @@ impl Pins {
         &self.path
     }
 
+    /// Device and inode: which directory it is, whatever it is called in a mount namespace.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn identity(&self) -> anyhow::Result<[u64; 2]> {
+        let status = rustix::fs::fstat(&self.directory).context("directory of agent.pins")?;
+        Ok([status.st_dev, status.st_ino])
+    }
+
     /// Whether there are pins.
     pub fn is_empty(&self) -> bool {
         self.entries().is_empty()
@@ -168,13 +179,13 @@ impl Pins {
                 (map.key_size, map.value_size)
             );
         }
-        for Size { map, entries, setting: (setting, unit) } in sizes {
+        for Size { map, entries, setting: (setting, unit), spare } in sizes {
             let found = self.info(map)?.max_entries();
             ensure!(
                 found == *entries,
                 "{setting} = {}, but the pinned map {map} was made with {}: set {setting} to that",
-                entries * unit,
-                found * unit
+                (entries - spare) * unit,
+                found.saturating_sub(*spare) * unit
             );
         }
         Ok(())

@@ -62,12 +62,13 @@ pub struct Service {
 }
 
 impl Verdicts {
-    /// Takes the maps of a loaded object. What is in them (maps of an earlier agent) stays and is counted. `control`: a
-    /// mapping of the control page of its own.
+    /// Takes the maps of a loaded object. What is in them (maps of an earlier agent) stays. `control`: a mapping of the
+    /// control page of its own. `adopted`: another agent may still write all of this; nothing is touched before
+    /// [`Verdicts::look_again`].
     ///
     /// # Errors
     /// If the object lacks a map, or the kernel refuses to read one.
-    pub(super) fn new(ebpf: &mut Ebpf, control: ControlPage) -> anyhow::Result<Verdicts> {
+    pub(super) fn new(ebpf: &mut Ebpf, control: ControlPage, adopted: bool) -> anyhow::Result<Verdicts> {
         let mut take = |name: &str| -> anyhow::Result<Map> {
             ebpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}: rebuild it"))
         };
@@ -83,7 +84,9 @@ impl Verdicts {
             prefixes: HashSet::new(),
             entries: [0; 3],
         };
-        verdicts.look_again()?;
+        if !adopted {
+            verdicts.look_again()?;
+        }
         Ok(verdicts)
     }
 
@@ -95,7 +98,6 @@ impl Verdicts {
         self.prefixes = self.sources()?.into_iter().map(|(prefix, _)| prefix).collect();
         self.entries =
             [self.flows.keys().count() as u32, self.prefixes.len() as u32, self.services.keys().count() as u32];
-        self.epoch = self.control.allow_epoch();
         self.publish();
         self.move_on();
         Ok(())

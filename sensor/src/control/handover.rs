@@ -23,6 +23,8 @@ use crate::view::{HandOverView, Request};
 struct HandOverQuery {
     /// Process of the agent that takes over, for the log.
     pid: u32,
+    /// Device and inode of the directory of pins that it wants.
+    pins: [u64; 2],
 }
 
 pub(super) fn router(requests: mpsc::Sender<Request>) -> Router {
@@ -30,20 +32,20 @@ pub(super) fn router(requests: mpsc::Sender<Request>) -> Router {
 }
 
 async fn serve(State(requests): State<mpsc::Sender<Request>>, Json(query): Json<HandOverQuery>) -> Response {
-    let HandOverQuery { pid } = query;
-    match exchange_within(ANSWER_TIMEOUT, &requests, |reply| Request::HandOver { pid, reply }).await {
+    let HandOverQuery { pid, pins } = query;
+    match exchange_within(ANSWER_TIMEOUT, &requests, |reply| Request::HandOver { pid, pins, reply }).await {
         Ok(Ok(view)) => Json(view).into_response(),
         Ok(Err(reason)) => failure(StatusCode::CONFLICT, &reason),
         Err(response) => response,
     }
 }
 
-/// Has the agent behind a socket end and leave its pins to this process.
+/// Has the agent behind a socket end and leave its `pins` ([`crate::bpf::pins::Pins::identity`]) to this process.
 ///
 /// # Errors
-/// No agent answers there, or not within `limit`; or it has no pins.
-pub async fn hand_over(socket: &Path, limit: Duration) -> Result<HandOverView> {
-    let body = serde_json::to_vec(&HandOverQuery { pid: std::process::id() })?;
+/// No agent answers there, or not within `limit`; or it has no pins, or others.
+pub async fn hand_over(socket: &Path, pins: [u64; 2], limit: Duration) -> Result<HandOverView> {
+    let body = serde_json::to_vec(&HandOverQuery { pid: std::process::id(), pins })?;
     let request = hyper::Request::post("/v1/handover").header("content-type", "application/json");
     answer(socket, request, body.into(), limit).await
 }

@@ -71,7 +71,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
                 let view = FeaturesView { flow: flow(&id, 10, None), features };
                 let _ = reply.send((id == "2-1").then_some(view));
             }
-            Request::HandOver { pid, reply } => {
+            Request::HandOver { pid, reply, .. } => {
                 let _ = reply.send(Err(format!("nothing is pinned for {pid}")));
             }
             Request::Load { path, shadow, reply, .. } => {
@@ -115,7 +115,7 @@ async fn round_trip() {
     }
     let error = format!("{:#}", load(&path, "/a b/ü.onnx".into(), true).await.expect_err("refused"));
     assert!(error.contains("/a b/ü.onnx refused, shadow true"), "{error}");
-    let error = hand_over(&path, Duration::from_secs(5)).await.expect_err("no pins").to_string();
+    let error = hand_over(&path, [0; 2], Duration::from_secs(5)).await.expect_err("no pins").to_string();
     assert!(error.contains("409") && error.contains(&format!("for {}", std::process::id())), "{error}");
     assert_eq!(mode(&path, None).await.expect("mode").mode, Mode::Observe);
     assert_eq!(mode(&path, Some(Mode::Enforce)).await.expect("mode").mode, Mode::Enforce);

@@ -119,7 +119,8 @@ impl Verdicts {
 
     /// From now on, what programs remember of flows without protection is not believed.
     pub(super) fn move_on(&mut self) {
-        self.epoch = self.epoch % EPOCHS + 1;
+        // From the page: the agent before may have gone further.
+        self.epoch = self.control.allow_epoch() % EPOCHS + 1;
         self.control.set_allow_epoch(self.epoch);
     }
 }
