@@ -87,12 +87,13 @@ fn captured(path: &Path) -> FlowRecord {
 }
 
 /// What a super-packet cannot tell of its segments: they arrive as one, behind one link header; and what depends on how
-/// the two directions interleave, or on an order that the way between two places may change.
+/// the two directions interleave, or on an order that the way between two places may change. (`until_stage` is at most what
+/// is left of a stage, counted down from where it was last looked at.)
 fn is_of_arrivals(field: &str) -> bool {
     let order = ["arrivals", ".gap_end", ".out_of_order", ".retransmitted", ".duplicate_acks"];
     field.starts_with("first")
         || order.iter().any(|end| field.ends_with(end))
-        || matches!(field, "frame_bytes" | "bursts" | "ifindex")
+        || matches!(field, "frame_bytes" | "bursts" | "ifindex" | "until_stage")
 }
 
 /// One transfer; the edge's record and the receiver's, which agree.
