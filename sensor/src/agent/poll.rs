@@ -351,7 +351,8 @@ impl Poller {
                 follower.look(&self.kernel.table, slot, tag, seen, now);
             }
             let step = self.memories[slot].look(tag, stage, seen, tick_of(now), now_ms, &self.timeouts);
-            if self.memories[slot].score.is_some() {
+            // Of the flows that go on, also those that this poll is the first to score: they are judged by the share below.
+            if self.memories[slot].score.is_some() || step == Step::Score {
                 self.enforcer.counting[0] += 1;
                 self.enforcer.counting[1] += u64::from(self.memories[slot].is_condemned(now));
             }

@@ -70,6 +70,8 @@ fn a_model_that_is_wrong_about_everything_cuts_off_nobody() {
     assert_eq!(agent.metrics().must("scrape").sum("sensor_breaker_open", &[]), 0.0);
     let held = agent.metrics().must("scrape").sum("sensor_verdicts_held", &[("action", "drop")]);
     assert_eq!(held, 0.0, "what was decided meanwhile is not obeyed now");
+    // Lines are written by a thread of their own, here behind those of all that was withdrawn.
+    wait_for("the line of the reset", PATIENCE, || !files.events("breaker_reset").is_empty());
     let reset = files.events("breaker_reset");
     assert_eq!(reset.len(), 1, "{reset:?}");
     assert!(reset[0]["by"].as_str().is_some_and(|by| by.contains("uid 0")), "{reset:?}");
