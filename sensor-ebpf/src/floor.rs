@@ -80,11 +80,15 @@ pub(crate) fn floor_lru(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value, a record would go over the stack, which has 512 bytes"
+)]
 fn in_hash(source: Xdp, visit: &mut Visit) -> Result<(), u64> {
     source.parse(&mut visit.packet)?;
     // SAFETY: a helper without arguments.
     visit.now_ns = unsafe { bpf_ktime_get_ns() };
-    if let Some(record) = BENCH_LRU.get_ptr_mut(visit.packet.key) {
+    if let Some(record) = BENCH_LRU.get_ptr_mut(&visit.packet.key) {
         // SAFETY: a map value. Other CPUs may write it: this is how the usual design counts.
         update(unsafe { &mut *record }, visit);
         return Ok(());
@@ -94,5 +98,5 @@ fn in_hash(source: Xdp, visit: &mut Visit) -> Result<(), u64> {
     let record = unsafe { &mut *record };
     start(record, visit, 0);
     count(record, visit);
-    BENCH_LRU.insert(visit.packet.key, *record, 0).map_err(|_| Cause::BucketFull as u64)
+    BENCH_LRU.insert(&visit.packet.key, &*record, 0).map_err(|_| Cause::BucketFull as u64)
 }
