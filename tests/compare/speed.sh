@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Packets per second and peak memory of `sensor extract`, nfstream and the Python cicflowmeter, each on one CPU, on the same
+# Packets per second of processor time and peak memory of `sensor extract`, nfstream and the Python cicflowmeter, each on one CPU, on the same
 # capture in the same run; the table goes into docs/comparison.md.
 #
 #     tests/compare/speed.sh CAPTURE [CPU]
