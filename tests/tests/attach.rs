@@ -59,6 +59,13 @@ fn sides(flow: &Value) -> [Total; 2] {
     [side("initiator"), side("responder")]
 }
 
+/// How many packets a flow may hold of a transfer of so many segments: a few more (the handshake, what was sent again), and
+/// fewer by what was lost to a locked record, at most 64 KiB in one piece.
+fn segments_kept(flow: &Value, segments: u64) -> std::ops::Range<u64> {
+    let busy = flow["busy_packets"].as_u64().expect("a number");
+    segments.saturating_sub(busy * 46)..segments + 40
+}
+
 /// Whether a flow holds what the hosts counted. Data and their acknowledgements meet on two CPUs here, and where one loses
 /// its CPU inside the record, the other's packet is in none of the flow's numbers but that of such packets.
 fn agree(flow: &Value, hosts: [Total; 2]) -> bool {
@@ -230,7 +237,7 @@ fn merged_packets_count_as_their_segments_at_tc_ingress() {
     let transfer = flow(&flows, &client.v4[0].to_string(), "tcp", Some(PORT));
     let [_, responder] = sides(transfer);
     let segments = size.div_ceil(1448) as u64;
-    assert!((segments..segments + 40).contains(&responder.packets), "{segments} segments of data, {transfer}");
+    assert!(segments_kept(transfer, segments).contains(&responder.packets), "{segments} segments of data, {transfer}");
     let metrics = agent.metrics().must("scrape");
     let frames = metrics.sum("sensor_packets_total", &[("direction", "ingress")]);
     assert!(frames < segments as f64 / 2.0, "{frames} frames stood for {segments} segments");
@@ -248,12 +255,14 @@ fn super_packets_count_as_their_segments() {
     download(&lab.clients[0].netns, &format!("http://{EDGE_V4}"), size, &[], &Stop::new()).must("download");
     std::thread::sleep(Duration::from_millis(100));
     let flows = agent.flows().must("ask for the flows");
-    let [_, responder] = sides(flow(&flows, &source, "tcp", Some(80)));
+    let transfer = flow(&flows, &source, "tcp", Some(80));
+    let [_, responder] = sides(transfer);
     let segments = size.div_ceil(1448);
-    assert!((segments..segments + 40).contains(&responder.packets), "{segments} segments of data, {responder:?}");
+    assert!(segments_kept(transfer, segments).contains(&responder.packets), "{segments} segments of data, {transfer}");
     // Each segment has 52 bytes of headers with timestamps; the head of the answer is some hundred bytes.
     let bytes = size + responder.packets * 52;
-    assert!((bytes..bytes + 1000).contains(&responder.bytes), "{bytes} expected, {responder:?}");
+    let whole = transfer["busy_packets"] == 0;
+    assert!(!whole || (bytes..bytes + 1000).contains(&responder.bytes), "{bytes} expected, {responder:?}");
 }
 
 #[test]
