@@ -135,7 +135,7 @@ impl Default for BreakerConfig {
     fn default() -> BreakerConfig {
         BreakerConfig {
             drops_per_second: 1_000_000,
-            flow_share: 0.5,
+            flow_share: 0.8,
             min_flows: 10,
             source_share: 0.25,
             min_sources: 10,
