@@ -21,6 +21,12 @@ pub(crate) fn floor_drop(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
+/// The same on an interface: what XDP itself costs there.
+#[xdp(frags)]
+pub(crate) fn floor_pass(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
 /// A frame that is made the next one of its kind, and nothing else.
 #[xdp]
 pub(crate) fn floor_vary(ctx: XdpContext) -> u32 {

@@ -26,7 +26,7 @@ pub use super::run::{Hook, ProgramInfo, Runner, TestRunOptions, TestRunResult};
 use super::sys::{ControlPage, Counters, Sets, Table};
 use super::verdicts::Verdicts;
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SENSOR_EBPF_OBJECT_PATH"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SENSOR_EBPF_OBJECT_PATH"));
 
 /// Room for flows that are never dropped, beside the verdicts on flows in the same map: an attack that causes as many of those
 /// as may be must not keep an operator's session from it. 256 flows, outside VLANs and in 16.

@@ -38,17 +38,23 @@ enum Bench {
         #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
         packets: u32,
     },
-    /// Throughput of a host with and without the agent: iperf3 TCP and UDP, and new connections, over veth.
+    /// Throughput of a host with and without the agent: TCP, UDP, requests and new connections, over veth.
     Victim {
         /// Prints JSON instead of a table.
         #[arg(long)]
         json: bool,
+        /// Only the loads whose name contains this.
+        #[arg(long, default_value = "", hide_default_value = true)]
+        only: String,
         /// Rounds of all loads.
-        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
+        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
         repeats: u32,
         /// Seconds of each load.
-        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=60))]
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
         seconds: u32,
+        /// An argument for the agents, such as `--agent=--poll-interval=1s`; can be repeated.
+        #[arg(long, allow_hyphen_values = true)]
+        agent: Vec<String>,
     },
     /// From the packet that completes a decision point to the first dropped one, at three poll intervals.
     Reaction {
@@ -64,7 +70,7 @@ enum Bench {
 fn main() -> Result<()> {
     match Options::parse().bench {
         Bench::Datapath { json, only, repeats, packets } => datapath(json, &only, repeats, packets),
-        Bench::Victim { json, repeats, seconds } => victim::run(repeats, seconds, json),
+        Bench::Victim { json, only, repeats, seconds, agent } => victim::run(repeats, seconds, &only, &agent, json),
         Bench::Reaction { json, flows } => reaction::run(flows, json),
     }
 }
