@@ -23,7 +23,7 @@ pub const TIMEOUT_NS: u64 = 30_000_000_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Slot {
-    /// The kernel's lock: odd while somebody is inside.
+    /// The kernel's sequence lock ([`crate::lock`]).
     pub sequence: u32,
     /// Source port.
     src_port: u16,

@@ -44,6 +44,7 @@ pub mod features;
 pub mod flow;
 pub mod fragment;
 pub mod hash;
+pub mod lock;
 pub mod packet;
 #[cfg(any(feature = "std", test))]
 pub mod schema;

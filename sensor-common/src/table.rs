@@ -35,7 +35,7 @@ pub struct Bucket {
     pub seen: [u16; WAYS],
     /// Stage byte of each way.
     pub stages: [u8; WAYS],
-    /// 1 while a way is being given to a new flow.
+    /// Sequence lock ([`crate::lock`]) of the giving away of ways.
     pub lock: u32,
     /// Bit n: the initiator of the flow in way n is the key's high endpoint. A hint: where it is wrong, the programs
     /// wait for memory a little longer.

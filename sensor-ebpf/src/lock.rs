@@ -1,34 +1,82 @@
-//! Sequence locks: a word of a map value that is odd while a writer is inside, and moves on with each. Tried a bounded
-//! number of times; whoever does not get it goes on without, and counts that.
+//! Sequence locks ([`sensor_common::lock`]) as the programs take them: one try in place, which is all that an uncontended packet
+//! pays for, and a wait in a function of its own behind it. A packet waits for [`PATIENCE_NS`] at most; whoever does not get
+//! the lock goes on without, and counts that.
+//!
+//! Who holds a lock needs less than a microsecond, unless its CPU is taken away (by a hypervisor, or the agent's thread by
+//! the scheduler). So who has waited in vain says so in the word, and nobody else waits for that holder: a stall costs each of
+//! the other CPUs one wait at most, not one for each packet.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use sensor_common::lock::{STALLED, STEP, TAKEN};
 
 use crate::atomic;
 
-/// How often a lock is tried.
-pub(crate) const TRIES: u32 = 64;
+/// How long a packet waits for a lock at most, ns.
+const PATIENCE_NS: u64 = 20_000;
+/// How often a lock is looked at in that time at most: the verifier walks the loop. Between two looks the clock is read, which
+/// takes some 20 ns and leaves the line to its holder.
+const LOOKS: u32 = 1024;
+/// What [`sensor_wait`] returns if the lock was not to be had; else it is the word.
+const BUSY: u64 = 1 << 32;
 
-/// Takes the lock; the (even) sequence that [`give_back`] moves on.
+/// Takes the lock; the (free) word that [`give_back`] moves on.
 ///
 /// # Safety
 /// `word` points to 4 aligned bytes of a map value.
 #[inline(always)]
 pub(crate) unsafe fn take(word: *mut u32) -> Option<u32> {
-    for _ in 0..TRIES {
-        // SAFETY: the caller's; volatile, because other CPUs write it.
-        let sequence = unsafe { word.read_volatile() };
-        // SAFETY: the caller's.
-        if sequence & 1 == 0 && unsafe { atomic::swap_if(word, sequence, sequence.wrapping_add(1)) } {
-            return Some(sequence);
-        }
+    // SAFETY: the caller's; volatile, because other CPUs write it.
+    let free = unsafe { word.read_volatile() };
+    // SAFETY: the caller's.
+    if free & TAKEN == 0 && unsafe { atomic::swap_if(word, free, free | TAKEN) } {
+        return Some(free);
     }
-    None
+    // SAFETY: the caller's.
+    let answer = unsafe { sensor_wait(word) };
+    if answer & BUSY == 0 { Some(answer as u32) } else { None }
+}
+
+/// Takes a lock that another CPU had a moment ago: the free word, or [`BUSY`].
+///
+/// # Safety
+/// The pointer is valid, or null; to 4 aligned bytes of a map value.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_wait(word: *mut u32) -> u64 {
+    if word.is_null() {
+        return BUSY;
+    }
+    // SAFETY: a helper without arguments.
+    let end = unsafe { bpf_ktime_get_ns() } + PATIENCE_NS;
+    // SAFETY: just tested, and the caller's; volatile, because other CPUs write it.
+    let first = unsafe { word.read_volatile() };
+    let mut seen = first;
+    for _ in 0..LOOKS {
+        // SAFETY: as above.
+        if seen & TAKEN == 0 && unsafe { atomic::swap_if(word, seen, seen | TAKEN) } {
+            return seen as u64;
+        }
+        // SAFETY: a helper without arguments.
+        if seen & STALLED != 0 || unsafe { bpf_ktime_get_ns() } >= end {
+            break;
+        }
+        // SAFETY: as above.
+        seen = unsafe { word.read_volatile() };
+    }
+    // One holder all the time. If it goes at this moment, nothing is changed.
+    if seen == first && seen & TAKEN != 0 {
+        // SAFETY: as above.
+        unsafe { atomic::swap_if(word, seen, seen | STALLED) };
+    }
+    BUSY
 }
 
 /// Gives the lock back.
 ///
 /// # Safety
-/// `word` points to 4 aligned bytes of a map value, and this CPU holds the lock, which [`take`] gave with `sequence`.
+/// `word` points to 4 aligned bytes of a map value, and this CPU holds the lock, which [`take`] gave with `free`.
 #[inline(always)]
-pub(crate) unsafe fn give_back(word: *mut u32, sequence: u32) {
+pub(crate) unsafe fn give_back(word: *mut u32, free: u32) {
     // SAFETY: the caller's.
-    unsafe { atomic::release(word, sequence.wrapping_add(2)) };
+    unsafe { atomic::release(word, free.wrapping_add(STEP)) };
 }

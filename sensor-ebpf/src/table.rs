@@ -1,7 +1,7 @@
 //! The flow table as the programs use it: find, lock, update, claim. Geometry and policy are in `sensor_common::table`.
 //!
 //! Locks: a record's sequence word guards its contents, a bucket's lock word guards the giving away of its ways. Order:
-//! bucket, then record. Both are tried a bounded number of times; giving up is counted and the packet passes.
+//! bucket, then record. Both are waited for, for a bounded time; giving up is counted and the packet passes.
 //!
 //! The functions with C linkage are "global functions" of BPF: the verifier walks each once, on its own, with nothing
 //! known of its arguments but their types. Without them it would walk the table's code again for each of the hundreds
@@ -410,25 +410,13 @@ fn insert(visit: &Visit, hash: u32, counters: &mut InterfaceCounters) -> Result<
     let number = bucket_of(hash, BUCKETS.load());
     let bucket = INDEX.get_ptr_mut(number).ok_or(Cause::Internal)?;
     // SAFETY: a map value.
-    let lock_word = unsafe { &raw mut (*bucket).lock };
-    if !lock_bucket(lock_word) {
-        return Err(Cause::BucketBusy);
-    }
+    let word = unsafe { &raw mut (*bucket).lock };
+    // SAFETY: 4 aligned bytes of a map value.
+    let free = unsafe { lock::take(word) }.ok_or(Cause::BucketBusy)?;
     let outcome = insert_locked(visit, hash, number, bucket, counters);
-    // SAFETY: 4 aligned bytes of a map value; this CPU holds the lock.
-    unsafe { atomic::release(lock_word, 0) };
+    // SAFETY: 4 aligned bytes of a map value, whose lock this CPU holds.
+    unsafe { lock::give_back(word, free) };
     outcome
-}
-
-#[inline(always)]
-fn lock_bucket(word: *mut u32) -> bool {
-    for _ in 0..lock::TRIES {
-        // SAFETY: 4 aligned bytes of a map value.
-        if unsafe { atomic::swap_if(word, 0, 1) } {
-            return true;
-        }
-    }
-    false
 }
 
 #[inline(always)]

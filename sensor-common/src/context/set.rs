@@ -38,7 +38,7 @@ pub struct Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub struct Set {
-    /// Sequence lock: odd while a writer is inside.
+    /// Sequence lock ([`crate::lock`]).
     pub sequence: u32,
     /// Entries that were given up although they had flows in the last 60 s.
     pub replaced: u32,

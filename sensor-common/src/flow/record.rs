@@ -31,7 +31,7 @@ pub struct Arrival {
 #[repr(C, align(64))]
 pub struct FlowRecord {
     // Line 0: what every packet reads.
-    /// Sequence lock: odd while a writer is inside.
+    /// Sequence lock ([`crate::lock`]).
     pub sequence: u32,
     /// Moves on each time the record is given to another connection.
     pub generation: u32,

@@ -20,7 +20,7 @@ pub struct Entry {
     pub label: u8,
     /// Reserved, zero.
     pub flags: u8,
-    /// Sequence lock of the rate: odd while a CPU is inside.
+    /// Sequence lock of the rate ([`crate::lock`]).
     pub sequence: u32,
     /// What a wire packet costs, 2^-16 ns ([`super::cost`]), 0 = no limit.
     pub packet_cost: u64,

@@ -15,6 +15,7 @@ use sensor_common::context::Set;
 use sensor_common::control::Control;
 use sensor_common::counter::InterfaceCounters;
 use sensor_common::flow::{FlowKey, FlowRecord};
+use sensor_common::lock::{self, STALLED, STEP, TAKEN};
 use sensor_common::table::{Bucket, WAYS};
 use sensor_common::verdict::Action;
 
@@ -89,7 +90,7 @@ impl Mapping {
         let sequence = self.half(base, 0);
         for _ in 0..COPY_TRIES {
             let before = sequence.load(Ordering::Acquire);
-            if before & 1 == 0 {
+            if before & TAKEN == 0 {
                 let mut words = [0u64; N];
                 for (position, word) in words.iter_mut().enumerate() {
                     *word = self.word(base + position).load(Ordering::Relaxed);
@@ -188,7 +189,7 @@ impl Table {
         let sequence = self.records.half(base, 0);
         for _ in 0..COPY_TRIES {
             let before = sequence.load(Ordering::Acquire);
-            if before & 1 == 0 {
+            if before & TAKEN == 0 {
                 let mut words = [0u64; KEY_AT + size_of::<FlowKey>() / 8];
                 for (position, word) in words.iter_mut().enumerate() {
                     *word = self.records.word(base + position).load(Ordering::Relaxed);
@@ -220,8 +221,8 @@ impl Table {
         let base = slot * RECORD_WORDS;
         let sequence = self.records.half(base, 0);
         let before = sequence.load(Ordering::Acquire);
-        if before & 1 != 0
-            || sequence.compare_exchange(before, before.wrapping_add(1), Ordering::Acquire, Ordering::Relaxed).is_err()
+        if before & TAKEN != 0
+            || sequence.compare_exchange(before, before | TAKEN, Ordering::Acquire, Ordering::Relaxed).is_err()
         {
             return None;
         }
@@ -237,7 +238,7 @@ impl Table {
             let (bucket, way) = (slot / WAYS, slot % WAYS);
             self.index.half(bucket * BUCKET_WORDS + way / 2, way % 2).store(0, Ordering::Relaxed);
         }
-        sequence.store(before.wrapping_add(2), Ordering::Release);
+        sequence.store(before.wrapping_add(STEP), Ordering::Release);
         unchanged.then_some(record)
     }
 
@@ -248,7 +249,8 @@ impl Table {
     pub fn free_locks_of_the_dead(&self) -> usize {
         let taken = |slot: Slot| {
             let sequence = self.records.half(slot * RECORD_WORDS, 0).load(Ordering::Acquire);
-            (sequence & 1 != 0).then_some((slot, sequence))
+            // Packets that wait in vain mark the word: still the same holder.
+            (sequence & TAKEN != 0).then_some((slot, sequence & !STALLED))
         };
         let before: Vec<_> = (0..self.capacity()).filter_map(taken).collect();
         if before.is_empty() {
@@ -262,7 +264,7 @@ impl Table {
             let generation = self.records.half(base, 1);
             generation.store(generation.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
             self.index.half(bucket * BUCKET_WORDS + way / 2, way % 2).store(0, Ordering::Relaxed);
-            self.records.half(base, 0).store(sequence.wrapping_add(1), Ordering::Release);
+            self.records.half(base, 0).store(lock::freed(sequence), Ordering::Release);
             freed += 1;
         }
         freed

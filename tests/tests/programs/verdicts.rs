@@ -6,6 +6,7 @@ use sensor::bpf::sys::Slot;
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::{self, Volume};
 use sensor_common::flow::FlowRecord;
+use sensor_common::lock;
 use sensor_common::tcp::{ACK, RST, SYN};
 use sensor_common::verdict::{Action, Verdict};
 use sensor_tests::frames::{ETHERNET_HEADER, Frame, VLAN, ones_complement};
@@ -50,7 +51,7 @@ fn a_drop_verdict_holds_in_both_directions_and_costs_no_update() {
     assert_eq!(both_hooks(&kernel), (XDP_DROP, TC_SHOT));
     let (_, after) = only(&kernel);
     assert_eq!(after.dropped, 4);
-    let once = before.sequence + 2;
+    let once = before.sequence + lock::STEP;
     assert_eq!(after.sequence, once, "the lock was taken once, to note that nothing protects the flow");
     let same = FlowRecord { dropped: 0, verdict: 0, cleared: 0, sequence: before.sequence, ..after };
     assert_eq!(same, before, "and nothing else was written");
