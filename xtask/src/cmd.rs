@@ -112,6 +112,17 @@ pub(crate) fn is_root() -> bool {
     status.lines().find_map(|line| line.strip_prefix("Uid:")).and_then(|ids| ids.split_whitespace().nth(1)) == Some("0")
 }
 
+/// Whether this process has the rights that loading network programs takes.
+pub(crate) fn may_load_programs() -> bool {
+    // CAP_SYS_ADMIN, else CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF (capabilities(7)).
+    const ALL: u64 = 1 << 21;
+    const EACH: u64 = 1 << 12 | 1 << 38 | 1 << 39;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    effective & ALL != 0 || effective & EACH == EACH
+}
+
 /// Every executable `name` in PATH, then in the folders of system daemons that an ordinary user's PATH leaves out.
 pub(crate) fn all_in_path(name: &str) -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();

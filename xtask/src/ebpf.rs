@@ -10,8 +10,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 
 use crate::{cmd, linker, toolchain, toolchain::Toolchain};
+
+mod budget;
+mod loaded;
+mod programs;
+mod stack;
 
 /// The target of all supported hosts, which are little-endian.
 const TARGET: &str = "bpfel-unknown-none";
@@ -20,16 +26,65 @@ const OBJECT: &str = "target/bpf/sensor-ebpf.o";
 /// ELF `e_machine` of BPF.
 const EM_BPF: u16 = 247;
 
+/// What to say of the object.
+#[derive(Args)]
+pub(crate) struct EbpfArgs {
+    /// Have this kernel load the programs, too: what its verifier walks, and bytes of machine code (builds the agent; root)
+    #[arg(long)]
+    load: bool,
+    /// Make what is found the budget that it is compared with, sensor-ebpf/budget.toml (as --load)
+    #[arg(long)]
+    update_budget: bool,
+}
+
+/// An object that is there.
+pub(crate) struct Built {
+    object: PathBuf,
+    /// What compiled it, if that was done here.
+    compiler: Option<String>,
+}
+
+/// `cargo xtask ebpf`.
+///
+/// # Errors
+/// As [`build`]; or a program is over a limit of `budget`, or this kernel refuses it.
+pub(crate) fn ebpf(args: EbpfArgs) -> Result<()> {
+    let EbpfArgs { load, update_budget } = args;
+    let built = build()?;
+    let costs = costs(&built, load || update_budget)?;
+    if update_budget {
+        budget::update(&built, &costs)?;
+    }
+    budget::compare(&costs)
+}
+
+/// What the programs cost, also in this kernel, beside their budget. For a caller that has built the object.
+///
+/// # Errors
+/// As [`ebpf`].
+pub(crate) fn check_budget(built: &Built) -> Result<()> {
+    budget::compare(&costs(built, true)?)
+}
+
+fn costs(built: &Built, load: bool) -> Result<budget::Costs> {
+    let bytes = fs::read(&built.object).with_context(|| format!("cannot read {}", built.object.display()))?;
+    let programs = programs::programs(&bytes).with_context(|| format!("looking into {}", built.object.display()))?;
+    let loaded = if load { loaded::loaded()? } else { None };
+    let costs = budget::Costs::new(&programs, loaded)?;
+    print!("{costs}");
+    Ok(costs)
+}
+
 /// Builds the object, or checks the one that `SENSOR_EBPF_OBJECT` names.
 ///
 /// # Errors
 /// When no toolchain or linker is found (the message says how to get them) or the compilation fails.
-pub(crate) fn build() -> Result<()> {
+pub(crate) fn build() -> Result<Built> {
     if let Some(path) = env::var_os("SENSOR_EBPF_OBJECT").map(PathBuf::from) {
         let bytes = fs::read(&path).with_context(|| format!("cannot read SENSOR_EBPF_OBJECT={}", path.display()))?;
         check_is_bpf(&bytes).with_context(|| format!("SENSOR_EBPF_OBJECT={} is no eBPF object", path.display()))?;
         println!("eBPF object: {} as it is, {} bytes (SENSOR_EBPF_OBJECT)", path.display(), bytes.len());
-        return Ok(());
+        return Ok(Built { object: path, compiler: None });
     }
     let root = cmd::workspace_root();
     let toolchain = toolchain::require()?;
@@ -44,7 +99,7 @@ pub(crate) fn build() -> Result<()> {
     check_is_bpf(&bytes).with_context(|| format!("{} is no eBPF object", built.display()))?;
     let state = if write_if_changed(&object, &bytes)? { "new" } else { "unchanged" };
     println!("eBPF object: {OBJECT}, {} bytes, {state}", bytes.len());
-    Ok(())
+    Ok(Built { object, compiler: Some(format!("rustc {}, LLVM {}", toolchain.release, toolchain.llvm_major)) })
 }
 
 /// Clippy on `sensor-ebpf` for the BPF target: the host's run sees only its empty host `main`.

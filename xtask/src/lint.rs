@@ -15,8 +15,8 @@ use crate::{cmd, docs, ebpf, setup};
 /// Names the checks that failed; their own messages come before.
 pub(crate) fn lint() -> Result<()> {
     setup::ensure(setup::Options::LINT)?;
-    ebpf::build()?;
-    let checks: [(&str, &dyn Fn() -> Result<()>); 6] = [
+    let built = ebpf::build()?;
+    let checks: [(&str, &dyn Fn() -> Result<()>); 7] = [
         ("format", &|| {
             cmd::run(cmd::cargo().args(["fmt", "--all", "--check"])).context("run `cargo fmt --all` to repair it")
         }),
@@ -29,6 +29,7 @@ pub(crate) fn lint() -> Result<()> {
         ("clippy for BPF", &ebpf::clippy),
         ("dependencies", &deny),
         ("documents", &|| docs::generate(true)),
+        ("cost of the kernel programs", &|| ebpf::check_budget(&built)),
     ];
     let mut failed = Vec::new();
     for (name, check) in checks {

@@ -41,7 +41,8 @@ enum Task {
     ///
     /// The toolchain is the first of: $SENSOR_EBPF_OBJECT (a prebuilt object, used as it is), $SENSOR_BPF_RUSTC,
     /// rustup's newest nightly with rust-src, any rustc with rust-src. The object has the same bytes from any folder.
-    Ebpf,
+    /// Then says what each program costs, beside its budget (sensor-ebpf/budget.toml), and fails if one is over a limit.
+    Ebpf(ebpf::EbpfArgs),
     /// Build everything and run the agent, by default with its live summary.
     ///
     /// Example: `cargo xtask run -i eth0 --mode observe`. Arguments that are not listed here go to `sensor run`.
@@ -65,7 +66,8 @@ enum Task {
     Parity(run::ParityArgs),
     /// Write docs/metrics.md and docs/features.md from what the agent itself declares.
     Docs(docs::DocsArgs),
-    /// Check format, lints (host and BPF), dependencies and generated documents. Changes no file of the project.
+    /// Check format, lints (host and BPF), dependencies, generated documents and what the kernel programs cost. Changes no
+    /// file of the project.
     Lint,
 }
 
@@ -83,7 +85,7 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> Result<()> {
     match task {
         Task::Setup(options) => setup::setup(options),
-        Task::Ebpf => ebpf::build(),
+        Task::Ebpf(args) => ebpf::ebpf(args),
         Task::Run(args) => run::run(args),
         Task::Test(args) => test::test(args),
         Task::Fuzz(args) => fuzz::fuzz(args),
