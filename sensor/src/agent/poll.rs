@@ -101,7 +101,7 @@ pub(super) struct Poller {
     pub(super) last_poll: Duration,
     health: Arc<Health>,
     pub(super) timeouts: Timeouts,
-    occupied: u64,
+    pub(super) occupied: u64,
     /// Bucket at which the next scan starts: a scan that found too much to score goes on where it stopped.
     cursor: usize,
     pub(super) candidates: Vec<Candidate>,
@@ -271,7 +271,7 @@ impl Poller {
     }
 
     /// One poll.
-    fn poll(&mut self, begun: Instant) {
+    pub(super) fn poll(&mut self, begun: Instant) {
         let now = now_ns();
         self.renew_lease(now);
         self.metrics.lease(true);

@@ -51,6 +51,11 @@ pub(super) struct Outcome {
 pub(super) struct Files(Vec<(ModelRole, Watched)>);
 
 impl Files {
+    /// Nothing is watched.
+    pub(super) const fn none() -> Files {
+        Files(Vec::new())
+    }
+
     pub(super) fn now(config: &Config) -> Files {
         let files = [(ModelRole::Active, &config.model.path), (ModelRole::Shadow, &config.model.shadow)];
         Files(files.into_iter().filter_map(|(role, path)| Some((role, Watched::new(path.clone()?)))).collect())

@@ -2,11 +2,11 @@
 //!
 //! [`sys`] holds all `unsafe` of the agent; [`load`] makes programs and maps of the embedded object, [`context`] is two of
 //! the maps, [`run`] names the programs and runs them without an interface; [`attach`] puts them on interfaces and takes
-//! them off again, [`bare`] puts one there that does nothing; [`verdicts`] keeps the maps of verdicts and the never-drop
+//! them off again; [`bench`] has what these are compared with; [`verdicts`] keeps the maps of verdicts and the never-drop
 //! list; [`probe`] says what this kernel can do.
 
 pub mod attach;
-pub mod bare;
+pub mod bench;
 pub mod context;
 pub mod load;
 pub mod pins;

@@ -1,6 +1,7 @@
 //! `sensor-bench`: what Sensor costs, as ratios within one run: a packet in the kernel programs (`datapath`), a host's
 //! traffic (`victim`), and how long an attack goes on (`reaction`). Needs root. Reached by `cargo xtask bench`.
 
+mod poll;
 mod reaction;
 mod report;
 mod subjects;
@@ -56,6 +57,15 @@ enum Bench {
         #[arg(long, allow_hyphen_values = true)]
         agent: Vec<String>,
     },
+    /// The agent's poll over 131,072 slots, beside reading a hash map with system calls.
+    Poll {
+        /// Prints JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+        /// Polls of each case (three where one takes long).
+        #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        repeats: u32,
+    },
     /// From the packet that completes a decision point to the first dropped one, at three poll intervals.
     Reaction {
         /// Prints JSON instead of a table.
@@ -71,6 +81,7 @@ fn main() -> Result<()> {
     match Options::parse().bench {
         Bench::Datapath { json, only, repeats, packets } => datapath(json, &only, repeats, packets),
         Bench::Victim { json, only, repeats, seconds, agent } => victim::run(repeats, seconds, &only, &agent, json),
+        Bench::Poll { json, repeats } => poll::run(repeats, json),
         Bench::Reaction { json, flows } => reaction::run(flows, json),
     }
 }

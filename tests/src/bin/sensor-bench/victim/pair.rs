@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use sensor::bpf::bare::Bare;
+use sensor::bpf::bench::Bare;
 use sensor_tests::agent::Agent;
 use sensor_tests::netns::NetNs;
 use sensor_tests::process::ChildGuard;

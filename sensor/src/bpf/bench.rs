@@ -1,11 +1,14 @@
-//! The least that an interface can have of native XDP: a program that passes every packet. Attached by `bench victim`, to
-//! tell what XDP itself costs a driver from what Sensor adds; the agent never does.
+//! What `cargo xtask bench` compares with, and the agent never uses: the least that an interface can have of native XDP, and
+//! flow records in a hash map of the kernel.
 
 use anyhow::Context as _;
+use aya::maps::HashMap;
 use aya::programs::{Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
+use sensor_common::flow::{FlowKey, FlowRecord};
 
-use super::load::OBJECT;
+use super::load::{Kernel, OBJECT};
+use super::sys::Plain;
 
 /// A program that passes everything, on an interface until this is dropped.
 #[derive(Debug)]
@@ -29,5 +32,24 @@ impl Bare {
         program.load().context("the kernel's verifier refused program floor_pass")?;
         program.attach(interface, XdpMode::Driver).with_context(|| format!("{interface}: no native XDP"))?;
         Ok(Bare { ebpf })
+    }
+}
+
+impl Kernel {
+    /// Reads all records of the hash map that `floor_lru` keeps ([`super::load::LoadOptions::floors`]), as agents of the usual
+    /// design do at each poll: two system calls for each, one for the next key and one for its value. How many there are, and
+    /// their packets.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn read_hash(&self) -> anyhow::Result<(usize, u64)> {
+        let map = self.ebpf.map("BENCH_LRU").context("the eBPF object has no map BENCH_LRU: rebuild it")?;
+        let map = HashMap::<_, Plain<FlowKey>, Plain<FlowRecord>>::try_from(map).context("map BENCH_LRU")?;
+        let (mut records, mut packets) = (0, 0);
+        for pair in map.iter() {
+            let (_, record) = pair.context("reading map BENCH_LRU")?;
+            (records, packets) = (records + 1, packets + record.0.packets());
+        }
+        Ok((records, packets))
     }
 }
