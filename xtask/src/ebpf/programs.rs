@@ -14,7 +14,7 @@ use object::{
 use super::stack::{self, INSTRUCTION};
 
 /// The kernel adds up frames rounded to this many bytes, at least one of them for each function: check_max_stack_depth in
-/// kernel/bpf/verifier.c. (Kernels since 6.9 round to 16 if they have their JIT compiler on.)
+/// kernel/bpf/verifier.c. (Newer ones than 6.1 round to 16 if their JIT compiler is on.)
 const FRAME: u32 = 32;
 /// BPF_JMP | BPF_CALL, and what the source register says if a function of the object is called, not one of the kernel.
 const CALL: u8 = 0x85;
