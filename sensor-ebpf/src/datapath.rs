@@ -1,6 +1,7 @@
 //! What all hooks do with a frame: parse, find the flow of a fragment, account, and say what becomes of it.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use sensor_common::control::{CLOCK_REPLAY, Control};
 use sensor_common::counter::{ACTION_SLOTS, CAUSE_SLOTS, Cause, Hook, InterfaceCounters};
 use sensor_common::fragment;
@@ -50,8 +51,7 @@ fn account<S: Source>(
     let mut visit = Visit { packet: Packet::start(len), now_ns: 0, ifindex, hook: hook as u32, verdict: 0 };
     source.parse(&mut visit.packet)?;
     visit.packet.frame_len += source.taken_off();
-    visit.now_ns = now_ns(control);
-    if fragment::concerns(&visit.packet) && !fragments::pass(&mut visit.packet, visit.now_ns) {
+    if fragment::concerns(&visit.packet) && !fragments::pass(&mut visit.packet, now_ns(control)) {
         return Err(Cause::Fragment as u64);
     }
     let outcome = table::account(&mut visit, control, counters);
@@ -68,7 +68,7 @@ pub(crate) fn control() -> Option<&'static Control> {
     CONTROL.get_ptr(0).map(|control| unsafe { &*control })
 }
 
-/// The time of the packet, ns.
+/// The time of the packet, ns. It costs as much as the parser does, so whoever needs it asks, and not before.
 #[inline(always)]
 pub(crate) fn now_ns(control: &Control) -> u64 {
     if CLOCK.load() == CLOCK_REPLAY {
@@ -76,5 +76,17 @@ pub(crate) fn now_ns(control: &Control) -> u64 {
     } else {
         // SAFETY: a helper without arguments.
         unsafe { bpf_ktime_get_ns() }
+    }
+}
+
+/// The time when the kernel's timer ticked last, ns: up to 10 ms behind [`now_ns`], for a small part of its cost. Enough for
+/// who asks whether a verdict or the lease is over.
+#[inline(always)]
+pub(crate) fn coarse_ns(control: &Control) -> u64 {
+    if CLOCK.load() == CLOCK_REPLAY {
+        control.replay_now_ns
+    } else {
+        // SAFETY: a helper without arguments (kernel 5.11).
+        unsafe { bpf_ktime_get_coarse_ns() }
     }
 }

@@ -13,8 +13,10 @@ use crate::maps::parser_options;
 /// Answers of the functions here: all is well, or the number of a [`Cause`] and [`REFUSED`].
 const OK: u64 = 0;
 const REFUSED: u64 = 1 << 8;
-/// The short way did not do.
+/// The short way did not do …
 const MORE: u64 = 1;
+/// … or left the options of a SYN.
+const OPTIONS: u64 = 2;
 /// A tunnel was gone into.
 const ENTERED: u64 = 1;
 
@@ -46,7 +48,7 @@ macro_rules! source {
     (
         $(#[$doc:meta])*
         $source:ident, $context:ty, [$($missing:ident)?], $frame:expr, $taken_off:expr, $link_stage:expr,
-        $plain:ident, $walk:ident, $link:ident, $network:ident, $extensions:ident, $tunnel:ident, $transport:ident,
+        $plain:ident, $syn_options:ident, $walk:ident, $link:ident, $network:ident, $extensions:ident, $tunnel:ident, $transport:ident,
         $tcp_options:ident, $sample:ident, $quoted:ident
     ) => {
         $(#[$doc])*
@@ -64,7 +66,11 @@ macro_rules! source {
             #[inline(always)]
             fn parse(self, packet: &mut Packet) -> Result<(), u64> {
                 // SAFETY: the context is the program's own, and the packet a reference.
-                if unsafe { $plain(self.ctx, packet$(, self.$missing)?) } != OK {
+                let progress = unsafe { $plain(self.ctx, packet$(, self.$missing)?) };
+                if progress == OPTIONS {
+                    // SAFETY: as above.
+                    unsafe { $syn_options(self.ctx, packet$(, self.$missing)?) };
+                } else if progress != OK {
                     // SAFETY: as above.
                     let answer = unsafe { $walk(self.ctx, packet$(, self.$missing)?) };
                     if answer & REFUSED != 0 {
@@ -136,8 +142,25 @@ macro_rules! source {
             let (frame, packet) = unsafe { ($frame(ctx$(, $missing)?), &mut *packet) };
             match packet::plain(frame, parser_options(), packet) {
                 Progress::Done => OK,
+                Progress::Options => OPTIONS,
                 Progress::More => MORE,
             }
+        }
+
+        /// [`packet::syn_options`].
+        ///
+        /// # Safety
+        /// The context is the program's own; the packet is valid, or null.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        unsafe extern "C" fn $syn_options(ctx: *mut $context, packet: *mut Packet$(, $missing: u32)?) -> u64 {
+            if packet.is_null() {
+                return OK;
+            }
+            // SAFETY: see above.
+            let (frame, packet) = unsafe { ($frame(ctx$(, $missing)?), &mut *packet) };
+            packet::syn_options(frame, packet);
+            OK
         }
 
         /// [`packet::walk`].
@@ -250,13 +273,13 @@ unsafe fn skb_link(ctx: *mut __sk_buff, packet: &mut Packet, place: &mut Place, 
 source!(
     /// A frame at XDP.
     Xdp, xdp_md, [], XdpFrame::new, whole, xdp_link,
-    sensor_plain_xdp, sensor_walk_xdp, sensor_link_xdp, sensor_network_xdp, sensor_extensions_xdp, sensor_tunnel_xdp,
+    sensor_plain_xdp, sensor_syn_options_xdp, sensor_walk_xdp, sensor_link_xdp, sensor_network_xdp, sensor_extensions_xdp, sensor_tunnel_xdp,
     sensor_transport_xdp, sensor_tcp_options_xdp, sensor_sample_xdp, sensor_quoted_xdp
 );
 
 source!(
     /// A frame at TC.
     Skb, __sk_buff, [missing], SkbFrame::new, vlan_tag, skb_link,
-    sensor_plain_skb, sensor_walk_skb, sensor_link_skb, sensor_network_skb, sensor_extensions_skb, sensor_tunnel_skb,
+    sensor_plain_skb, sensor_syn_options_skb, sensor_walk_skb, sensor_link_skb, sensor_network_skb, sensor_extensions_skb, sensor_tunnel_skb,
     sensor_transport_skb, sensor_tcp_options_skb, sensor_sample_skb, sensor_quoted_skb
 );

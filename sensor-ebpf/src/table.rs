@@ -20,7 +20,7 @@ use sensor_common::verdict::{Action, Verdict, cleared, local_end};
 
 use crate::atomic;
 use crate::context;
-use crate::datapath::control;
+use crate::datapath::{coarse_ns, control, now_ns};
 use crate::lock;
 use crate::maps::{BUCKETS, INDEX, RECORDS, seed};
 use crate::record::{self, count, evict, restart, start};
@@ -30,6 +30,7 @@ use crate::verdicts::{self, CLEARED, HALF_OPEN};
 #[repr(C)]
 pub(crate) struct Visit {
     pub(crate) packet: Packet,
+    /// Arrival, monotonic ns; 0 until somebody needs it.
     pub(crate) now_ns: u64,
     pub(crate) ifindex: u32,
     /// Number of a [`Hook`]. No byte of this struct may be left unwritten.
@@ -70,6 +71,7 @@ pub(crate) fn account(visit: &mut Visit, control: &Control, counters: &mut Inter
     let mut answer = unsafe { sensor_account(visit, counters) };
     // Functions of their own beside `sensor_account`, not below it: their stacks share the kernel's 512 bytes.
     if answer & MISS != 0 {
+        visit.now_ns = now_ns(control);
         let screened = if verdicts::any(control) { verdicts::screen(visit, control, counters) } else { 0 };
         if screened as u8 == Action::Drop as u8 {
             // Who is blocked takes no slot.
@@ -102,12 +104,13 @@ pub(crate) fn account(visit: &mut Visit, control: &Control, counters: &mut Inter
 /// Both pointers are valid, or null.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn sensor_account(visit: *const Visit, counters: *mut InterfaceCounters) -> u64 {
+unsafe extern "C" fn sensor_account(visit: *mut Visit, counters: *mut InterfaceCounters) -> u64 {
     if visit.is_null() || counters.is_null() {
         return REFUSED | Cause::Internal as u64;
     }
     // SAFETY: just tested, and the caller's.
-    let (visit, counters) = unsafe { (&*visit, &mut *counters) };
+    let (visit, counters) = unsafe { (&mut *visit, &mut *counters) };
+    let Some(control) = control() else { return REFUSED | Cause::Internal as u64 };
     let hash = hash::hash(&visit.packet.key, seed);
     let miss = MISS | (hash as u64) << 32;
     let found = match find(&visit.packet, hash) {
@@ -115,11 +118,10 @@ unsafe extern "C" fn sensor_account(visit: *const Visit, counters: *mut Interfac
         Ok(None) => return miss,
         Err(cause) => return REFUSED | cause as u64,
     };
-    fetch(found, &visit.packet);
     let verdict = verdicts::word(found.record);
     let mut done = Action::Pass as u64;
     if verdict.is_some() {
-        done = match obey(found, visit, verdict, counters) {
+        done = match obey(found, visit, verdict, control, counters) {
             Some(done) => done,
             None => return miss,
         };
@@ -127,6 +129,8 @@ unsafe extern "C" fn sensor_account(visit: *const Visit, counters: *mut Interfac
             return drop_packet(found, visit) as u64;
         }
     }
+    fetch(found, &visit.packet);
+    visit.now_ns = now_ns(control);
     match update(found, visit, counters, false) {
         Ok(true) => done,
         Ok(false) => miss,
@@ -137,7 +141,14 @@ unsafe extern "C" fn sensor_account(visit: *const Visit, counters: *mut Interfac
 /// The number of the action that is done with a packet whose record holds a verdict word; `None` if the packet begins
 /// another connection, on the tuple of a closed one, which the word was not for.
 #[inline(always)]
-fn obey(found: Found, visit: &Visit, verdict: Verdict, counters: &mut InterfaceCounters) -> Option<u64> {
+fn obey(
+    found: Found,
+    visit: &mut Visit,
+    verdict: Verdict,
+    control: &Control,
+    counters: &mut InterfaceCounters,
+) -> Option<u64> {
+    visit.now_ns = coarse_ns(control);
     let action = verdict.action_at(found.generation, visit.now_ns);
     if action == Action::Pass {
         return Some(Action::Pass as u64);
@@ -146,7 +157,6 @@ fn obey(found: Found, visit: &Visit, verdict: Verdict, counters: &mut InterfaceC
     if unsafe { &*found.record }.is_reopened_by(&visit.packet) {
         return None;
     }
-    let Some(control) = control() else { return Some(Action::Pass as u64) };
     if control.lease_until_ns <= visit.now_ns {
         counters.lease_expired += 1;
         return Some(Action::Pass as u64);
@@ -164,6 +174,8 @@ fn obey(found: Found, visit: &Visit, verdict: Verdict, counters: &mut InterfaceC
     {
         return Some(verdicts::settled(visit, verdict, false, control, counters) as u64);
     }
+    // Rates are of finer grain than the timer.
+    visit.now_ns = now_ns(control);
     let answer = verdicts::obey(found.record, visit, verdict, counters);
     if answer & CLEARED != 0 && !verdicts::is_cleared(found.record, visit, epoch) {
         // Under the lock: else what was found of this flow could be noted of the next one in the slot.
@@ -265,8 +277,12 @@ unsafe extern "C" fn sensor_find(packet: *const Packet, hash: u32) -> u64 {
 #[inline(always)]
 pub(crate) fn is_tagged(found: Found, visit: &Visit, control: &Control) -> bool {
     let verdict = verdicts::word(found.record);
-    let action = verdict.action_at(found.generation, visit.now_ns);
-    if action.min(control.ceiling(verdict.origin())) != Action::Tag || control.lease_until_ns <= visit.now_ns {
+    if !verdict.is_some() {
+        return false;
+    }
+    let now_ns = coarse_ns(control);
+    let action = verdict.action_at(found.generation, now_ns);
+    if action.min(control.ceiling(verdict.origin())) != Action::Tag || control.lease_until_ns <= now_ns {
         return false;
     }
     // What nothing may drop is not marked in place of a drop either; the ingress program, which came before, has noted it.

@@ -10,7 +10,7 @@ use sensor_common::fragment;
 use sensor_common::hash;
 use sensor_common::packet::{Packet, mark};
 
-use crate::datapath::{control, now_ns};
+use crate::datapath::{coarse_ns, control};
 use crate::fragments;
 use crate::frame::SkbFrame;
 use crate::maps::seed;
@@ -32,8 +32,7 @@ pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
     if (Skb { ctx: skb, missing }).parse(&mut visit.packet).is_err() {
         return;
     }
-    visit.now_ns = now_ns(control);
-    if fragment::concerns(&visit.packet) && !fragments::look_up(&mut visit.packet, visit.now_ns) {
+    if fragment::concerns(&visit.packet) && !fragments::look_up(&mut visit.packet, coarse_ns(control)) {
         return;
     }
     let hash = hash::hash(&visit.packet.key, seed);

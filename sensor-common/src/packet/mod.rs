@@ -38,7 +38,7 @@ pub use self::frame::{Captured, Frame, SAMPLE_BYTES, Window};
 pub use self::host::Parser;
 pub use self::names::{Encapsulation, extension, mark, protocol, tcp_option};
 pub use self::options::Options;
-pub use self::plain::plain;
+pub use self::plain::{plain, syn_options};
 pub use self::quote::{quoted, quoted_key};
 pub use self::walk::{MAX_TUNNELS, Place, Progress, Stages, parse, parse_with, read_sample, stage, walk};
 

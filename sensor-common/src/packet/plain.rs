@@ -1,15 +1,17 @@
 //! The short way: what nearly every packet looks like, read in one go.
 
 use super::link::is_vlan;
+use super::tcp_options::tcp_options;
 use super::transport::set_segments;
 use super::tunnel::is_tunnel_port;
 use super::{
-    ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Frame, Options, Packet, Progress, Window as _, mark, protocol,
+    ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Frame, Options, Packet, Place, Progress, Window as _, mark,
+    protocol,
 };
 use crate::tcp::SYN;
 
 /// Reads a frame with at most two VLAN tags, IPv4 without options or fragments or IPv6 without extension headers, and UDP
-/// or TCP but for SYNs. Of anything else it says [`Progress::More`], and nothing can be said of `packet`, which must
+/// or TCP; the options of a SYN are left to [`syn_options`]. Of anything else it says [`Progress::More`], and nothing can be said of `packet`, which must
 /// be [`Packet::start`] of the frame's length before.
 #[inline(always)]
 pub fn plain<F: Frame>(frame: F, options: Options, packet: &mut Packet) -> Progress {
@@ -92,7 +94,7 @@ fn read<F: Frame>(frame: F, options: Options, packet: &mut Packet) -> Option<Pro
             packet.tcp_flags = tcp.byte::<13>();
             packet.window = tcp.be16::<14>();
             header = (tcp.byte::<12>() >> 4) as u32 * 4;
-            if header < 20 || packet.tcp_flags & SYN != 0 {
+            if header < 20 {
                 return None;
             }
         }
@@ -115,5 +117,17 @@ fn read<F: Frame>(frame: F, options: Options, packet: &mut Packet) -> Option<Pro
     packet.key.vlans[0] = vlan;
     packet.from_low = packet.key.order();
     set_segments(frame, packet);
-    Some(Progress::Done)
+    let options = number == protocol::TCP && header > 20 && packet.tcp_flags & SYN != 0;
+    Some(if options { Progress::Options } else { Progress::Done })
+}
+
+/// What [`plain`] leaves of a SYN with options.
+#[inline(always)]
+pub fn syn_options<F: Frame>(frame: F, packet: &mut Packet) {
+    // Nothing lies between IP's fixed header and TCP.
+    let before = if packet.key.family == 4 { 20 } else { 40 };
+    let mut place = Place::start(packet.frame_len);
+    place.offset = packet.l3_offset + before + 20;
+    place.options = packet.header_len.wrapping_sub(before + 20);
+    tcp_options(frame, packet, &mut place);
 }

@@ -96,16 +96,28 @@ fn both_ways_agree() {
     }
     let v4 = ipv4([B, A], protocol::TCP, &tcp(0x18, &[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2], b"hello"));
     let v6 = ipv6(protocol::UDP, &udp([5000, 53], b"hello"));
-    for datagram in [&v4, &v6] {
+    let syn = [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
+    let syns = [
+        ipv4([A, B], protocol::TCP, &tcp(0x02, &[], b"hello")),
+        ipv4([A, B], protocol::TCP, &tcp(0x02, &syn, b"hello")),
+        ipv6(protocol::TCP, &tcp(0x12, &syn, b"hello")),
+        ipv6(protocol::TCP, &tcp(0x12, &[2, 40, 5, 180], b"hello")),
+    ];
+    for datagram in [&v4, &v6].into_iter().chain(&syns) {
         let kind = if datagram[0] >> 4 == 4 { 0x0800u16 } else { 0x86dd };
         let tagged = ethernet(0x8100, &[&[0x20, 5], &kind.to_be_bytes()[..], datagram].concat());
         for mut frame in [ethernet(kind, datagram), tagged] {
             frame.extend([0; 9]);
             let (mut short, mut long) = (Packet::start(frame.len() as u32), Packet::start(frame.len() as u32));
-            assert_eq!(super::plain(&frame[..], Options::NONE, &mut short), Progress::Done);
+            match super::plain(&frame[..], Options::NONE, &mut short) {
+                Progress::Done => {}
+                Progress::Options => super::syn_options(&frame[..], &mut short),
+                Progress::More => panic!("not read the short way: {frame:02x?}"),
+            }
             walk(Long(&frame), Options::NONE, &mut long).expect("well-formed");
             assert_eq!(short, long);
             assert_eq!(short.payload_len, 5);
+            assert_eq!(short.mss, if datagram.windows(4).any(|four| four == &syn[..4]) { 1460 } else { 0 });
         }
     }
 }

@@ -8,6 +8,7 @@ use super::transport::{finish, transport};
 use super::tunnel::{may_tunnel, tunnel};
 use super::{
     ETHERTYPE_ETHERNET, ETHERTYPE_IPV4, Frame, MAX_HEADER_OFFSET, Options, Packet, Refusal, SAMPLE_BYTES, mark, plain,
+    syn_options,
 };
 use crate::counter::Cause;
 
@@ -19,6 +20,8 @@ pub const MAX_TUNNELS: u32 = 2;
 pub enum Progress {
     /// It is whole.
     Done,
+    /// It is whole but for the options of a SYN.
+    Options,
     /// There is more to read.
     More,
 }
@@ -220,9 +223,13 @@ pub fn parse<F: Frame>(frame: F) -> Result<Packet, Refusal> {
 /// As for [`parse`].
 pub fn parse_with<F: Frame>(frame: F, options: Options) -> Result<Packet, Refusal> {
     let mut packet = Packet::start(frame.wire_len());
-    if plain(frame, options, &mut packet) == Progress::More {
-        packet = Packet::start(packet.frame_len);
-        walk(OnHost(frame, options), options, &mut packet)?;
+    match plain(frame, options, &mut packet) {
+        Progress::Done => {}
+        Progress::Options => syn_options(frame, &mut packet),
+        Progress::More => {
+            packet = Packet::start(packet.frame_len);
+            walk(OnHost(frame, options), options, &mut packet)?;
+        }
     }
     if options.payload_hints && packet.payload_len > 0 {
         read_sample(frame, &mut packet);
