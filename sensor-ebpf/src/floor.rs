@@ -3,17 +3,22 @@
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::macros::xdp;
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use sensor_common::counter::Cause;
 use sensor_common::packet::Packet;
 
-use crate::frame::XdpFrame;
+use crate::frame::{SkbFrame, XdpFrame};
 use crate::maps::{BENCH_LRU, BENCH_RECORD};
-use crate::parse::{Source as _, Xdp};
+use crate::parse::{Skb, Source, Xdp};
 use crate::record::{count, start, update};
 use crate::table::Visit;
 use crate::{atomic, vary};
+
+/// Let the next program, or the stack, see the packet.
+const TC_NEXT: i32 = -1;
+/// Drop the packet.
+const TC_SHOT: i32 = 2;
 
 /// Nothing but the call.
 #[xdp]
@@ -49,13 +54,40 @@ pub(crate) fn floor_clock(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn least(ctx: &XdpContext, clock: bool) -> u32 {
     vary::next(ctx);
-    let source = Xdp { ctx: ctx.ctx };
     // SAFETY: the context is this program's own.
     let len = unsafe { XdpFrame::len(ctx.ctx, false) };
-    let mut packet = Packet::start(len);
-    if source.parse(&mut packet).is_err() {
-        return xdp_action::XDP_PASS;
+    match read(Xdp { ctx: ctx.ctx }, len, clock) {
+        Some(77) | None => xdp_action::XDP_PASS,
+        Some(_) => xdp_action::XDP_DROP,
     }
+}
+
+/// At TC: nothing but the call.
+#[classifier]
+pub(crate) fn floor_tc_next(_ctx: TcContext) -> i32 {
+    TC_NEXT
+}
+
+/// At TC: parse and clock.
+#[classifier]
+pub(crate) fn floor_tc_clock(ctx: TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is this program's own, and nothing of it was read yet.
+    let (missing, len) = unsafe {
+        SkbFrame::pull(skb);
+        (SkbFrame::missing(skb), (*skb).len)
+    };
+    match read(Skb { ctx: skb, missing }, len + missing, true) {
+        Some(77) => TC_SHOT,
+        _ => TC_NEXT,
+    }
+}
+
+/// Parses a frame; a number that depends on all that was read. `None` if the parser refuses the frame.
+#[inline(always)]
+fn read<S: Source>(source: S, len: u32, clock: bool) -> Option<u64> {
+    let mut packet = Packet::start(len);
+    source.parse(&mut packet).ok()?;
     // SAFETY: a helper without arguments.
     let now = if clock { unsafe { bpf_ktime_get_ns() } } else { 0 };
     // Every field is used, so that none of the parser is optimised away.
@@ -67,7 +99,7 @@ fn least(ctx: &XdpContext, clock: bool) -> u32 {
         ^ (packet.window as u64) << 16
         ^ (packet.tcp_flags as u64)
         ^ (packet.ttl as u64);
-    if atomic::opaque(sum) == 77 { xdp_action::XDP_PASS } else { xdp_action::XDP_DROP }
+    Some(atomic::opaque(sum))
 }
 
 /// The same record in a hash map of the kernel that gives up what was used least recently: what most agents do. No

@@ -22,7 +22,7 @@ use sensor_common::verdict::MAX_VERDICTS;
 pub use super::context::ContextTables;
 use super::context::context_sets;
 use super::pins::{Left, Pins, Size};
-pub use super::run::{Hook, ProgramInfo, Runner, TestRunOptions, TestRunResult};
+pub use super::run::{Floor, Hook, ProgramInfo, Runner, TestRunOptions, TestRunResult};
 use super::sys::{ControlPage, Counters, Sets, Table};
 use super::verdicts::Verdicts;
 
@@ -174,6 +174,7 @@ impl Kernel {
             .override_global("STRONG_ORDER", &strong_order, true)
             .override_global("VARY", &(options.floors as u8), true)
             .map_max_entries("BENCH_LRU", if options.floors { options.flows as u32 } else { 1 })
+            .map_max_entries("BENCH_AGGREGATE", if options.floors { options.flows as u32 } else { 1 })
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
             .override_global("SOURCE_SETS", &source_sets, true)
             .override_global("SERVICE_SETS", &service_sets, true)
@@ -185,7 +186,7 @@ impl Kernel {
             kernel_programs.push("sensor_tag");
         }
         if options.floors {
-            kernel_programs.extend(["floor_drop", "floor_vary", "floor_parse", "floor_clock", "floor_lru"]);
+            kernel_programs.extend(Floor::ALL.map(Floor::name));
         }
         for name in kernel_programs {
             load_program(&mut ebpf, name)?;
@@ -526,7 +527,7 @@ where
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
-    let result = if name.starts_with("sensor_xdp") || name.starts_with("floor") {
+    let result = if name.starts_with("sensor_xdp") || name.starts_with("floor") && !name.starts_with("floor_tc") {
         program::<Xdp>(ebpf, name)?.load()
     } else {
         program::<SchedClassifier>(ebpf, name)?.load()

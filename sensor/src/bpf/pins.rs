@@ -241,12 +241,7 @@ impl Pins {
             Hook::Egress => "egress",
             Hook::StackIngress => "ingress",
             Hook::Tag => "tag",
-            Hook::Ingress
-            | Hook::FloorDrop
-            | Hook::FloorVary
-            | Hook::FloorParse
-            | Hook::FloorClock
-            | Hook::FloorLru => "xdp",
+            Hook::Ingress | Hook::Floor(_) => "xdp",
         };
         // The file system does not take dots.
         self.path.join(format!("{LINK}{ifindex}-{hook}"))

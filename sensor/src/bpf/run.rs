@@ -19,16 +19,57 @@ pub enum Hook {
     StackIngress,
     /// `sensor_tag`, received frames after XDP.
     Tag,
-    /// `floor_drop`, for benches: nothing but the call.
-    FloorDrop,
-    /// `floor_vary`, for benches: a frame that changes from run to run.
-    FloorVary,
-    /// `floor_parse`, for benches: the parser.
-    FloorParse,
-    /// `floor_clock`, for benches: parse and clock.
-    FloorClock,
-    /// `floor_lru`, for benches: the same record in a hash map of the kernel.
-    FloorLru,
+    /// What benches measure the others against; the agent never loads these.
+    Floor(Floor),
+}
+
+/// The programs that benches measure the others against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Floor {
+    /// Nothing but the call.
+    Drop,
+    /// A frame that changes from run to run.
+    Vary,
+    /// The parser.
+    Parse,
+    /// Parse and clock.
+    Clock,
+    /// The same record in a hash map of the kernel.
+    Lru,
+    /// Eight counters in a hash map of the kernel, as flow exporters keep them.
+    Aggregate,
+    /// At TC: nothing but the call.
+    StackNext,
+    /// At TC: parse and clock.
+    StackClock,
+}
+
+impl Floor {
+    /// All of them.
+    pub const ALL: [Floor; 8] = [
+        Floor::Drop,
+        Floor::Vary,
+        Floor::Parse,
+        Floor::Clock,
+        Floor::Lru,
+        Floor::Aggregate,
+        Floor::StackNext,
+        Floor::StackClock,
+    ];
+
+    /// Name of the program.
+    pub fn name(self) -> &'static str {
+        match self {
+            Floor::Drop => "floor_drop",
+            Floor::Vary => "floor_vary",
+            Floor::Parse => "floor_parse",
+            Floor::Clock => "floor_clock",
+            Floor::Lru => "floor_lru",
+            Floor::Aggregate => "floor_aggregate",
+            Floor::StackNext => "floor_tc_next",
+            Floor::StackClock => "floor_tc_clock",
+        }
+    }
 }
 
 /// What the kernel says of a loaded program.
@@ -106,11 +147,7 @@ impl Runner<'_> {
             Hook::Egress => "sensor_egress",
             Hook::StackIngress => "sensor_ingress",
             Hook::Tag => "sensor_tag",
-            Hook::FloorDrop => "floor_drop",
-            Hook::FloorVary => "floor_vary",
-            Hook::FloorParse => "floor_parse",
-            Hook::FloorClock => "floor_clock",
-            Hook::FloorLru => "floor_lru",
+            Hook::Floor(floor) => floor.name(),
         };
         match self.ebpf.program(name) {
             Some(Program::Xdp(program)) => program.test_run(options),

@@ -1,6 +1,8 @@
 //! `sensor-bench`: what Sensor costs, as ratios within one run: a packet in the kernel programs (`datapath`), a host's
 //! traffic (`victim`), and how long an attack goes on (`reaction`). Needs root. Reached by `cargo xtask bench`.
 
+mod cases;
+mod frames;
 mod poll;
 mod reaction;
 mod report;
@@ -29,7 +31,7 @@ enum Bench {
         /// Prints JSON instead of a table.
         #[arg(long)]
         json: bool,
-        /// Only the cases whose name contains this, and the floors.
+        /// Only groups and cases whose names contain this, with what they are held against.
         #[arg(long, default_value = "", hide_default_value = true)]
         only: String,
         /// Rounds; medians and minima are over these.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use rustix::thread::{CpuSet, gettid, sched_getcpu, sched_setaffinity};
 use sensor::agent::bench::Polls;
-use sensor::bpf::load::{Hook, Kernel, LoadOptions};
+use sensor::bpf::load::{Floor, Hook, Kernel, LoadOptions};
 use sensor::config::Config;
 use sensor::model::contract::Thresholds;
 use sensor::model::{Model, accept};
@@ -74,7 +74,7 @@ fn fill(polls: &mut Polls) -> Result<()> {
     frame[5..8].copy_from_slice(&[14 + 14, 14 + 20, FLOW_BITS]);
     frame[10] = PACKETS_SHIFT;
     let runs = 1 << (FLOW_BITS + PACKETS_SHIFT);
-    for hook in [Hook::Ingress, Hook::FloorLru] {
+    for hook in [Hook::Ingress, Hook::Floor(Floor::Lru)] {
         polls.kernel().test_run(hook, &frame, runs)?;
     }
     Ok(())

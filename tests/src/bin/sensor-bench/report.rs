@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use sensor::bpf::load::ProgramInfo;
 use serde_json::{Value, json};
 
-/// Samples of one subject, ns a packet, one for each round.
+use crate::cases::{AGGREGATE, EMPTY, FLOOR, LRU};
+
+/// Samples of one case, ns a packet, one for each round.
 pub(crate) struct Samples {
     pub(crate) name: &'static str,
-    /// The subject that does the same with a hash map of the kernel.
-    pub(crate) hash: Option<&'static str>,
     pub(crate) ns: Vec<f64>,
 }
 
@@ -18,8 +18,26 @@ impl Samples {
         quantile(&self.ns, 0.0)
     }
 
-    fn median(&self) -> f64 {
+    pub(crate) fn median(&self) -> f64 {
         median(&self.ns)
+    }
+}
+
+/// Samples of cases on the same frames.
+pub(crate) struct GroupSamples {
+    pub(crate) name: &'static str,
+    /// What the others are held against.
+    pub(crate) references: Vec<Samples>,
+    pub(crate) cases: Vec<Samples>,
+}
+
+impl GroupSamples {
+    fn reference(&self, name: &str) -> Option<f64> {
+        self.references.iter().find(|samples| samples.name == name).map(Samples::median)
+    }
+
+    fn case(&self, name: &str) -> Option<f64> {
+        self.cases.iter().find(|samples| samples.name == name).map(Samples::median)
     }
 }
 
@@ -38,65 +56,146 @@ pub(crate) fn quantile(samples: &[f64], q: f64) -> f64 {
     below + (above - below) * at.fract()
 }
 
-/// All that one run measured. The first two subjects are the floors.
+/// All that one run measured. The first group has the references that are common to all.
 pub(crate) struct Report {
     cpu: usize,
     packets: u32,
     programs: Vec<ProgramInfo>,
-    subjects: Vec<Samples>,
+    groups: Vec<GroupSamples>,
 }
 
+/// A target: what is wanted, and where it is measured.
+struct Target {
+    what: &'static str,
+    group: &'static str,
+    case: &'static str,
+    reference: &'static str,
+    at_most: f64,
+}
+
+const TARGETS: [Target; 4] = [
+    Target {
+        what: "established flow, all statistics",
+        group: "TCP over IPv4",
+        case: "established flow",
+        reference: FLOOR,
+        at_most: 1.6,
+    },
+    Target {
+        what: "packet of a dropped flow",
+        group: "TCP over IPv4",
+        case: "dropped by verdict",
+        reference: FLOOR,
+        at_most: 1.25,
+    },
+    Target {
+        what: "65,536 flows at random",
+        group: "acknowledgements of 65,536 flows at random",
+        case: "established flow",
+        reference: LRU,
+        at_most: 0.5,
+    },
+    Target {
+        what: "new-flow flood, table full",
+        group: "SYNs, each a new flow",
+        case: "table full of flows with history",
+        reference: FLOOR,
+        at_most: 4.0,
+    },
+];
+
+/// What the object of netobserv's agent cost in units of the floor of its run (docs/performance.md).
+const NETOBSERV: f64 = 3.1;
+
 impl Report {
-    pub(crate) fn new(cpu: usize, packets: u32, programs: Vec<ProgramInfo>, subjects: Vec<Samples>) -> Report {
-        Report { cpu, packets, programs, subjects }
+    pub(crate) fn new(cpu: usize, packets: u32, programs: Vec<ProgramInfo>, groups: Vec<GroupSamples>) -> Report {
+        Report { cpu, packets, programs, groups }
     }
 
-    /// Medians of the floors: nothing but the call, and parse and clock.
-    fn floors(&self) -> (f64, f64) {
-        (self.subjects[0].median(), self.subjects[1].median())
+    /// The empty program of the group's hook.
+    fn empty(&self, group: &GroupSamples) -> f64 {
+        group.reference(EMPTY).or_else(|| self.groups.first()?.reference(EMPTY)).unwrap_or(f64::NAN)
     }
 
-    /// What a subject's case costs with a hash map of the kernel.
-    fn with_hash(&self, subject: &Samples) -> Option<f64> {
-        let hash = subject.hash?;
-        self.subjects.iter().find(|other| other.name == hash).map(Samples::median)
+    /// Medians of targets that were measured, with the ratio that was found.
+    fn targets(&self) -> impl Iterator<Item = (&'static str, &'static str, f64, f64)> {
+        let found = |target: &Target| {
+            let group = self.groups.iter().find(|group| group.name == target.group)?;
+            let ratio = group.case(target.case)? / group.reference(target.reference)?;
+            Some((target.what, target.reference, target.at_most, ratio))
+        };
+        let netobserv = TARGETS
+            .iter()
+            .take(1)
+            .filter_map(found)
+            .map(|(what, _, _, ratio)| (what, "netobserv's object, by way of the floors", 0.5, ratio / NETOBSERV));
+        TARGETS.iter().filter_map(found).chain(netobserv).collect::<Vec<_>>().into_iter()
     }
 
     pub(crate) fn json(&self) -> Value {
-        let (call, clock) = self.floors();
-        let subjects: Vec<_> = self
-            .subjects
+        let groups: Vec<_> = self
+            .groups
             .iter()
-            .map(|subject| {
+            .map(|group| {
+                let row = |samples: &Samples| {
+                    let median = samples.median();
+                    let ratio = |name| group.reference(name).map(|reference| median / reference);
+                    json!({
+                        "name": samples.name,
+                        "median_ns": median,
+                        "min_ns": samples.min(),
+                        "ratio_to_floor": ratio(FLOOR),
+                        "ratio_to_lru_hash": ratio(LRU),
+                        "ratio_to_aggregating_agent": ratio(AGGREGATE),
+                        "ratio_to_empty_program": median / self.empty(group),
+                        "samples_ns": samples.ns,
+                    })
+                };
                 json!({
-                    "name": subject.name,
-                    "median_ns": subject.median(),
-                    "min_ns": subject.min(),
-                    "ratio_to_call": subject.median() / call,
-                    "ratio_to_parse_and_clock": subject.median() / clock,
-                    "ratio_to_lru_hash": self.with_hash(subject).map(|hash| subject.median() / hash),
-                    "samples_ns": subject.ns,
+                    "name": group.name,
+                    "references": group.references.iter().map(row).collect::<Vec<_>>(),
+                    "cases": group.cases.iter().map(row).collect::<Vec<_>>(),
                 })
             })
             .collect();
-        json!({ "cpu": self.cpu, "packets": self.packets, "subjects": subjects, "programs": self.programs })
+        let target = |(what, to, at_most, ratio)| json!({ "what": what, "to": to, "at_most": at_most, "ratio": ratio });
+        let targets: Vec<_> = self.targets().map(target).collect();
+        json!({ "cpu": self.cpu, "packets": self.packets, "groups": groups, "targets": targets, "programs": self.programs })
     }
 
     pub(crate) fn table(&self) -> String {
-        let (call, clock) = self.floors();
-        let rounds = self.subjects[0].ns.len();
-        let mut text = format!("{rounds} interleaved rounds on CPU {}, {} packets each\n\n", self.cpu, self.packets);
+        let rounds = self.groups.first().and_then(|group| group.references.first()).map_or(0, |floor| floor.ns.len());
+        let mut text = format!(
+            "{rounds} interleaved rounds on CPU {}, {} packets each; ns a packet, medians. Ratios are to references on the \
+             same frames:\nfloor = parse and clock, LRU = the same record in an LRU hash, agg = eight counters in a hash \
+             map under a spin lock\n\n",
+            self.cpu, self.packets
+        );
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "{:<50} {:>8} {:>8} {:>8} {:>14} {:>11}",
-            "ns/packet", "median", "min", "× call", "× parse+clock", "× LRU hash"
+            "{:<40} {:>7} {:>7} | {:>7} {:>7} | {:>7} {:>6} | {:>7} {:>6} | {:>7}",
+            "", "median", "min", "floor", "× floor", "LRU", "× LRU", "agg", "× agg", "× empty"
         );
-        for subject in &self.subjects {
-            let (median, min) = (subject.median(), subject.min());
-            let (name, to_call, to_clock) = (subject.name, median / call, median / clock);
-            let to_hash = self.with_hash(subject).map_or(String::new(), |hash| format!("{:.2}", median / hash));
-            let _ = writeln!(text, "{name:<50} {median:>8.1} {min:>8.1} {to_call:>8.2} {to_clock:>14.2} {to_hash:>11}");
+        for group in &self.groups {
+            let _ = writeln!(text, "{}", group.name);
+            // What has a column of its own needs no row.
+            let named = group.references.iter().filter(|samples| ![FLOOR, LRU, AGGREGATE].contains(&samples.name));
+            for (samples, compared) in named.map(|row| (row, false)).chain(group.cases.iter().map(|row| (row, true))) {
+                let (name, median, min) = (samples.name, samples.median(), samples.min());
+                let _ = write!(text, "  {name:<38} {median:>7.1} {min:>7.1} |");
+                for (reference, width) in [(FLOOR, 7), (LRU, 6), (AGGREGATE, 6)] {
+                    let found = group.reference(reference).filter(|_| compared);
+                    let ns = found.map_or(String::new(), |ns| format!("{ns:.1}"));
+                    let ratio = found.map_or(String::new(), |ns| format!("{:.2}", median / ns));
+                    let _ = write!(text, " {ns:>7} {ratio:>width$} |");
+                }
+                let _ = writeln!(text, " {:>7.1}", median / self.empty(group));
+            }
+        }
+        let _ = writeln!(text, "\n{:<40} {:>8} {:>8}", "target", "at most", "found");
+        for (what, to, at_most, ratio) in self.targets() {
+            let _ = writeln!(text, "{what:<40} {at_most:>8.2} {ratio:>8.2} × {to}");
         }
         let _ = writeln!(text, "\n{:<44} {:>22} {:>13}", "program", "verified instructions", "bytes of code");
         for program in &self.programs {
