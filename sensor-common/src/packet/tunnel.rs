@@ -139,13 +139,15 @@ fn gtp<F: Frame>(frame: F, place: &mut Place, offset: u32) -> Found {
             if len == 0 {
                 return None;
             }
-            place.position = at + len;
-            let behind = F::reload(&place.position);
-            if behind == 0 || behind > super::MAX_HEADER_OFFSET {
+            // Not one back from its end: the verifier of Linux 6.1 takes a sum that was subtracted from for any number.
+            place.position = at + (len - 1);
+            let last = F::reload(&place.position);
+            if last >= super::MAX_HEADER_OFFSET {
                 return None;
             }
+            place.position = last + 1;
             // The next one's type is the last byte of each.
-            place.scratch = frame.window(behind - 1, 1)?.byte::<0>() as u32;
+            place.scratch = frame.window(last, 1)?.byte::<0>() as u32;
         }
         if F::reload(&place.scratch) != 0 {
             return None;
