@@ -17,7 +17,7 @@ use crate::fragment::Slot;
 use crate::hash::{SEED_WORDS, Seed};
 use crate::table::{Bucket, EVICTED_BYTES, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, TICK_SHIFT, WAYS};
 use crate::verdict::{
-    Action, Entry, KNOWN_SOURCES, MAX_ALLOWED, MAX_SERVICES, Origin, PORT_WORDS, PrefixKey, ServiceKey, Verdict,
+    Action, Entry, KNOWN_SETS, KnownSet, MAX_ALLOWED, MAX_SERVICES, Origin, PORT_WORDS, PrefixKey, ServiceKey, Verdict,
 };
 
 /// Raised by hand when what a field, a number or the hash means changes, but none of their names, types and places.
@@ -112,7 +112,7 @@ pub const MAPS: &[Map] = &[
     map::<ServiceKey, Entry>("SERVICE_LIMITS", MAX_SERVICES as u64),
     map::<PrefixKey, u32>("ALLOWED", MAX_ALLOWED as u64),
     map::<u32, u64>("ALLOWED_PORTS", PORT_WORDS as u64),
-    map::<[u32; 4], u64>("KNOWN", KNOWN_SOURCES as u64),
+    map::<u32, KnownSet>("KNOWN", KNOWN_SETS as u64),
     Map { name: "EVICTED", key_size: 0, value_size: 0, layout: word(FlowRecord::HASH, EVICTED_BYTES as u64) },
 ];
 

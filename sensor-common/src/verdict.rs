@@ -13,16 +13,18 @@
 //! and origins that this version does not know pass.
 
 mod entry;
+pub mod known;
 mod protection;
 mod rate;
 mod scope;
 
 pub use self::entry::{Entry, Rate};
+pub use self::known::{KNOWN_NS, KNOWN_SETS, KnownSet};
 pub use self::protection::{CLEARED_HIGH, CLEARED_LOW, EPOCHS, cleared, is_essential, is_proven, local_end};
 pub use self::rate::{BURST_NS, COST_SHIFT, MAX_CHARGED_BYTES, cost};
 pub use self::scope::{
-    ALLOWED_FLAG, KNOWN_NS, KNOWN_SOURCES, MAX_ALLOWED, MAX_SERVICES, MAX_VERDICTS, PORT_WORDS, PrefixData, PrefixKey,
-    ServiceKey, mapped, port_bit,
+    ALLOWED_FLAG, MAX_ALLOWED, MAX_SERVICES, MAX_VERDICTS, PORT_WORDS, PrefixData, PrefixKey, ServiceKey, mapped,
+    port_bit,
 };
 
 /// What happens to a flow's packets.

@@ -12,7 +12,9 @@ use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::packet::Options;
 use sensor_common::table::{Bucket, EVICTED_BYTES, MIN_BUCKETS, WAYS};
-use sensor_common::verdict::{Entry, KNOWN_SOURCES, MAX_ALLOWED, MAX_SERVICES, PORT_WORDS, PrefixData, ServiceKey};
+use sensor_common::verdict::{
+    Entry, KNOWN_SETS, KnownSet, MAX_ALLOWED, MAX_SERVICES, PORT_WORDS, PrefixData, ServiceKey,
+};
 
 /// Bucket lines, mmapped by the agent.
 #[map]
@@ -54,7 +56,7 @@ pub(crate) static SOURCES: Array<Set> = Array::with_max_entries(1, BPF_F_MMAPABL
 #[map]
 pub(crate) static SERVICES: Array<Set> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Verdicts on flows. Memory for an entry is taken when it is written, here and in the maps below but for [`KNOWN`].
+/// Verdicts on flows. Memory for an entry is taken when it is written, here and in the maps below but for the arrays.
 #[map]
 pub(crate) static FLOW_VERDICTS: HashMap<FlowKey, Entry> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 
@@ -75,9 +77,9 @@ pub(crate) static ALLOWED: LpmTrie<PrefixData, u32> = LpmTrie::with_max_entries(
 #[map]
 pub(crate) static ALLOWED_PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS, 0);
 
-/// Sources that completed a handshake, and when (ns).
+/// Sources that completed a handshake, and when (`sensor_common::verdict::known`).
 #[map]
-pub(crate) static KNOWN: LruHashMap<[u32; 4], u64> = LruHashMap::with_max_entries(KNOWN_SOURCES, 0);
+pub(crate) static KNOWN: Array<KnownSet> = Array::with_max_entries(KNOWN_SETS, 0);
 
 /// Sets of [`SOURCES`], a power of two; 0 = no context is kept.
 #[unsafe(no_mangle)]

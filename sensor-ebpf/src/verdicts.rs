@@ -5,7 +5,7 @@
 //! withholds is exactly what would have been done. A packet of a flow without a verdict sees nothing of all this, and one
 //! that is dropped asks no map: its record remembers that nothing protects it, for one epoch of the never-drop list.
 
-use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_map_update_elem};
+use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::maps::LpmTrie;
 use sensor_common::control::Control;
 use sensor_common::counter::{ACTION_SLOTS, InterfaceCounters, ORIGIN_SLOTS};
@@ -13,12 +13,12 @@ use sensor_common::flow::{FlowKey, FlowRecord, state};
 use sensor_common::packet::protocol;
 use sensor_common::tcp;
 use sensor_common::verdict::{
-    ALLOWED_FLAG, Action, Entry, KNOWN_NS, PrefixData, PrefixKey, ServiceKey, Settled, Verdict, is_essential,
-    is_proven, local_end, mapped, port_bit, settle,
+    ALLOWED_FLAG, Action, Entry, PrefixData, PrefixKey, ServiceKey, Settled, Verdict, is_essential, is_proven, known,
+    local_end, mapped, port_bit, settle,
 };
 
 use crate::datapath::control;
-use crate::maps::{ALLOWED, ALLOWED_PORTS, FLOW_VERDICTS, KNOWN, SERVICE_LIMITS, SOURCE_VERDICTS};
+use crate::maps::{ALLOWED, ALLOWED_PORTS, FLOW_VERDICTS, KNOWN, SERVICE_LIMITS, SOURCE_VERDICTS, seed};
 use crate::table::Visit;
 use crate::{atomic, lock};
 
@@ -341,10 +341,13 @@ unsafe extern "C" fn sensor_half_open(visit: *const Visit, counters: *mut Interf
         return 0;
     }
     let from = mapped(if packet.from_low { low } else { high }, family);
-    if let Some(at_ns) = KNOWN.get_ptr(from) {
-        // SAFETY: 8 aligned bytes of a map value.
-        if unsafe { at_ns.read_volatile() }.wrapping_add(KNOWN_NS) > now_ns {
-            return 0;
+    let (set, tag) = known::place(&from, seed);
+    if let Some(set) = KNOWN.get_ptr(set) {
+        for way in 0..known::KNOWN_WAYS {
+            // SAFETY: 8 aligned bytes of a map value.
+            if known::holds(unsafe { (&raw const (*set)[way]).read_volatile() }, tag, now_ns) {
+                return 0;
+            }
         }
     }
     // SAFETY: a map value and references.
@@ -491,17 +494,14 @@ unsafe extern "C" fn sensor_known(record: *const FlowRecord, visit: *const Visit
         return 1;
     }
     let address = if initiator_high { packet.key.high } else { packet.key.low };
-    let source = mapped(address, packet.key.family);
     let now_ns = visit.now_ns;
-    // SAFETY: the helper copies key and value, which are on this function's stack.
-    unsafe {
-        bpf_map_update_elem(
-            (&raw const KNOWN).cast_mut().cast(),
-            (&raw const source).cast(),
-            (&raw const now_ns).cast(),
-            0,
-        )
-    };
+    let (set, tag) = known::place(&mapped(address, packet.key.family), seed);
+    let Some(set) = KNOWN.get_ptr_mut(set) else { return 1 };
+    // SAFETY: aligned words of a map value, which other CPUs write whole.
+    let words = core::array::from_fn(|way| unsafe { (&raw const (*set)[way]).read_volatile() });
+    let way = known::way_of(&words, tag, now_ns);
+    // SAFETY: as above; the number is in bounds, and the verifier sees it.
+    unsafe { set.cast::<u64>().add(way & (known::KNOWN_WAYS - 1)).write_volatile(known::word(tag, now_ns)) };
     0
 }
 

@@ -10,10 +10,6 @@ pub const MAX_VERDICTS: u32 = 1 << 20;
 pub const MAX_ALLOWED: u32 = 1 << 16;
 /// Services with a limit of half-open attempts.
 pub const MAX_SERVICES: u32 = 1 << 10;
-/// Sources that are remembered for a completed handshake; beyond that, the one not seen for longest goes.
-pub const KNOWN_SOURCES: u32 = 1 << 14;
-/// How long a completed handshake exempts its source from limits of half-open attempts, ns: 10 minutes.
-pub const KNOWN_NS: u64 = 600 * 1_000_000_000;
 /// Bit of an entry of the never-drop list: it is allowed. (Without it, a longer prefix takes a part out again.)
 pub const ALLOWED_FLAG: u32 = 1;
 /// 64-bit words of the never-drop ports: TCP's, then UDP's.

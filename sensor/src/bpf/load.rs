@@ -211,7 +211,7 @@ impl Kernel {
         };
         let table = Table::new(array_fd(&index)?, array_fd(&records)?, buckets as usize)?;
         let control = ControlPage::new(array_fd(&control_map)?)?;
-        let verdicts = Verdicts::new(&mut ebpf, ControlPage::new(array_fd(&control_map)?)?, left.is_some())?;
+        let verdicts = Verdicts::new(&mut ebpf, ControlPage::new(array_fd(&control_map)?)?, seed, left.is_some())?;
         let counters = PerCpuArray::try_from(take(&mut ebpf, "COUNTERS")?).context("map COUNTERS")?;
         let evicted = RingBuf::try_from(take(&mut ebpf, "EVICTED")?).context("map EVICTED")?;
         let logs = if options.log_level > 0 { Some(logs(&mut ebpf)?) } else { None };

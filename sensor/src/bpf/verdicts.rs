@@ -16,7 +16,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
 use ipnet::IpNet;
 use sensor_common::flow::FlowKey;
-use sensor_common::verdict::{Action, Entry, Origin, PrefixData, ServiceKey};
+use sensor_common::hash::Seed;
+use sensor_common::verdict::{Action, Entry, KnownSet, Origin, PrefixData, ServiceKey, known};
 
 use super::sys::{ControlPage, Plain};
 
@@ -30,7 +31,8 @@ pub struct Verdicts {
     services: HashMap<MapData, Plain<ServiceKey>, Plain<Entry>>,
     allowed: LpmTrie<MapData, Plain<PrefixData>, u32>,
     ports: Array<MapData, u64>,
-    known: HashMap<MapData, Address, u64>,
+    known: Array<MapData, KnownSet>,
+    seed: Seed,
     control: ControlPage,
     /// Prefixes in `sources`.
     prefixes: HashSet<IpNet>,
@@ -63,12 +65,12 @@ pub struct Service {
 
 impl Verdicts {
     /// Takes the maps of a loaded object. What is in them (maps of an earlier agent) stays. `control`: a mapping of the
-    /// control page of its own. `adopted`: another agent may still write all of this; nothing is touched before
+    /// control page of its own. `seed`: the hash keys of this load. `adopted`: another agent may still write all of this; nothing is touched before
     /// [`Verdicts::look_again`].
     ///
     /// # Errors
     /// If the object lacks a map, or the kernel refuses to read one.
-    pub(super) fn new(ebpf: &mut Ebpf, control: ControlPage, adopted: bool) -> anyhow::Result<Verdicts> {
+    pub(super) fn new(ebpf: &mut Ebpf, control: ControlPage, seed: Seed, adopted: bool) -> anyhow::Result<Verdicts> {
         let mut take = |name: &str| -> anyhow::Result<Map> {
             ebpf.take_map(name).with_context(|| format!("the eBPF object has no map {name}: rebuild it"))
         };
@@ -78,8 +80,9 @@ impl Verdicts {
             services: HashMap::try_from(take("SERVICE_LIMITS")?).context("map SERVICE_LIMITS")?,
             allowed: LpmTrie::try_from(take("ALLOWED")?).context("map ALLOWED")?,
             ports: Array::try_from(take("ALLOWED_PORTS")?).context("map ALLOWED_PORTS")?,
-            known: HashMap::try_from(take("KNOWN")?).context("map KNOWN")?,
+            known: Array::try_from(take("KNOWN")?).context("map KNOWN")?,
             epoch: 0,
+            seed,
             control,
             prefixes: HashSet::new(),
             entries: [0; 3],
@@ -267,16 +270,33 @@ impl Verdicts {
     /// # Errors
     /// If the kernel refuses.
     pub fn know(&mut self, source: IpAddr, at_ns: u64) -> anyhow::Result<()> {
-        self.known.insert(address_key(source), at_ns, 0).context("writing map KNOWN")
+        let (number, tag) = self.place(source);
+        let mut set = self.known.get(&number, 0).context("reading map KNOWN")?;
+        set[known::way_of(&set, tag, at_ns)] = known::word(tag, at_ns);
+        self.known.set(number, set, 0).context("writing map KNOWN")
     }
 
-    /// Sources that completed a handshake, with the time of the last one that was noted (monotonic ns).
+    /// Whether a source completed a handshake not long before `now_ns` (monotonic).
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn known(&self) -> anyhow::Result<Vec<(IpAddr, u64)>> {
-        let all = self.known.iter().map(|pair| pair.map(|(key, at_ns)| (address_of(key), at_ns)));
-        all.collect::<Result<_, _>>().context("reading map KNOWN")
+    pub fn knows(&self, source: IpAddr, now_ns: u64) -> anyhow::Result<bool> {
+        let (number, tag) = self.place(source);
+        let set = self.known.get(&number, 0).context("reading map KNOWN")?;
+        Ok(set.iter().any(|word| known::holds(*word, tag, now_ns)))
+    }
+
+    /// Sources that are remembered for a handshake, however long ago.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn known_sources(&self) -> anyhow::Result<usize> {
+        let used = |set: Result<KnownSet, MapError>| Ok(set?.iter().filter(|word| **word != 0).count());
+        self.known.iter().map(used).sum::<Result<_, MapError>>().context("reading map KNOWN")
+    }
+
+    fn place(&self, source: IpAddr) -> (u32, u32) {
+        known::place(&bytemuck::cast(address_key(source)), |position| self.seed[position])
     }
 
     /// The entry of exactly this prefix. (The kernel's look-up would give that of a shorter one, too.)
