@@ -25,8 +25,13 @@ pub struct PrefixKey {
     pub data: PrefixData,
 }
 
-/// What prefixes are compared by: 4 or 6, then the address in network byte order, IPv4 in the first word.
-pub type PrefixData = [u32; 5];
+/// What prefixes are compared by: 4 or 6, then the address in network byte order, IPv4 in the first word. The last word is
+/// zero and counts for no prefix: the kernel puts an entry right behind its key, and programs add to numbers of eight bytes
+/// in entries atomically. Where such a number crosses a cache line, the CPU locks the memory bus (more than a microsecond a
+/// packet), and kernels that detect split locks stop.
+pub type PrefixData = [u32; 6];
+
+const _: () = assert!(size_of::<PrefixData>().is_multiple_of(align_of::<u64>()));
 
 impl PrefixKey {
     /// The key that finds the longest prefix around an address of a [`crate::flow::FlowKey`] of this family.
@@ -34,7 +39,8 @@ impl PrefixKey {
     pub const fn of(address: [u32; 4], family: u8) -> PrefixKey {
         let [a, b, c, d] = address;
         let v6 = family != 4;
-        PrefixKey { bits: if v6 { 160 } else { 64 }, data: [family as u32, a.to_be(), b.to_be(), c.to_be(), d.to_be()] }
+        let data = [family as u32, a.to_be(), b.to_be(), c.to_be(), d.to_be(), 0];
+        PrefixKey { bits: if v6 { 160 } else { 64 }, data }
     }
 }
 

@@ -357,20 +357,20 @@ fn address_of(key: Address) -> IpAddr {
 }
 
 fn prefix_key(prefix: IpNet) -> Key<Plain<PrefixData>> {
-    let mut data = [0; 5];
+    let mut data = PrefixData::default();
     match prefix.network() {
         IpAddr::V4(address) => data[..2].copy_from_slice(&[4, u32::from(address).to_be()]),
         IpAddr::V6(address) => {
             let words: [u32; 4] = bytemuck::cast(address.octets());
             data[0] = 6;
-            data[1..].copy_from_slice(&words);
+            data[1..5].copy_from_slice(&words);
         }
     }
     Key::new(32 + u32::from(prefix.prefix_len()), Plain(data))
 }
 
 fn prefix_of(key: &Key<Plain<PrefixData>>) -> IpNet {
-    let [family, a, b, c, d] = key.data().0;
+    let [family, a, b, c, d, _] = key.data().0;
     let address = match family {
         4 => IpAddr::from(u32::from_be(a).to_be_bytes()),
         _ => IpAddr::from(bytemuck::cast::<[u32; 4], [u8; 16]>([a, b, c, d])),
