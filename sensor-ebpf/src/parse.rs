@@ -147,7 +147,7 @@ macro_rules! source {
             }
         }
 
-        /// [`packet::syn_options`].
+        /// The options of a SYN, behind [`packet::plain`].
         ///
         /// # Safety
         /// The context is the program's own; the packet is valid, or null.
@@ -158,9 +158,9 @@ macro_rules! source {
                 return OK;
             }
             // SAFETY: see above.
-            let (frame, packet) = unsafe { ($frame(ctx$(, $missing)?), &mut *packet) };
-            packet::syn_options(frame, packet);
-            OK
+            let mut place = packet::syn_options(unsafe { &*packet });
+            // SAFETY: as above, and a reference.
+            unsafe { $tcp_options(ctx, packet, &mut place$(, $missing)?) }
         }
 
         /// [`packet::walk`].

@@ -60,18 +60,19 @@ pub(crate) struct Found {
 const REFUSED: u64 = 1 << 8;
 /// … or there is no record yet, and the upper half is the hash.
 const MISS: u64 = 1 << 9;
+/// Bit of what [`sensor_insert`] returns: a record was started.
+const CREATED: u64 = 1 << 10;
 
 /// Counts the packet in its flow's record, which is started if there is none; the action of the flow's verdict, or the
 /// number of a [`Cause`].
 #[inline(always)]
 pub(crate) fn account(visit: &mut Visit, control: &Control, counters: &mut InterfaceCounters) -> Result<Action, u64> {
-    let created = counters.flows_created;
-    let mut refused = 0;
+    // Whether the host context has to learn of the packet: a flow that is new, or was refused.
+    let mut news = 0;
     // SAFETY: both pointers come from references.
     let mut answer = unsafe { sensor_account(visit, counters) };
     // Functions of their own beside `sensor_account`, not below it: their stacks share the kernel's 512 bytes.
     if answer & MISS != 0 {
-        visit.now_ns = now_ns(control);
         let screened = if verdicts::any(control) { verdicts::screen(visit, control, counters) } else { 0 };
         if screened as u8 == Action::Drop as u8 {
             // Who is blocked takes no slot.
@@ -79,20 +80,20 @@ pub(crate) fn account(visit: &mut Visit, control: &Control, counters: &mut Inter
             if screened & HALF_OPEN != 0 {
                 counters.dropped_half_open += 1;
                 // The service's flood goes on, and has to show.
-                refused = 1;
+                news = REFUSED;
             }
             answer = Action::Drop as u64;
         } else {
             // SAFETY: as above.
             answer = unsafe { sensor_insert(visit, (answer >> 32) as u32, counters) };
-            refused = answer & REFUSED;
-            if refused == 0 {
+            news = answer & (REFUSED | CREATED);
+            if news & REFUSED == 0 {
                 answer = screened & 0xff;
             }
         }
     }
-    if context::is_on() && (counters.flows_created != created || refused != 0) {
-        context::note(visit, refused != 0, counters);
+    if context::is_on() && news != 0 {
+        context::note(visit, news & REFUSED != 0, counters);
     }
     let answer = atomic::opaque(answer);
     if answer & REFUSED != 0 { Err(answer & !REFUSED) } else { Ok(Action::from_number(answer as u8)) }
@@ -115,7 +116,10 @@ unsafe extern "C" fn sensor_account(visit: *mut Visit, counters: *mut InterfaceC
     let miss = MISS | (hash as u64) << 32;
     let found = match find(&visit.packet, hash) {
         Ok(Some(found)) => found,
-        Ok(None) => return miss,
+        Ok(None) => {
+            visit.now_ns = now_ns(control);
+            return miss;
+        }
         Err(cause) => return REFUSED | cause as u64,
     };
     let verdict = verdicts::word(found.record);
@@ -123,7 +127,10 @@ unsafe extern "C" fn sensor_account(visit: *mut Visit, counters: *mut InterfaceC
     if verdict.is_some() {
         done = match obey(found, visit, verdict, control, counters) {
             Some(done) => done,
-            None => return miss,
+            None => {
+                visit.now_ns = now_ns(control);
+                return miss;
+            }
         };
         if done == Action::Drop as u64 {
             return drop_packet(found, visit) as u64;
@@ -415,8 +422,10 @@ unsafe extern "C" fn sensor_insert(visit: *const Visit, hash: u32, counters: *mu
     }
     // SAFETY: just tested, and the caller's.
     let (visit, counters) = unsafe { (&*visit, &mut *counters) };
+    let created = counters.flows_created;
     match insert(visit, hash, counters) {
-        Ok(()) => Action::Pass as u64,
+        Ok(()) if counters.flows_created != created => CREATED,
+        Ok(()) => 0,
         Err(cause) => REFUSED | cause as u64,
     }
 }

@@ -1,7 +1,6 @@
 //! The short way: what nearly every packet looks like, read in one go.
 
 use super::link::is_vlan;
-use super::tcp_options::tcp_options;
 use super::transport::set_segments;
 use super::tunnel::is_tunnel_port;
 use super::{
@@ -121,13 +120,13 @@ fn read<F: Frame>(frame: F, options: Options, packet: &mut Packet) -> Option<Pro
     Some(if options { Progress::Options } else { Progress::Done })
 }
 
-/// What [`plain`] leaves of a SYN with options.
+/// Where [`super::stage::tcp_options`] finds what [`plain`] leaves of a SYN with options.
 #[inline(always)]
-pub fn syn_options<F: Frame>(frame: F, packet: &mut Packet) {
+pub fn syn_options(packet: &Packet) -> Place {
     // Nothing lies between IP's fixed header and TCP.
     let before = if packet.key.family == 4 { 20 } else { 40 };
     let mut place = Place::start(packet.frame_len);
     place.offset = packet.l3_offset + before + 20;
     place.options = packet.header_len.wrapping_sub(before + 20);
-    tcp_options(frame, packet, &mut place);
+    place
 }

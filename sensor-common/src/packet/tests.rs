@@ -111,7 +111,10 @@ fn both_ways_agree() {
             let (mut short, mut long) = (Packet::start(frame.len() as u32), Packet::start(frame.len() as u32));
             match super::plain(&frame[..], Options::NONE, &mut short) {
                 Progress::Done => {}
-                Progress::Options => super::syn_options(&frame[..], &mut short),
+                Progress::Options => {
+                    let mut place = super::syn_options(&short);
+                    stage::tcp_options(&frame[..], &mut short, &mut place);
+                }
                 Progress::More => panic!("not read the short way: {frame:02x?}"),
             }
             walk(Long(&frame), Options::NONE, &mut long).expect("well-formed");

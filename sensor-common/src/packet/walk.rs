@@ -225,7 +225,10 @@ pub fn parse_with<F: Frame>(frame: F, options: Options) -> Result<Packet, Refusa
     let mut packet = Packet::start(frame.wire_len());
     match plain(frame, options, &mut packet) {
         Progress::Done => {}
-        Progress::Options => syn_options(frame, &mut packet),
+        Progress::Options => {
+            let mut place = syn_options(&packet);
+            tcp_options(frame, &mut packet, &mut place);
+        }
         Progress::More => {
             packet = Packet::start(packet.frame_len);
             walk(OnHost(frame, options), options, &mut packet)?;
