@@ -1,4 +1,4 @@
-//! The control page: one mmapped record that the agent writes and every program reads.
+//! The control page: one mmapped record that the agent writes and every program reads, and the agent's books behind it.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -35,9 +35,36 @@ pub struct Control {
     pub note_known: u32,
     /// Interfaces where nothing is dropped or limited, a bit for each slot of the counters' table.
     pub exempt_slots: u64,
+    /// The agent's books: a line of their own, which programs do not touch.
+    pub books: Books,
 }
 
-const _: () = assert!(size_of::<Control>() == 64);
+/// What became of records that are not in the table any more. Here and not in the agent, so that it can be read while the
+/// agent stands still, and goes on after it was killed.
+///
+/// A record moves in steps, and the agent can end between any two of them. So it first notes which record it takes and what
+/// the sum will be; whoever takes over finishes what was begun, and no record counts twice or not at all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct Books {
+    /// Frames in records that the agent released.
+    pub released: u64,
+    /// Frames in records that were given up for new flows, which the agent took from the ring.
+    pub evicted: u64,
+    /// The record that is being taken: its slot + 1, or [`Books::FROM_RING`] and a fingerprint; 0 = none.
+    pub moving: u64,
+    /// What `released` or `evicted` is when it is done.
+    pub target: u64,
+    /// Zero.
+    pub reserved: [u64; 4],
+}
+
+impl Books {
+    /// [`Books::moving`] is the fingerprint of a record of the ring.
+    pub const FROM_RING: u64 = 1 << 63;
+}
+
+const _: () = assert!(size_of::<Control>() == 128 && core::mem::offset_of!(Control, books) == 64);
 
 impl Control {
     /// The strongest action that is done for verdicts of an origin.

@@ -9,6 +9,11 @@ use crate::verdict::{Action, Origin};
 
 /// Interfaces that one agent can watch.
 pub const MAX_INTERFACES: usize = 64;
+/// Where the counters of interfaces are added up that were watched and are not any more: behind the slots, so that no
+/// program finds it. Their packets stay part of the sums, as they stay in records.
+pub const GONE_ENTRY: u32 = MAX_INTERFACES as u32;
+/// Entries of the counters' table.
+pub const COUNTER_ENTRIES: u32 = GONE_ENTRY + 1;
 
 /// Direction of a packet at an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

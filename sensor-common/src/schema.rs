@@ -10,8 +10,8 @@ use core::mem::offset_of;
 use bytemuck::{Pod, Zeroable};
 
 use crate::context::{self, Entry as ContextEntry, Set};
-use crate::control::Control;
-use crate::counter::{self, Cause, InterfaceCounters, MAX_INTERFACES, Volume};
+use crate::control::{Books, Control};
+use crate::counter::{self, COUNTER_ENTRIES, Cause, InterfaceCounters, MAX_INTERFACES, Volume};
 use crate::flow::{Arrival, Direction, FlowKey, FlowRecord, Opening, Pauses, state};
 use crate::fragment::Slot;
 use crate::hash::{SEED_WORDS, Seed};
@@ -103,7 +103,7 @@ pub const MAPS: &[Map] = &[
     map::<u32, Bucket>("INDEX", 0),
     map::<u32, FlowRecord>("RECORDS", 0),
     map::<u32, Control>("CONTROL", 1),
-    map::<u32, InterfaceCounters>("COUNTERS", MAX_INTERFACES as u64),
+    map::<u32, InterfaceCounters>("COUNTERS", COUNTER_ENTRIES as u64),
     map::<u32, Slot>("FRAGMENTS", crate::fragment::SLOTS as u64),
     map::<u32, Set>("SOURCES", 0),
     map::<u32, Set>("SERVICES", 0),
@@ -249,8 +249,10 @@ layout!(Control {
     source_verdicts,
     service_limits,
     note_known,
-    exempt_slots
+    exempt_slots,
+    books
 });
+layout!(Books { released, evicted, moving, target, reserved });
 layout!(InterfaceCounters {
     ifindex,
     slot,

@@ -6,7 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use sensor_common::context::Set;
 use sensor_common::control::Control;
-use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
+use sensor_common::counter::{COUNTER_ENTRIES, INTERFACE_PROBES, InterfaceCounters, interface_slot};
 use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
@@ -30,7 +30,7 @@ pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMA
 
 /// Counters by interface slot; a slot is in use if its `ifindex` is set.
 #[map]
-static COUNTERS: PerCpuArray<InterfaceCounters> = PerCpuArray::with_max_entries(MAX_INTERFACES as u32, 0);
+static COUNTERS: PerCpuArray<InterfaceCounters> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
 
 /// First fragments of datagrams, for the later ones.
 #[map]

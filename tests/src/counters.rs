@@ -16,8 +16,12 @@ pub struct Interface {
     pub rx_packets: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
+    /// Packets that were to be received and were not.
+    pub rx_dropped: u64,
     /// Packets sent.
     pub tx_packets: u64,
+    /// Packets that were to be sent and were not; on veth also those that the peer had no room for.
+    pub tx_dropped: u64,
 }
 
 /// Reads the counters of `device` in `netns`.
@@ -34,7 +38,14 @@ pub fn interface(netns: &Ns, device: &str) -> Result<Interface> {
         .with_context(|| format!("no interface {device} in {}", netns.name()))?;
     let numbers: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
     let at = |index: usize| numbers.get(index).copied().unwrap_or_default();
-    Ok(Interface { rx_bytes: at(0), rx_packets: at(1), tx_bytes: at(8), tx_packets: at(9) })
+    Ok(Interface {
+        rx_bytes: at(0),
+        rx_packets: at(1),
+        rx_dropped: at(3),
+        tx_bytes: at(8),
+        tx_packets: at(9),
+        tx_dropped: at(11),
+    })
 }
 
 /// Packets and the bytes of their IP datagrams.

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use bytemuck::Zeroable as _;
 use sensor_common::context::HostContext;
+use sensor_common::counter::InterfaceCounters;
 use sensor_common::flow::FlowRecord;
 use sensor_common::table::{Bucket, WAYS, tick_of};
 use tokio::sync::{mpsc, oneshot};
@@ -35,6 +37,8 @@ use crate::view::{HandOverView, Request};
 
 /// How often the programs' messages are read.
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
+/// What stands in metrics for all interfaces that are not watched any more. No interface has such a name.
+const GONE: &str = "(gone)";
 
 /// A flow whose record was copied in this poll.
 #[derive(Clone, Copy)]
@@ -313,10 +317,14 @@ impl Poller {
         if let Some(follower) = &mut self.follower {
             follower.ended(slot, &record, now_ns());
         }
-        let room = self.records.len() < self.config.model.max_flows_per_poll as usize;
-        if self.model.is_some() && room && record.packets() >= self.policy.min_packets() {
+        if self.model.is_none() || record.packets() < self.policy.min_packets() {
+            return;
+        }
+        if self.records.len() < self.config.model.max_flows_per_poll as usize {
             self.candidates.push(Candidate { slot: None });
             self.records.push(record);
+        } else {
+            self.metrics.unscored();
         }
     }
 
@@ -375,7 +383,7 @@ impl Poller {
     /// Frees a slot, unless a packet arrived meanwhile.
     fn release(&mut self, slot: usize, reason: EndReason) {
         let Some(record) = self.kernel.table.copy(slot) else { return };
-        let Some(record) = self.kernel.table.release(slot, record.generation, record.last_ns) else { return };
+        let Some(record) = self.kernel.release(slot, record.generation, record.last_ns) else { return };
         self.memories[slot].forget();
         self.occupied = self.occupied.saturating_sub(1);
         self.metrics.flows_ended(reason, 1);
@@ -386,6 +394,7 @@ impl Poller {
         for attached in &self.attached {
             self.publish_counters(&attached.interface, attached.ifindex);
         }
+        self.publish_books();
         self.context_second();
         for program in self.kernel.programs() {
             self.metrics.program(&program.name, Duration::from_nanos(program.run_time_ns), program.run_count);
@@ -425,6 +434,17 @@ impl Poller {
         }
     }
 
+    /// What is not in the table any more, and what interfaces counted that are not watched any more.
+    fn publish_books(&self) {
+        let books = self.kernel.control.books();
+        self.metrics.ended_packets(books.released, books.evicted);
+        match self.kernel.gone() {
+            Ok(gone) if gone.seen == InterfaceCounters::zeroed().seen => {}
+            Ok(gone) => self.metrics.kernel(GONE, &gone),
+            Err(error) => tracing::warn!("counters of former interfaces: {error:#}"),
+        }
+    }
+
     fn answer(&mut self, request: Request) {
         // Nobody waits any more if a reply cannot be sent, and then the work is not done either.
         match request {
@@ -460,6 +480,7 @@ impl Poller {
         self.end_enforcement();
         // The lease runs on until the other agent renews it.
         self.renew_lease(now_ns());
+        self.publish_books();
         let attached = std::mem::take(&mut self.attached);
         for one in &attached {
             self.publish_counters(&one.interface, one.ifindex);
@@ -495,6 +516,7 @@ impl Poller {
             self.publish_counters(&interface, ifindex);
         }
         self.take_evicted();
+        self.publish_books();
         self.metrics.flows_ended(EndReason::Shutdown, self.occupied);
         let totals = self.metrics.totals();
         tracing::info!(

@@ -195,7 +195,7 @@ impl Beginning {
             kernel.control.set_lease(lease_until(config, now_ns()));
             match kernel.resume()? {
                 0 => {}
-                freed => tracing::warn!("gave up {freed} flows whose records a killed agent had locked"),
+                freed => tracing::warn!("freed {freed} records that a killed agent had locked"),
             }
         }
         kernel.control.set(&Control {

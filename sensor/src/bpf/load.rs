@@ -10,7 +10,7 @@ use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, ENTRIES};
 use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
-use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
+use sensor_common::counter::{GONE_ENTRY, INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
 use sensor_common::flow::FlowRecord;
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
@@ -19,6 +19,7 @@ use sensor_common::schema::{self, Meta};
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 use sensor_common::verdict::MAX_VERDICTS;
 
+use super::books;
 pub use super::context::ContextTables;
 use super::context::context_sets;
 use super::pins::{Left, Pins, Size};
@@ -87,6 +88,8 @@ pub struct Kernel {
     pub context: Option<ContextTables>,
     counters: PerCpuArray<MapData, Counters>,
     evicted: RingBuf<MapData>,
+    /// A record of the ring that the last agent had counted, but not taken.
+    counted: Option<u64>,
     /// The same ring as it was opened first: programs that are loaded later name it by that descriptor.
     first_evicted: Option<RingBuf<MapData>>,
     pub(super) xdp: &'static str,
@@ -240,6 +243,7 @@ impl Kernel {
             context,
             counters,
             evicted,
+            counted: None,
             first_evicted: None,
             xdp,
             stack_ingress: false,
@@ -335,7 +339,11 @@ impl Kernel {
         self.first_evicted = Some(std::mem::replace(&mut self.evicted, ring));
         self.verdicts.look_again()?;
         self.note_meta()?;
-        Ok(self.table.free_locks_of_the_dead())
+        let interrupted = self.control.finish();
+        self.counted = interrupted.ring;
+        let freed = self.table.free_locks_of_the_dead(interrupted.slot);
+        self.control.moved();
+        Ok(freed)
     }
 
     /// Says in the pins who has them, and which qdiscs and filters are ours to remove.
@@ -378,7 +386,36 @@ impl Kernel {
     }
 
     /// Takes the slot back that [`Kernel::watch`] gave.
+    ///
+    /// What was counted stays in the sums: first it is added where the gone ones are, and that entry bears the interface's
+    /// number for as long as both have it.
     pub(super) fn unwatch(&mut self, ifindex: u32) -> anyhow::Result<()> {
+        let Ok(counters) = self.counters(ifindex) else { return Ok(()) };
+        let mut gone = self.counters.get(&GONE_ENTRY, 0).context("reading map COUNTERS")?.to_vec();
+        if let Some(first) = gone.first_mut().filter(|first| first.0.ifindex != ifindex) {
+            first.0.add(&counters);
+            first.0.ifindex = ifindex;
+        }
+        let values = PerCpuValues::try_from(gone.clone()).context("counters of all CPUs")?;
+        self.counters.set(GONE_ENTRY, values, 0).context("writing map COUNTERS")?;
+        self.clear_counters(ifindex)?;
+        if let Some(first) = gone.first_mut() {
+            first.0.ifindex = 0;
+        }
+        let values = PerCpuValues::try_from(gone).context("counters of all CPUs")?;
+        self.counters.set(GONE_ENTRY, values, 0).context("writing map COUNTERS")
+    }
+
+    /// What interfaces counted that were watched once and are not any more.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read the map.
+    pub fn gone(&self) -> anyhow::Result<InterfaceCounters> {
+        let values = self.counters.get(&GONE_ENTRY, 0).context("reading map COUNTERS")?;
+        Ok(values.first().map_or_else(InterfaceCounters::zeroed, |counters| counters.0))
+    }
+
+    fn clear_counters(&mut self, ifindex: u32) -> anyhow::Result<()> {
         for attempt in 0..INTERFACE_PROBES {
             let slot = interface_slot(ifindex, attempt);
             let mut values = self.counters.get(&slot, 0).context("reading map COUNTERS")?.to_vec();
@@ -450,7 +487,20 @@ impl Kernel {
     /// The next record that the programs gave up for a new flow.
     pub fn next_evicted(&mut self) -> Option<FlowRecord> {
         let item = self.evicted.next()?;
-        bytemuck::try_pod_read_unaligned(item.get(..size_of::<FlowRecord>())?).ok()
+        let record: FlowRecord = bytemuck::try_pod_read_unaligned(item.get(..size_of::<FlowRecord>())?).ok()?;
+        // The last agent may have been killed after it had counted this one.
+        if self.counted.take() != Some(books::fingerprint(&record)) {
+            self.control.begin_eviction(&record);
+            self.control.add_up();
+        }
+        drop(item);
+        self.control.moved();
+        Some(record)
+    }
+
+    /// Frees a slot as [`Table::release_into`], and writes what is taken into the books.
+    pub fn release(&self, slot: usize, generation: u32, last_ns: u64) -> Option<FlowRecord> {
+        self.table.release_into(slot, generation, last_ns, Some(&self.control))
     }
 
     pub(super) fn xdp_program(&mut self) -> anyhow::Result<&mut Xdp> {

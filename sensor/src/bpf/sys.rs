@@ -57,12 +57,15 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     fn new(map: impl AsFd, bytes: usize) -> anyhow::Result<Mapping> {
+        Mapping::at(map, 0, bytes, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    /// `bytes` bytes from `offset` on, which begins a page. Only loads, if `protection` allows no more.
+    fn at(map: impl AsFd, offset: u64, bytes: usize, protection: ProtFlags) -> anyhow::Result<Mapping> {
         let len = NonZeroUsize::new(bytes / 8).context("an empty map cannot be mapped")?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
-        let start = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, map, 0)
-        }
-        .context("mmap of a BPF map failed")?;
+        let start = unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, map, offset) }
+            .context("mmap of a BPF map failed")?;
         let start = NonNull::new(start.cast()).context("mmap of a BPF map gave a null pointer")?;
         Ok(Mapping { start, len })
     }
@@ -212,12 +215,44 @@ impl Table {
         self.records.word(slot * RECORD_WORDS + VERDICT_WORD).store(word, Ordering::Release);
     }
 
+    /// What is in a slot, `Some(None)` = nothing; `None` if writers were inside at every try.
+    pub fn contents(&self, slot: Slot) -> Option<Option<FlowRecord>> {
+        let sequence = self.records.half(slot * RECORD_WORDS, 0);
+        for _ in 0..COPY_TRIES {
+            let before = sequence.load(Ordering::Acquire);
+            if before & TAKEN == 0 {
+                // Tags change under the record's lock only, so tag and record are of one moment.
+                let (bucket, way) = (slot / WAYS, slot % WAYS);
+                if self.index.half(bucket * BUCKET_WORDS + way / 2, way % 2).load(Ordering::Acquire) != 0 {
+                    if let Some(record) = self.copy(slot).filter(|record| record.sequence == before) {
+                        return Some(Some(record));
+                    }
+                } else if sequence.load(Ordering::Relaxed) == before {
+                    return Some(None);
+                }
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
     /// Frees a slot if it still holds the connection of `generation` and nothing arrived since `last_ns`; the final
-    /// record if so.
+    /// record if so. For whoever keeps no books.
+    pub fn release(&self, slot: Slot, generation: u32, last_ns: u64) -> Option<FlowRecord> {
+        self.release_into(slot, generation, last_ns, None)
+    }
+
+    /// As [`Table::release`], and what is taken is written into the books.
     ///
     /// Takes the record's lock for the time of one copy. An agent that dies inside leaves the lock taken: packets of
-    /// that flow then pass uncounted (cause `record_busy`) until the table goes away with the agent.
-    pub fn release(&self, slot: Slot, generation: u32, last_ns: u64) -> Option<FlowRecord> {
+    /// that flow then pass uncounted (cause `record_busy`) until another agent takes over, or the table goes away.
+    pub fn release_into(
+        &self,
+        slot: Slot,
+        generation: u32,
+        last_ns: u64,
+        books: Option<&ControlPage>,
+    ) -> Option<FlowRecord> {
         let base = slot * RECORD_WORDS;
         let sequence = self.records.half(base, 0);
         let before = sequence.load(Ordering::Acquire);
@@ -233,20 +268,30 @@ impl Table {
         let record: FlowRecord = bytemuck::cast(words);
         let unchanged = record.generation == generation && record.last_ns == last_ns;
         if unchanged {
+            if let Some(books) = books {
+                books.begin_release(slot, record.frames());
+            }
             // A program that found the slot before now sees another generation, or no tag, under the lock and starts anew.
             self.records.half(base, 1).store(generation.wrapping_add(1), Ordering::Relaxed);
             let (bucket, way) = (slot / WAYS, slot % WAYS);
             self.index.half(bucket * BUCKET_WORDS + way / 2, way % 2).store(0, Ordering::Relaxed);
+            // Under the lock, too: at no moment is the record neither in the table nor in the books.
+            if let Some(books) = books {
+                books.add_up();
+            }
         }
         sequence.store(before.wrapping_add(STEP), Ordering::Release);
+        if let Some(books) = books.filter(|_| unchanged) {
+            books.moved();
+        }
         unchanged.then_some(record)
     }
 
     /// Frees the records that an agent had locked when it was killed, and how many there were. No other agent runs; programs
     /// hold a lock for microseconds, so one that stands still for `LOCK_AGE` is nobody's.
     ///
-    /// What such a record holds may be half a release: its slot is given up.
-    pub fn free_locks_of_the_dead(&self) -> usize {
+    /// The slot `moving` was being released, and is in the books: it is given up. Of others nothing had been changed.
+    pub fn free_locks_of_the_dead(&self, moving: Option<Slot>) -> usize {
         let taken = |slot: Slot| {
             let sequence = self.records.half(slot * RECORD_WORDS, 0).load(Ordering::Acquire);
             // Packets that wait in vain mark the word: still the same holder.
@@ -261,9 +306,11 @@ impl Table {
         for (slot, sequence) in before.into_iter().filter(|one| taken(one.0) == Some(*one)) {
             let base = slot * RECORD_WORDS;
             let (bucket, way) = (slot / WAYS, slot % WAYS);
-            let generation = self.records.half(base, 1);
-            generation.store(generation.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-            self.index.half(bucket * BUCKET_WORDS + way / 2, way % 2).store(0, Ordering::Relaxed);
+            if moving == Some(slot) {
+                let generation = self.records.half(base, 1);
+                generation.store(generation.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+                self.index.half(bucket * BUCKET_WORDS + way / 2, way % 2).store(0, Ordering::Relaxed);
+            }
             self.records.half(base, 0).store(lock::freed(sequence), Ordering::Release);
             freed += 1;
         }
@@ -385,6 +432,11 @@ impl ControlPage {
         self.page.word(std::mem::offset_of!(Control, exempt_slots) / 8).store(slots, Ordering::Release);
     }
 
+    /// The 64-bit field at this offset.
+    pub(super) fn word(&self, offset: usize) -> &AtomicU64 {
+        self.page.word(offset / 8)
+    }
+
     /// Verdicts hold until `until_ns` (monotonic clock).
     pub fn set_lease(&self, until_ns: u64) {
         self.page.word(std::mem::offset_of!(Control, lease_until_ns) / 8).store(until_ns, Ordering::Release);
@@ -393,5 +445,60 @@ impl ControlPage {
     /// The packet clock, for programs loaded with the replay clock.
     pub fn set_replay_clock(&self, now_ns: u64) {
         self.page.word(std::mem::offset_of!(Control, replay_now_ns) / 8).store(now_ns, Ordering::Release);
+    }
+}
+
+/// Bytes of a page, which is what a ring's parts begin at.
+const PAGE: usize = 4096;
+/// Bits of an item's length in a ring: it is being written; it is to be skipped (linux/bpf.h).
+const RING_BUSY: u32 = 1 << 31;
+const RING_DISCARD: u32 = 1 << 30;
+/// Bytes of an item's header.
+const RING_HEADER: u64 = 8;
+
+/// A ring of records, read without taking anything from it.
+#[derive(Debug)]
+pub struct RingView {
+    consumer: Mapping,
+    /// A page with the producer's position, then the data, twice, so that items do not wrap.
+    producer: Mapping,
+    bytes: u64,
+}
+
+impl RingView {
+    /// Maps a ring of `bytes` bytes, a power of two.
+    ///
+    /// # Errors
+    /// If mmap fails.
+    pub fn new(map: impl AsFd, bytes: u32) -> anyhow::Result<RingView> {
+        let consumer = Mapping::at(map.as_fd(), 0, PAGE, ProtFlags::READ).context("ring, position of its reader")?;
+        let size = PAGE + 2 * bytes as usize;
+        let producer = Mapping::at(map.as_fd(), PAGE as u64, size, ProtFlags::READ).context("ring, its data")?;
+        Ok(RingView { consumer, producer, bytes: bytes.into() })
+    }
+
+    /// Records that are waiting in the ring; `None` if they were taken from it meanwhile, or one is being written.
+    pub fn waiting(&self) -> Option<Vec<FlowRecord>> {
+        let begin = self.consumer.word(0).load(Ordering::Acquire);
+        let end = self.producer.word(0).load(Ordering::Acquire);
+        let (mut at, mut records) = (begin, Vec::new());
+        while at < end {
+            let word = (PAGE as u64 + (at & (self.bytes - 1))) as usize / 8;
+            let header = self.producer.half(word, 0).load(Ordering::Acquire);
+            if header & RING_BUSY != 0 {
+                return None;
+            }
+            let len = header & !(RING_BUSY | RING_DISCARD);
+            if header & RING_DISCARD == 0 && len as usize == size_of::<FlowRecord>() {
+                let mut words = [0u64; RECORD_WORDS];
+                for (position, value) in words.iter_mut().enumerate() {
+                    *value = self.producer.word(word + 1 + position).load(Ordering::Relaxed);
+                }
+                records.push(bytemuck::cast(words));
+            }
+            at += (RING_HEADER + u64::from(len)).next_multiple_of(8);
+        }
+        fence(Ordering::Acquire);
+        (self.consumer.word(0).load(Ordering::Relaxed) == begin).then_some(records)
     }
 }

@@ -106,6 +106,10 @@ declare! {
         "Flow records given up for a new flow: delivered to the agent, or lost because the ring was full";
     CREATED: Counter "sensor_flows_created_total", "flows", [], "Flow records started, all interfaces";
     ENDED: Counter "sensor_flows_ended_total", "flows", ["reason"], "Flows that ended, by reason";
+    ENDED_PACKETS: Counter "sensor_ended_packets_total", "packets", ["outcome"],
+        "Frames in records that left the table for the agent: released by it, or evicted by the programs; goes on in a takeover";
+    UNSCORED: Counter "sensor_unscored_ended_flows_total", "flows", [],
+        "Flows that ended without a last score because the poll had scored model.max_flows_per_poll others";
     ACTIVE: Gauge "sensor_flows_active", "flows", [], "Flow records in use";
     CAPACITY: Gauge "sensor_table_capacity", "flows", [], "Flow records that the table can hold";
     OCCUPANCY: Gauge "sensor_table_occupancy_ratio", "ratio", [], "Share of the table in use, 0 to 1";

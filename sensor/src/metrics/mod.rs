@@ -171,6 +171,16 @@ impl Metrics {
         *self.shared.lock().ended.entry(reason).or_default() += flows;
     }
 
+    /// Takes over what the books say: frames in records that were released, and in those that were evicted.
+    pub fn ended_packets(&self, released: u64, evicted: u64) {
+        self.shared.lock().ended_packets = [released, evicted];
+    }
+
+    /// Counts a flow that ended and was not scored for lack of room.
+    pub fn unscored(&self) {
+        self.shared.lock().unscored += 1;
+    }
+
     /// Counts one inference call that scored a batch of flows.
     pub fn inference(&self, flows: u64, duration: Duration) {
         self.scored.inc_by(flows);

@@ -131,6 +131,9 @@ pub(super) struct State {
     /// Sources and services of the host context in use.
     pub(super) context: Option<(u64, u64)>,
     pub(super) ended: BTreeMap<EndReason, u64>,
+    /// Frames in records that were released and evicted.
+    pub(super) ended_packets: [u64; 2],
+    pub(super) unscored: u64,
     pub(super) verdicts: VerdictCounts,
     pub(super) would: VerdictCounts,
     pub(super) reported: BTreeMap<String, u64>,
@@ -316,6 +319,9 @@ fn agent(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
             ([reason.name().to_owned()], Value::Count(state.ended.get(reason).copied().unwrap_or_default()))
         }),
     )?;
+    let outcomes = ["released", "evicted"].into_iter().zip(state.ended_packets);
+    writer.family(&declared::ENDED_PACKETS, outcomes.map(|(outcome, n)| ([outcome.to_owned()], Value::Count(n))))?;
+    writer.family(&declared::UNSCORED, [([], Value::Count(state.unscored))])?;
     for (metric, counts) in [(&declared::VERDICTS, &state.verdicts), (&declared::WOULD, &state.would)] {
         let samples = counts
             .iter()

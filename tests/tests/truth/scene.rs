@@ -1,0 +1,410 @@
+//! One host with one link, an agent that pins its maps, a flood of tuples that never come twice, flows that last, TCP, and
+//! whoever adds it all up from outside.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use sensor::bpf::balance::{Balance, Sample, elsewhere, seen};
+use sensor_common::counter::{Cause, Hook};
+use sensor_tests::agent::Agent;
+use sensor_tests::checks::Must as _;
+use sensor_tests::counters::{Interface, interface};
+use sensor_tests::netns::{NetNs, Ns};
+use sensor_tests::pins::PinMount;
+use tempfile::NamedTempFile;
+
+pub(crate) const DEVICE: &str = "eth0";
+const EDGE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 10);
+const PEER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
+/// Where lasting flows go to, and from which ports they come.
+const SINK: u16 = 5514;
+const LASTING: Range<u16> = 20_000..20_008;
+/// The lasting flow under a verdict of drop.
+const CONDEMNED: u16 = LASTING.end - 1;
+const HTTP: u16 = 8080;
+/// Tuples of the flood: addresses in 198.19.0.0/16, and ports.
+const ADDRESSES: u32 = 1 << 16;
+
+/// The smallest table, whose flows are released soon.
+const CONFIGURATION: &str = "mode = \"enforce\"
+[kernel]
+flows = 8192
+[agent]
+idle_timeout = \"3s\"
+closed_linger = \"1s\"
+";
+
+pub(crate) struct Scene {
+    mode: &'static str,
+    pub(crate) edge: NetNs,
+    peer: NetNs,
+    pub(crate) mount: PinMount,
+    configuration: NamedTempFile,
+    /// Takes what the lasting flows send, and never reads it.
+    _sink: UdpSocket,
+    lasting: Vec<UdpSocket>,
+    sent: Vec<AtomicU64>,
+    flood: UdpSocket,
+    server: Option<JoinHandle<()>>,
+    stop: Arc<AtomicBool>,
+}
+
+/// What the senders say that they sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) flood: u64,
+    pub(crate) transfers: u64,
+}
+
+impl Scene {
+    /// `mode`: how received packets are seen.
+    pub(crate) fn build(mode: &'static str) -> Scene {
+        let (edge, peer) = (NetNs::new("edge").must("make a namespace"), NetNs::new("peer").must("make a namespace"));
+        // What is not for this host is thrown away without an answer.
+        edge.sysctl("net/ipv4/ip_forward", "0").must("switch forwarding off");
+        for netns in [&edge, &peer] {
+            netns.sysctl("net/ipv6/conf/default/disable_ipv6", "1").must("switch IPv6 off");
+        }
+        link(&edge, &peer);
+        let udp = |netns: &Ns, address: Ipv4Addr, port: u16| {
+            let socket = netns.within(|| UdpSocket::bind((address, port))).must("enter the namespace");
+            socket.map_err(Into::into).must("bind")
+        };
+        let _sink = udp(&edge, EDGE, SINK);
+        let lasting: Vec<_> = LASTING.map(|port| udp(&peer, PEER, port)).collect();
+        let flood = udp(&peer, PEER, 0);
+        let stop = Arc::new(AtomicBool::new(false));
+        let server = Some(serve(&edge, &stop));
+        let mut configuration = NamedTempFile::new().map_err(Into::into).must("make a configuration");
+        configuration.write_all(CONFIGURATION.as_bytes()).map_err(Into::into).must("write the configuration");
+        let mount = PinMount::new().must("mount a BPF file system");
+        let sent = lasting.iter().map(|_| AtomicU64::new(0)).collect();
+        Scene { mode, edge, peer, mount, configuration, _sink, lasting, sent, flood, server, stop }
+    }
+
+    fn args<'a>(&'a self, pins: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let configuration = self.configuration.path().to_str().unwrap_or_default();
+        let fixed = ["-i", DEVICE, "--model", "", "--xdp-mode", self.mode, "--config", configuration, "--pins", pins];
+        [&fixed, more].concat()
+    }
+
+    fn pins(&self) -> String {
+        self.mount.path().to_string_lossy().into_owned()
+    }
+
+    /// An agent that pins. The lasting flows have begun, and it drops one of them.
+    pub(crate) fn agent(&self) -> Agent {
+        let agent = Agent::start(&self.edge, &self.args(&self.pins(), &[])).must("start the agent");
+        // A flow that is dropped from its first packet on takes no place.
+        self.send_lasting();
+        let condemned = format!("udp,{PEER}:{CONDEMNED},{EDGE}:{SINK}");
+        agent.ask_json(&["verdicts", "add", "drop", &condemned, "--for", "1h"]).must("have a flow dropped");
+        self.send_lasting();
+        agent
+    }
+
+    /// Another one, in place of `agent`.
+    pub(crate) fn agent_after(&self, agent: &Agent, more: &[&str]) -> Agent {
+        agent.start_beside(&self.args(&self.pins(), more)).must("start the next agent")
+    }
+
+    /// An agent that leaves nothing behind.
+    pub(crate) fn agent_without_pins(&self) -> Agent {
+        Agent::start(&self.edge, &self.args("", &[])).must("start the agent")
+    }
+
+    pub(crate) fn balance(&self) -> Arc<Balance> {
+        Arc::new(Balance::open(Path::new(&self.pins())).must("open the pinned maps"))
+    }
+
+    /// Sends the tuples of the flood, each `times` times, while all else is sent too; `meanwhile` does what it likes.
+    pub(crate) fn send(&self, tuples: Range<u32>, times: u32, meanwhile: impl FnOnce(&AtomicU64)) -> Tally {
+        self.send_with(tuples, times, true, meanwhile)
+    }
+
+    /// As [`Scene::send`], without TCP: each packet is one that a sender counts.
+    pub(crate) fn send_datagrams(&self, tuples: Range<u32>, times: u32, meanwhile: impl FnOnce(&AtomicU64)) -> Tally {
+        self.send_with(tuples, times, false, meanwhile)
+    }
+
+    fn send_with(&self, tuples: Range<u32>, times: u32, tcp: bool, meanwhile: impl FnOnce(&AtomicU64)) -> Tally {
+        let (progress, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let flood = scope.spawn(|| {
+                let mut sent = 0;
+                for tuple in tuples {
+                    let address = Ipv4Addr::from_bits(0xc613_0000 | (tuple % ADDRESSES));
+                    let port = 1024 + (tuple / ADDRESSES) as u16;
+                    for _ in 0..times {
+                        sent += self.flood.send_to(&[0; 18], (address, port)).is_ok() as u64;
+                    }
+                    progress.fetch_add(1, Ordering::Relaxed);
+                }
+                sent
+            });
+            let lasting = scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    self.send_lasting();
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let transfers = scope.spawn(|| {
+                let mut transfers = 0;
+                while tcp && !done.load(Ordering::Relaxed) {
+                    transfers += self.fetch().is_ok() as u64;
+                }
+                transfers
+            });
+            meanwhile(&progress);
+            let flood = flood.join().expect("the flood ends");
+            done.store(true, Ordering::Relaxed);
+            lasting.join().expect("the lasting flows end");
+            let transfers = transfers.join().expect("the transfers end");
+            Tally { flood, transfers }
+        })
+    }
+
+    /// One packet of each lasting flow.
+    fn send_lasting(&self) {
+        for (socket, sent) in self.lasting.iter().zip(&self.sent) {
+            let taken = socket.send_to(&[0; 100], (EDGE, SINK)).is_ok();
+            sent.fetch_add(taken as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Packets of the lasting flows up to now.
+    pub(crate) fn lasting_sent(&self) -> u64 {
+        self.sent.iter().map(|sent| sent.load(Ordering::Relaxed)).sum()
+    }
+
+    /// One transfer over TCP.
+    fn fetch(&self) -> std::io::Result<()> {
+        let limit = Duration::from_millis(300);
+        let address = SocketAddr::from((EDGE, HTTP));
+        let stream = self.peer.within(|| TcpStream::connect_timeout(&address, limit)).must("enter the namespace");
+        let mut stream = stream?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.read_to_end(&mut Vec::new()).map(drop)
+    }
+
+    /// Nothing is on its way any more: every packet is where the programs and the agent say.
+    pub(crate) fn settle(&self, balance: &Balance, what: &str) -> Sample {
+        let deadline = Instant::now() + Duration::from_secs(8);
+        let (mut last, mut alive) = (None, None::<Instant>);
+        loop {
+            // Flows that last are not to end because the test takes its time.
+            if alive.is_none_or(|since| since.elapsed() > Duration::from_secs(1)) {
+                self.send_lasting();
+                alive = Some(Instant::now());
+            }
+            let sample = balance.sample().must("read the maps");
+            let still = sample.filter(Sample::is_still);
+            let received = self.received().rx_packets;
+            if let Some(sample) = &still
+                && sample.at_most() == seen(&sample.counters[0])
+                && last == Some((received, sample.counters[0]))
+            {
+                return sample.clone();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{what}: seen and accounted for never agree; the last sample: {still:#?}"
+            );
+            last = still.map(|sample| (received, sample.counters[0]));
+            // What was queued for a CPU has been taken when nothing has come for so long.
+            std::thread::sleep(Duration::from_millis(150));
+        }
+    }
+
+    /// What the device itself counts.
+    pub(crate) fn received(&self) -> Interface {
+        interface(&self.edge, DEVICE).must("read the counters of the device")
+    }
+
+    /// What the device at the other end counts.
+    pub(crate) fn handed_over(&self) -> Interface {
+        interface(&self.peer, DEVICE).must("read the counters of the device")
+    }
+
+    /// Lasting flows are in the table with all that was sent of them and came out of the device at the sender's end.
+    pub(crate) fn lasting_are_whole(&self, balance: &Balance) {
+        let lost = self.handed_over().tx_dropped;
+        let records = balance.records();
+        for (port, sent) in LASTING.zip(&self.sent) {
+            let own =
+                |record: &&sensor_common::flow::FlowRecord| [record.key.low_port, record.key.high_port].contains(&port);
+            let record = records.iter().find(own).unwrap_or_else(|| panic!("no flow of port {port}"));
+            let [frames, dropped, busy] = [record.frames(), record.dropped, record.lost.into()];
+            let sent = sent.load(Ordering::Relaxed);
+            let found = frames + dropped + busy;
+            let said = format!("{frames} recorded, {dropped} dropped, {busy} busy; the device had no room for {lost}");
+            assert!((sent.saturating_sub(lost)..=sent).contains(&found), "port {port}: {sent} sent, {said}");
+            assert!(port != CONDEMNED || dropped > 0, "a verdict drops this flow: {frames} recorded");
+        }
+    }
+
+    pub(crate) fn set_down(&self) {
+        self.edge.ip(&format!("link set {DEVICE} down")).must("set the link down");
+    }
+
+    pub(crate) fn set_up(&self) {
+        self.edge.ip(&format!("link set {DEVICE} up")).must("set the link up");
+        // With the link went what was known of the neighbour.
+        addresses(&self.edge, &self.peer);
+    }
+
+    /// Removes the interface, and makes one of the same name.
+    pub(crate) fn replace_link(&self) {
+        self.edge.ip(&format!("link del {DEVICE}")).must("remove the link");
+        link(&self.edge, &self.peer);
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(server) = self.server.take() {
+            let _panicked = server.join();
+        }
+    }
+}
+
+fn link(edge: &Ns, peer: &Ns) {
+    let words = format!(
+        "link add {DEVICE} address 02:00:00:00:00:01 type veth peer name {DEVICE} address 02:00:00:00:00:02 netns {}",
+        peer.name()
+    );
+    edge.ip(&words).must("make a link");
+    edge.ip(&format!("addr add {EDGE}/24 dev {DEVICE}")).must("add an address");
+    peer.ip(&format!("addr add {PEER}/24 dev {DEVICE}")).must("add an address");
+    for netns in [edge, peer] {
+        netns.ip(&format!("link set {DEVICE} up")).must("set the link up");
+    }
+    addresses(edge, peer);
+}
+
+/// Neighbours that need not be asked for, and a way for the flood.
+fn addresses(edge: &Ns, peer: &Ns) {
+    let neighbour =
+        |address, last| format!("neigh replace {address} lladdr 02:00:00:00:00:0{last} dev {DEVICE} nud permanent");
+    edge.ip(&neighbour(PEER, 2)).must("name the neighbour");
+    peer.ip(&neighbour(EDGE, 1)).must("name the neighbour");
+    peer.ip(&format!("route replace 198.19.0.0/16 via {EDGE}")).must("add a route");
+}
+
+/// Sends 200 kB to whoever connects.
+fn serve(edge: &Ns, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
+    let listener = edge.within(|| TcpListener::bind((EDGE, HTTP))).must("enter the namespace");
+    let listener = listener.map_err(Into::into).must("listen");
+    listener.set_nonblocking(true).map_err(Into::into).must("make a socket non-blocking");
+    let stop = stop.clone();
+    std::thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            match listener.accept() {
+                Ok((mut stream, _)) => {
+                    // A client that went away is no concern of the server.
+                    let _ = stream.set_nonblocking(false);
+                    let _ = stream.set_write_timeout(Some(Duration::from_millis(300)));
+                    let _ = stream.write_all(&vec![7; 200_000]);
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    })
+}
+
+/// Adds everything up all the time, until it is told to stop.
+pub(crate) struct Checker {
+    begun: Instant,
+    stop: Arc<AtomicBool>,
+    found: Arc<Mutex<Vec<String>>>,
+    thread: JoinHandle<Samples>,
+}
+
+/// How many looks there were.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Samples {
+    pub(crate) checked: u64,
+    /// The agent stood still with a record in its hands, or an interface came or went.
+    pub(crate) skipped: u64,
+    /// The largest difference between the two sums: what moved during one look.
+    pub(crate) moved: u64,
+}
+
+impl Checker {
+    pub(crate) fn start(balance: &Arc<Balance>) -> Checker {
+        let (stop, found) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let thread = std::thread::spawn({
+            let (balance, stop, found) = (balance.clone(), stop.clone(), found.clone());
+            move || {
+                let mut samples = Samples::default();
+                while !stop.load(Ordering::Relaxed) {
+                    match balance.sample().must("read the maps") {
+                        None => samples.skipped += 1,
+                        Some(sample) => {
+                            samples.checked += 1;
+                            samples.moved = samples.moved.max(sample.at_most().abs_diff(sample.at_least()));
+                            if let Err(error) = sample.check() {
+                                found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(error);
+                            }
+                        }
+                    }
+                    // The other CPU's work is what is being looked at.
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                samples
+            }
+        });
+        Checker { begun: Instant::now(), stop, found, thread }
+    }
+
+    pub(crate) fn end(self, what: &str) -> Samples {
+        self.stop.store(true, Ordering::Relaxed);
+        let samples = self.thread.join().expect("the checker ends");
+        let found = self.found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        assert!(found.is_empty(), "{what}: {} of {samples:?} are wrong, the first: {}", found.len(), found[0]);
+        assert!(samples.checked >= 10 && samples.skipped <= samples.checked, "{what}: {samples:?}");
+        eprintln!("{what}: {samples:?} in {:.1?}", self.begun.elapsed());
+        samples
+    }
+}
+
+/// Frames that were received.
+pub(crate) fn ingress(sample: &Sample) -> u64 {
+    sample.counters[0].seen[Hook::Ingress as usize].iter().map(|volume| volume.packets).sum()
+}
+
+pub(crate) fn unrecorded(sample: &Sample, cause: Cause) -> u64 {
+    sample.counters[0].unrecorded[cause as usize]
+}
+
+/// The agent's own metrics tell the same story as the maps.
+pub(crate) fn metrics_agree(agent: &Agent, scene: &Scene, balance: &Balance) {
+    let deadline = Instant::now() + Duration::from_secs(8);
+    loop {
+        scene.send_lasting();
+        // The agent publishes once a second, and releases flows meanwhile.
+        for _ in 0..8 {
+            std::thread::sleep(Duration::from_millis(200));
+            let (sample, metrics) = (balance.sample().must("read the maps"), agent.metrics().must("scrape"));
+            let Some(Sample { counters: [counters, ..], books, .. }) = sample else { continue };
+            let dropped = metrics.sum("sensor_packets_total", &[("action", "drop")]);
+            let said = [
+                metrics.sum("sensor_packets_total", &[]),
+                metrics.sum("sensor_loss_packets_total", &[]) + dropped,
+                metrics.sum("sensor_ended_packets_total", &[]),
+            ];
+            let found = [seen(&counters), elsewhere(&counters), books.released + books.evicted];
+            if said == found.map(|number| number as f64) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "seen, elsewhere and ended: metrics say {said:?}, maps {found:?}");
+        }
+    }
+}
