@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use ipnet::IpNet;
 use sensor_common::packet::protocol;
 
-use crate::allow::Item;
+use crate::allow::item::Item;
 use crate::config::{HostEntry, PolicyConfig};
 use crate::verdicts::scope::flow_key;
 

@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use crate::allow::item::Item;
 use crate::allow::{self, Why};
 use crate::breaker::Trip;
 use crate::config::Mode;
@@ -146,7 +147,7 @@ impl Store {
     }
 
     /// Forgets a never-drop entry of an operator.
-    pub fn no_allow(&mut self, item: &allow::Item) {
+    pub fn no_allow(&mut self, item: &Item) {
         self.send(Op::NoAllow(item.to_string()));
     }
 

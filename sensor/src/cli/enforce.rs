@@ -10,7 +10,8 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::print::{self, table};
 use super::{Socket, say, wait};
-use crate::allow::{Entry, Item};
+use crate::allow::Entry;
+use crate::allow::item::Item;
 use crate::audit::rfc3339;
 use crate::config::{ActionName, Mode};
 use crate::control;

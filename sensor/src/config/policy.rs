@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::forms::{duration, empty_is_none};
 use super::{ActionName, HostEntry, MINUTE, SECOND, number, within};
-use crate::allow::Port;
+use crate::allow::item::Port;
 
 /// `[policy]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

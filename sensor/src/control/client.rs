@@ -16,7 +16,8 @@ use tokio::net::UnixStream;
 use super::enforce::{Change, ItemQuery, ModeBody};
 use super::routes::LoadQuery;
 use super::{CLIENT_TIMEOUT, Failure, LOAD_TIMEOUT};
-use crate::allow::{Entry, Item};
+use crate::allow::Entry;
+use crate::allow::item::Item;
 use crate::config::Mode;
 use crate::verdicts::Verdict;
 use crate::view::{

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::ANSWER_TIMEOUT;
 use super::routes::{exchange_within, failure};
-use crate::allow::Item;
+use crate::allow::item::Item;
 use crate::config::{Mode, PolicyConfig};
 use crate::host::{self, Items};
 use crate::view::{EnforceRequest, NewAllow, NewVerdict, NewVerdicts, Peer, Request, Which};

@@ -1,7 +1,8 @@
 //! What is kept is there again, and damage is set aside.
 
 use super::*;
-use crate::verdicts::{Book, Change, Evidence, Moment, Order, Rate, Room};
+use crate::verdicts::book::{Book, Change, Room};
+use crate::verdicts::{Evidence, Moment, Order, Rate};
 use sensor_common::verdict::{Action, Origin};
 
 fn verdicts(count: u32) -> Vec<Verdict> {

@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use crate::allow::{Entry, Item};
+use crate::allow::Entry;
+use crate::allow::item::Item;
 use crate::breaker::Trip;
 use crate::config::{ActionName, Mode};
 use crate::host::Items;

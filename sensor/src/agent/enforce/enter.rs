@@ -16,8 +16,9 @@ use crate::bpf::verdicts::Service as KernelService;
 use crate::config::{ActionName, OriginName};
 use crate::metrics::VerdictChange;
 use crate::policy::{accuses, initiator};
+use crate::verdicts::book::Change;
 use crate::verdicts::scope::{Scope, addresses};
-use crate::verdicts::{Change, Evidence, Moment, Order, Rate, Verdict};
+use crate::verdicts::{Evidence, Moment, Order, Rate, Verdict};
 
 /// Verdicts whose end is written in one poll: some 40 thousand system calls a second.
 const EXPIRED_PER_POLL: usize = 2_048;

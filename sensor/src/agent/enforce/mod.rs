@@ -29,9 +29,10 @@ use crate::host::{self, Items, Lasting, Surroundings};
 use crate::metrics::{ModelRole, VerdictChange};
 use crate::policy::{self, Ramp};
 use crate::store::{SavedMode, State, Store};
+use crate::verdicts::book::{Book, Room};
 use crate::verdicts::pardon::Pardons;
 use crate::verdicts::scope::Scope;
-use crate::verdicts::{Book, Moment, Room};
+use crate::verdicts::{Moment, Verdict};
 
 /// How long the last changes may take to reach the disk when the agent stops.
 const LAST_WRITE: Duration = Duration::from_secs(2);
@@ -294,7 +295,7 @@ impl Poller {
         enforcer.audit.flush(LAST_WRITE);
     }
 
-    fn note_change(&self, change: VerdictChange, verdict: &crate::verdicts::Verdict) {
+    fn note_change(&self, change: VerdictChange, verdict: &Verdict) {
         self.metrics.verdict_change(change, verdict.scope.kind(), verdict.origin);
     }
 }
