@@ -3,11 +3,15 @@
 
 /// Bit of the word: a writer is inside.
 pub const TAKEN: u32 = 1;
-/// Bit of the word, beside [`TAKEN`]: somebody has waited in vain for as long as a packet may. It goes when the writer does, and
-/// tells others not to wait for one who has lost its CPU.
-pub const STALLED: u32 = 2;
+/// One packet that waited in vain for the writer inside: counted in the word, beside [`TAKEN`], up to [`STALLED`], and gone when the
+/// writer is.
+pub const IN_VAIN: u32 = 2;
+/// The bits of that count. All of them set: nobody waits for this writer any more, who must have lost its CPU.
+pub const STALLED: u32 = 3 * IN_VAIN;
 /// What a free word moves on by with each writer.
-pub const STEP: u32 = 4;
+pub const STEP: u32 = 8;
+/// How long a packet waits for a lock at most, ns.
+pub const PATIENCE_NS: u64 = 20_000;
 
 /// The word after the writer inside of it is gone.
 pub const fn freed(taken: u32) -> u32 {
@@ -20,8 +24,8 @@ mod tests {
 
     #[test]
     fn a_freed_word_is_free_and_another_one() {
-        for (free, next) in [(0, 4), (4, 8), (u32::MAX - 3, 0)] {
-            for taken in [free | TAKEN, free | TAKEN | STALLED] {
+        for (free, next) in [(0, 8), (8, 16), (u32::MAX - 7, 0)] {
+            for taken in [free | TAKEN, free | TAKEN | IN_VAIN, free | TAKEN | STALLED] {
                 assert_eq!(freed(taken), next);
             }
         }

@@ -1,20 +1,19 @@
 //! Sequence locks ([`sensor_common::lock`]) as the programs take them: one try in place, which is all that an uncontended packet
-//! pays for, and a wait in a function of its own behind it. A packet waits for [`PATIENCE_NS`] at most; whoever does not get
+//! pays for, and a wait in a function of its own behind it. A packet waits for [`LOCK_PATIENCE_NS`] at most; whoever does not get
 //! the lock goes on without, and counts that.
 //!
 //! Who holds a lock needs less than a microsecond, unless its CPU is taken away (by a hypervisor, or the agent's thread by
-//! the scheduler). So who has waited in vain says so in the word, and nobody else waits for that holder: a stall costs each of
-//! the other CPUs one wait at most, not one for each packet.
+//! the scheduler, or for less than that by an interrupt). Who has waited in vain counts that in the word, and behind three nobody
+//! waits for that holder: a stall of any length delays traffic by three waits, not by one for each packet.
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use sensor_common::lock::{STALLED, STEP, TAKEN};
+use sensor_common::lock::{IN_VAIN, STALLED, STEP, TAKEN};
 
 use crate::atomic;
+use crate::maps::LOCK_PATIENCE_NS;
 
-/// How long a packet waits for a lock at most, ns.
-const PATIENCE_NS: u64 = 20_000;
 /// How often a lock is looked at in that time at most: the verifier walks the loop. Between two looks the clock is read, which
-/// takes some 20 ns and leaves the line to its holder.
+/// takes some 20 ns and leaves the line to its holder. (More than 2,700 are too many branches for it.)
 const LOOKS: u32 = 1024;
 /// What [`sensor_wait`] returns if the lock was not to be had; else it is the word.
 const BUSY: u64 = 1 << 32;
@@ -47,7 +46,7 @@ unsafe extern "C" fn sensor_wait(word: *mut u32) -> u64 {
         return BUSY;
     }
     // SAFETY: a helper without arguments.
-    let end = unsafe { bpf_ktime_get_ns() } + PATIENCE_NS;
+    let end = unsafe { bpf_ktime_get_ns() } + LOCK_PATIENCE_NS.load();
     // SAFETY: just tested, and the caller's; volatile, because other CPUs write it.
     let first = unsafe { word.read_volatile() };
     let mut seen = first;
@@ -57,16 +56,16 @@ unsafe extern "C" fn sensor_wait(word: *mut u32) -> u64 {
             return seen as u64;
         }
         // SAFETY: a helper without arguments.
-        if seen & STALLED != 0 || unsafe { bpf_ktime_get_ns() } >= end {
+        if seen & STALLED == STALLED || unsafe { bpf_ktime_get_ns() } >= end {
             break;
         }
         // SAFETY: as above.
         seen = unsafe { word.read_volatile() };
     }
     // One holder all the time. If it goes at this moment, nothing is changed.
-    if seen == first && seen & TAKEN != 0 {
+    if seen & TAKEN != 0 && seen & STALLED != STALLED && seen | STALLED == first | STALLED {
         // SAFETY: as above.
-        unsafe { atomic::swap_if(word, seen, seen | STALLED) };
+        unsafe { atomic::swap_if(word, seen, seen + IN_VAIN) };
     }
     BUSY
 }

@@ -34,6 +34,8 @@ mod quotes;
 #[cfg(target_arch = "bpf")]
 mod record;
 #[cfg(target_arch = "bpf")]
+mod shared;
+#[cfg(target_arch = "bpf")]
 mod table;
 #[cfg(target_arch = "bpf")]
 mod tag;

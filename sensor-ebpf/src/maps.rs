@@ -10,6 +10,7 @@ use sensor_common::counter::{COUNTER_ENTRIES, INTERFACE_PROBES, InterfaceCounter
 use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
+use sensor_common::lock::PATIENCE_NS;
 use sensor_common::packet::Options;
 use sensor_common::table::{Bucket, EVICTED_BYTES, MIN_BUCKETS, WAYS};
 use sensor_common::verdict::{
@@ -110,6 +111,10 @@ static PAYLOAD_HINTS: Global<u8> = Global::new(0);
 pub(crate) fn parser_options() -> Options {
     Options { tunnels: TUNNELS.load(), payload_hints: PAYLOAD_HINTS.load() != 0 }
 }
+
+/// How long a packet waits for a lock at most, ns. Benches try others.
+#[unsafe(no_mangle)]
+pub(crate) static LOCK_PATIENCE_NS: Global<u64> = Global::new(PATIENCE_NS);
 
 /// 1: frames are changed before they are read, as they ask for themselves (see [`crate::vary`]). For benches.
 #[unsafe(no_mangle)]

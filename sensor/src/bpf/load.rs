@@ -14,6 +14,7 @@ use sensor_common::counter::{GONE_ENTRY, INTERFACE_PROBES, InterfaceCounters, MA
 use sensor_common::flow::FlowRecord;
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
+use sensor_common::lock::PATIENCE_NS;
 use sensor_common::packet;
 use sensor_common::schema::{self, Meta};
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
@@ -54,6 +55,8 @@ pub struct LoadOptions {
     pub replay_clock: bool,
     /// Whether the floors of `cargo xtask bench` are loaded beside the real programs.
     pub floors: bool,
+    /// How long a packet waits for a lock at most, ns, up to about 25,000. For benches.
+    pub lock_patience_ns: u64,
     /// Hash keys; `None` draws them from the kernel's random source, which production always does.
     pub seed: Option<Seed>,
 }
@@ -70,6 +73,7 @@ impl Default for LoadOptions {
             log_level: 0,
             replay_clock: false,
             floors: false,
+            lock_patience_ns: PATIENCE_NS,
             seed: None,
         }
     }
@@ -175,6 +179,7 @@ impl Kernel {
             .override_global("TUNNELS", &options.parser.tunnels, true)
             .override_global("PAYLOAD_HINTS", &(options.parser.payload_hints as u8), true)
             .override_global("STRONG_ORDER", &strong_order, true)
+            .override_global("LOCK_PATIENCE_NS", &options.lock_patience_ns, true)
             .override_global("VARY", &(options.floors as u8), true)
             .map_max_entries("BENCH_LRU", if options.floors { options.flows as u32 } else { 1 })
             .map_max_entries("BENCH_AGGREGATE", if options.floors { options.flows as u32 } else { 1 })
@@ -576,7 +581,7 @@ where
     program.try_into().with_context(|| format!("program {name} is of another type"))
 }
 
-fn load_program(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
+pub(super) fn load_program(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
     let result = if name.starts_with("sensor_xdp") || name.starts_with("floor") && !name.starts_with("floor_tc") {
         program::<Xdp>(ebpf, name)?.load()
     } else {

@@ -241,7 +241,7 @@ impl Pins {
             Hook::Egress => "egress",
             Hook::StackIngress => "ingress",
             Hook::Tag => "tag",
-            Hook::Ingress | Hook::Floor(_) => "xdp",
+            Hook::Ingress | Hook::Floor(_) | Hook::Bench(_) => "xdp",
         };
         // The file system does not take dots.
         self.path.join(format!("{LINK}{ifindex}-{hook}"))

@@ -3,8 +3,10 @@
 
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
+use aya::maps::Array;
 use aya::programs::{Program, TestRun as _};
 pub use aya::programs::{TestRunOptions, TestRunResult};
+use sensor_common::flow::FlowRecord;
 
 use super::load::Kernel;
 
@@ -21,6 +23,8 @@ pub enum Hook {
     Tag,
     /// What benches measure the others against; the agent never loads these.
     Floor(Floor),
+    /// One of those that [`Kernel::load_bench`] loads, by name.
+    Bench(&'static str),
 }
 
 /// The programs that benches measure the others against.
@@ -102,6 +106,42 @@ impl Kernel {
         Ok((result.return_value, result.duration.as_nanos() as u32))
     }
 
+    /// Loads an XDP program that only benches run ([`Hook::Bench`]).
+    ///
+    /// # Errors
+    /// If there is none of that name, or the kernel refuses it.
+    pub fn load_bench(&mut self, name: &'static str) -> anyhow::Result<()> {
+        super::load::load_program(&mut self.ebpf, name)
+    }
+
+    /// Packets of `frame_len` bytes that the programs `floor_record_*` and `floor_sums_*` counted since the last call; none of them
+    /// runs now. In records by the sum of both directions, which is what two CPUs write in any case.
+    ///
+    /// # Errors
+    /// If the kernel refuses to read or write their maps.
+    pub fn take_shared(&mut self, frame_len: u64) -> anyhow::Result<u64> {
+        let records = self.take_values("BENCH_SHARED", |bytes: &[u8; size_of::<FlowRecord>()]| {
+            bytemuck::pod_read_unaligned::<FlowRecord>(bytes).frame_bytes
+        })?;
+        let sums = self.take_values("BENCH_SUMS", |bytes: &[u8; 192]| {
+            // Locks, and a line for each direction that begins with its packets.
+            let words: [u64; 24] = bytemuck::pod_read_unaligned(bytes);
+            words[8] + words[16]
+        })?;
+        Ok(records / frame_len.max(1) + sums)
+    }
+
+    fn take_values<const N: usize>(&mut self, map: &str, packets: fn(&[u8; N]) -> u64) -> anyhow::Result<u64> {
+        let data = self.ebpf.map_mut(map).with_context(|| format!("the eBPF object has no map {map}: rebuild it"))?;
+        let mut values = Array::<_, [u8; N]>::try_from(data).with_context(|| format!("map {map}"))?;
+        let mut total = 0;
+        for number in 0..values.len() {
+            total += packets(&values.get(&number, 0).with_context(|| format!("reading map {map}"))?);
+            values.set(number, [0; N], 0).with_context(|| format!("writing map {map}"))?;
+        }
+        Ok(total)
+    }
+
     /// Test runs that several threads can do at once.
     pub fn runner(&self) -> Runner<'_> {
         Runner { ebpf: &self.ebpf, xdp: self.xdp }
@@ -148,6 +188,7 @@ impl Runner<'_> {
             Hook::StackIngress => "sensor_ingress",
             Hook::Tag => "sensor_tag",
             Hook::Floor(floor) => floor.name(),
+            Hook::Bench(name) => name,
         };
         match self.ebpf.program(name) {
             Some(Program::Xdp(program)) => program.test_run(options),

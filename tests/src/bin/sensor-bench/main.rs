@@ -2,6 +2,7 @@
 //! traffic (`victim`), and how long an attack goes on (`reaction`). Needs root. Reached by `cargo xtask bench`.
 
 mod cases;
+mod cpus;
 mod frames;
 mod poll;
 mod reaction;
@@ -38,6 +39,18 @@ enum Bench {
         #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1000))]
         repeats: u32,
         /// Packets of each subject in a round.
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
+        packets: u32,
+    },
+    /// Two CPUs that count in one flow (parallel program runs): the lock and its alternatives.
+    Cpus {
+        /// Prints JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+        /// Rounds; numbers are medians over these.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        repeats: u32,
+        /// Packets of each CPU in a round of each subject.
         #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
         packets: u32,
     },
@@ -82,6 +95,7 @@ enum Bench {
 fn main() -> Result<()> {
     match Options::parse().bench {
         Bench::Datapath { json, only, repeats, packets } => datapath(json, &only, repeats, packets),
+        Bench::Cpus { json, repeats, packets } => cpus::run(repeats, packets, json),
         Bench::Victim { json, only, repeats, seconds, agent } => victim::run(repeats, seconds, &only, &agent, json),
         Bench::Poll { json, repeats } => poll::run(repeats, json),
         Bench::Reaction { json, flows } => reaction::run(flows, json),
