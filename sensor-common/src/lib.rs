@@ -39,6 +39,7 @@
 pub mod context;
 pub mod control;
 pub mod counter;
+pub mod cut;
 #[cfg(any(feature = "std", test))]
 pub mod features;
 pub mod flow;

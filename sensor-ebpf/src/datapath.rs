@@ -4,11 +4,12 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use sensor_common::control::{CLOCK_REPLAY, Control};
 use sensor_common::counter::{ACTION_SLOTS, CAUSE_SLOTS, Cause, Hook, InterfaceCounters};
+use sensor_common::cut::Cut;
 use sensor_common::fragment;
 use sensor_common::packet::{Packet, mark};
 use sensor_common::verdict::Action;
 
-use crate::maps::{CLOCK, CONTROL};
+use crate::maps::{CLOCK, CONTROL, cut};
 use crate::parse::Source;
 use crate::table::{self, Visit};
 use crate::{atomic, fragments, quotes};
@@ -51,6 +52,9 @@ fn account<S: Source>(
     let mut visit = Visit { packet: Packet::start(len), now_ns: 0, ifindex, hook: hook as u32, verdict: 0 };
     source.parse(&mut visit.packet)?;
     visit.packet.frame_len += source.taken_off();
+    if cut(Cut::Parsed) {
+        return Ok(Action::Pass);
+    }
     if fragment::concerns(&visit.packet) && !fragments::pass(&mut visit.packet, now_ns(control)) {
         return Err(Cause::Fragment as u64);
     }

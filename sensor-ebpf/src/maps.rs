@@ -7,6 +7,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use sensor_common::context::Set;
 use sensor_common::control::Control;
 use sensor_common::counter::{COUNTER_ENTRIES, INTERFACE_PROBES, InterfaceCounters, interface_slot};
+use sensor_common::cut::Cut;
 use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
@@ -119,6 +120,16 @@ pub(crate) static LOCK_PATIENCE_NS: Global<u64> = Global::new(PATIENCE_NS);
 /// 1: frames are changed before they are read, as they ask for themselves (see [`crate::vary`]). For benches.
 #[unsafe(no_mangle)]
 pub(crate) static VARY: Global<u8> = Global::new(0);
+
+/// How far packets go, a number of [`Cut`], 0 = to the end. For benches.
+#[unsafe(no_mangle)]
+static CUT: Global<u8> = Global::new(0);
+
+/// Whether packets go no farther.
+#[inline(always)]
+pub(crate) fn cut(at: Cut) -> bool {
+    CUT.load() == at as u8
+}
 
 /// 1 on CPUs that do not reorder stores (x86-64), where giving a lock back needs no barrier.
 #[unsafe(no_mangle)]

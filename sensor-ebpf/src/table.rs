@@ -9,6 +9,7 @@
 
 use sensor_common::control::Control;
 use sensor_common::counter::{Cause, Hook, InterfaceCounters};
+use sensor_common::cut::Cut;
 use sensor_common::flow::FlowRecord;
 use sensor_common::flow::state;
 use sensor_common::hash;
@@ -22,7 +23,7 @@ use crate::atomic;
 use crate::context;
 use crate::datapath::{coarse_ns, control, now_ns};
 use crate::lock;
-use crate::maps::{BUCKETS, INDEX, RECORDS, seed};
+use crate::maps::{BUCKETS, INDEX, RECORDS, cut, seed};
 use crate::record::{self, count, evict, restart, start};
 use crate::verdicts::{self, CLEARED, HALF_OPEN};
 
@@ -122,6 +123,9 @@ unsafe extern "C" fn sensor_account(visit: *mut Visit, counters: *mut InterfaceC
         }
         Err(cause) => return REFUSED | cause as u64,
     };
+    if cut(Cut::Key) {
+        return Action::Pass as u64;
+    }
     let verdict = verdicts::word(found.record);
     let mut done = Action::Pass as u64;
     if verdict.is_some() {
@@ -137,7 +141,13 @@ unsafe extern "C" fn sensor_account(visit: *mut Visit, counters: *mut InterfaceC
         }
     }
     fetch(found, &visit.packet);
+    if cut(Cut::Asked) {
+        return Action::Pass as u64;
+    }
     visit.now_ns = now_ns(control);
+    if cut(Cut::Clock) {
+        return Action::Pass as u64;
+    }
     match update(found, visit, counters, false) {
         Ok(true) => done,
         Ok(false) => miss,
@@ -215,6 +225,9 @@ pub(crate) fn find(packet: &Packet, hash: u32) -> Result<Option<Found>, Cause> {
         if way == WAYS {
             return Ok(None);
         }
+    }
+    if cut(Cut::Bucket) {
+        return Err(Cause::Internal);
     }
     // The same number; but to the verifier one that it knows nothing of, so that it walks what follows once and not for
     // each way.
@@ -375,6 +388,10 @@ fn update(found: Found, visit: &Visit, counters: &mut InterfaceCounters, reopens
             return Err(cause);
         }
     };
+    if cut(Cut::Locked) {
+        unlock(found.record, sequence);
+        return Ok(true);
+    }
     // SAFETY: under the record's lock this CPU is the only writer.
     let record = unsafe { &mut *found.record };
     // SAFETY: a map value; see `drop_packet`.

@@ -11,6 +11,7 @@ use bytemuck::Zeroable as _;
 use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, ENTRIES};
 use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
 use sensor_common::counter::{GONE_ENTRY, INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
+use sensor_common::cut::Cut;
 use sensor_common::flow::FlowRecord;
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
@@ -55,6 +56,8 @@ pub struct LoadOptions {
     pub replay_clock: bool,
     /// Whether the floors of `cargo xtask bench` are loaded beside the real programs.
     pub floors: bool,
+    /// How far packets go, for `cargo xtask bench`; `None`, which production always has: to the end.
+    pub cut: Option<Cut>,
     /// How long a packet waits for a lock at most, ns, up to about 25,000. For benches.
     pub lock_patience_ns: u64,
     /// Hash keys; `None` draws them from the kernel's random source, which production always does.
@@ -73,6 +76,7 @@ impl Default for LoadOptions {
             log_level: 0,
             replay_clock: false,
             floors: false,
+            cut: None,
             lock_patience_ns: PATIENCE_NS,
             seed: None,
         }
@@ -181,6 +185,7 @@ impl Kernel {
             .override_global("STRONG_ORDER", &strong_order, true)
             .override_global("LOCK_PATIENCE_NS", &options.lock_patience_ns, true)
             .override_global("VARY", &(options.floors as u8), true)
+            .override_global("CUT", &options.cut.map_or(0, |cut| cut as u8), true)
             .map_max_entries("BENCH_LRU", if options.floors { options.flows as u32 } else { 1 })
             .map_max_entries("BENCH_AGGREGATE", if options.floors { options.flows as u32 } else { 1 })
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)

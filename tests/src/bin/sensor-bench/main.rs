@@ -5,6 +5,7 @@ mod cases;
 mod cpus;
 mod frames;
 mod poll;
+mod profile;
 mod reaction;
 mod report;
 mod subjects;
@@ -54,6 +55,18 @@ enum Bench {
         #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
         packets: u32,
     },
+    /// Nanoseconds that the parts of a packet's way take: the programs, cut short at one place after the other.
+    Profile {
+        /// Prints JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+        /// Rounds; medians are over these.
+        #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        repeats: u32,
+        /// Packets of each part in a round.
+        #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
+        packets: u32,
+    },
     /// Throughput of a host with and without the agent: TCP, UDP, requests and new connections, over veth.
     Victim {
         /// Prints JSON instead of a table.
@@ -96,6 +109,10 @@ fn main() -> Result<()> {
     match Options::parse().bench {
         Bench::Datapath { json, only, repeats, packets } => datapath(json, &only, repeats, packets),
         Bench::Cpus { json, repeats, packets } => cpus::run(repeats, packets, json),
+        Bench::Profile { json, repeats, packets } => {
+            stay_on_one_cpu()?;
+            profile::run(repeats, packets, json)
+        }
         Bench::Victim { json, only, repeats, seconds, agent } => victim::run(repeats, seconds, &only, &agent, json),
         Bench::Poll { json, repeats } => poll::run(repeats, json),
         Bench::Reaction { json, flows } => reaction::run(flows, json),
@@ -105,10 +122,7 @@ fn main() -> Result<()> {
 /// Runs on one CPU, in rounds that interleave all subjects, because the same program drifts by a fifth between
 /// invocations: only ratios within one run mean anything.
 fn datapath(json: bool, only: &str, repeats: u32, packets: u32) -> Result<()> {
-    let cpu = sched_getcpu();
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| format!("stay on CPU {cpu}"))?;
+    let cpu = stay_on_one_cpu()?;
     let mut subjects = Subjects::load(only)?;
     let report = Report::new(cpu, packets, subjects.programs()?, subjects.measure(repeats, packets)?);
     if json {
@@ -117,4 +131,13 @@ fn datapath(json: bool, only: &str, repeats: u32, packets: u32) -> Result<()> {
         print!("{}", report.table());
     }
     Ok(())
+}
+
+/// The CPU that this thread runs on from now on.
+fn stay_on_one_cpu() -> Result<usize> {
+    let cpu = sched_getcpu();
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(None, &set).with_context(|| format!("stay on CPU {cpu}"))?;
+    Ok(cpu)
 }

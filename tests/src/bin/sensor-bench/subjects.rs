@@ -15,7 +15,7 @@ use crate::report::{GroupSamples, Samples};
 /// Loopback: where the kernel says that the frames of test runs come from.
 const IFINDEX: u32 = 1;
 /// Table of the crowds: so large that hardly a bucket overflows (125 MB).
-const FLOWS: usize = 131_072;
+pub(crate) const FLOWS: usize = 131_072;
 /// Table of the floods: the smallest.
 const FEW_FLOWS: usize = 8192;
 /// Returned by programs at XDP and at TC.
