@@ -70,6 +70,8 @@ pub struct KernelConfig {
     /// Idle time after which a flow with history may be given up for a new one.
     #[serde(with = "duration")]
     pub evict_idle: Duration,
+    /// Most memory of the kernel maps, MiB; 0: as much as the settings make it.
+    pub max_memory_mib: u32,
     /// Log level of the programs.
     pub bpf_log: BpfLog,
 }
@@ -152,6 +154,7 @@ impl Default for KernelConfig {
             xdp_mode: XdpMode::Auto,
             flows: 65_536,
             evict_idle: Duration::from_secs(10),
+            max_memory_mib: 0,
             bpf_log: BpfLog::Off,
         }
     }
@@ -261,6 +264,11 @@ impl Config {
             kernel.flows
         );
         within("kernel.evict_idle", kernel.evict_idle, SECOND, 60 * MINUTE)?;
+        ensure!(
+            kernel.max_memory_mib == 0 || (16..=1 << 16).contains(&kernel.max_memory_mib),
+            "kernel.max_memory_mib = {}: must be from 16 to 65536, or 0 for no limit",
+            kernel.max_memory_mib
+        );
 
         context.validate()?;
         within("agent.poll_interval", agent.poll_interval, Duration::from_millis(10), SECOND)?;

@@ -163,6 +163,9 @@ pub struct TableView {
     pub occupancy: u64,
     /// Memory of all maps, in bytes.
     pub memory_bytes: u64,
+    /// Resident memory of the agent without the maps, which it maps, in bytes.
+    #[serde(default)]
+    pub agent_bytes: u64,
 }
 
 /// The host context.

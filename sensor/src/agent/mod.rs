@@ -31,6 +31,7 @@ use self::start::Beginning;
 pub use self::start::Takeover;
 use crate::bpf::attach::Attached;
 use crate::bpf::load::Kernel;
+use crate::bpf::memory::mib;
 use crate::bpf::probe::{self, Capabilities};
 use crate::config::Config;
 use crate::control::{Access, ControlSocket};
@@ -125,6 +126,7 @@ async fn serve(
     };
     let (kernel, attached) = beginning.bring_up(&config, capabilities)?;
     announce(&kernel, &attached, model.as_ref());
+    let maps = kernel.memory();
     let loader = Loader::start(&config, files)?;
     let jobs = loader.jobs.clone();
 
@@ -136,6 +138,7 @@ async fn serve(
     let ending = Arc::new(Ending::default());
     let (done, mut ended) = oneshot::channel();
     let (begin, begun) = oneshot::channel();
+    let own = metrics.clone();
     let poller =
         Poller::new(config, kernel, attached, Models { active: model, shadow, loader }, metrics, health, around);
     let thread = std::thread::Builder::new()
@@ -153,6 +156,12 @@ async fn serve(
         .context("cannot start the poll thread")?;
     // Verdicts that go on are in force from the first poll on. If the thread ends before it, the loop below says so.
     if begun.await.is_ok() {
+        tracing::info!(
+            "memory: {:.1} MiB of the agent's own, and kernel maps of {:.1} MiB, {:.1} MiB of which count as resident here, too",
+            mib(own.own_memory()),
+            mib(maps.taken),
+            mib(maps.mapped)
+        );
         tracing::info!("ready");
     }
     let reason = loop {
@@ -194,10 +203,12 @@ fn announce(kernel: &Kernel, attached: &[Attached], model: Option<&Model>) {
             ),
         }
     }
+    let memory = kernel.memory();
     tracing::info!(
-        "flow table: {} flows; kernel maps: {:.1} MiB",
+        "flow table: {} flows; kernel maps: {:.1} MiB, at most {:.1} MiB with all verdicts and prefixes that there may be",
         kernel.table.capacity(),
-        kernel.memory_bytes() as f64 / (1 << 20) as f64
+        mib(memory.taken),
+        mib(memory.most)
     );
     match model {
         Some(model) => tracing::info!(

@@ -151,7 +151,8 @@ impl Poller {
             policy.min_packets(),
         );
         let memories = vec![Memory::default(); kernel.table.capacity()];
-        metrics.map_memory(kernel.memory_bytes());
+        let memory = kernel.memory();
+        metrics.map_memory(memory.taken, memory.mapped);
         Poller {
             drift: DriftState::new(&config, model.as_ref()),
             shadow: shadow.map(|model| Shadow::new(model, &config)),

@@ -192,7 +192,8 @@ pub(super) fn status(poller: &Poller) -> StatusView {
         table: TableView {
             capacity: kernel.table.capacity() as u64,
             occupancy: totals.flows_active,
-            memory_bytes: kernel.memory_bytes(),
+            memory_bytes: kernel.memory().taken,
+            agent_bytes: metrics.own_memory(),
         },
         context: metrics.context_view(),
         packets: metrics.packets_view(None),

@@ -245,6 +245,10 @@ fn options(config: &Config, capabilities: &Capabilities) -> LoadOptions {
         context: config.context.sizes(),
         tagging: config.tag.enabled,
         max_verdicts: config.policy.max_verdicts,
+        max_memory: match config.kernel.max_memory_mib {
+            0 => u64::MAX,
+            mib => u64::from(mib) << 20,
+        },
         parser: config.flows.parser_options(),
         log_level: config.kernel.bpf_log as u8,
         ..LoadOptions::default()

@@ -24,12 +24,18 @@ use sensor_common::verdict::MAX_VERDICTS;
 use super::books;
 pub use super::context::ContextTables;
 use super::context::context_sets;
+use super::memory::Memory;
 use super::pins::{Left, Pins, Size};
 pub use super::run::{Floor, Hook, ProgramInfo, Runner, TestRunOptions, TestRunResult};
 use super::sys::{ControlPage, Counters, Sets, Table};
 use super::verdicts::Verdicts;
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SENSOR_EBPF_OBJECT_PATH"));
+
+/// Ring of the programs' messages.
+const LOG_BYTES: u32 = 1 << 17;
+/// The largest page that a kernel of this architecture has, the least that a ring can be.
+const PAGE: u32 = if cfg!(target_arch = "x86_64") { 1 << 12 } else { 1 << 16 };
 
 /// Room for flows that are never dropped, beside the verdicts on flows in the same map: an attack that causes as many of those
 /// as may be must not keep an operator's session from it. 256 flows, outside VLANs and in 16.
@@ -46,6 +52,8 @@ pub struct LoadOptions {
     pub context: Option<(u32, u32)>,
     /// Most verdicts on flows, and as many on sources and prefixes: 1 to 1,048,576. Memory is taken for those there are.
     pub max_verdicts: u32,
+    /// Most memory of all maps with all entries that they may get, bytes; the load fails if they could take more.
+    pub max_memory: u64,
     /// Whether `sensor_tag` is loaded.
     pub tagging: bool,
     /// What the programs' parser reads beyond the ordinary.
@@ -70,7 +78,8 @@ impl Default for LoadOptions {
             flows: 65_536,
             context: Some((DEFAULT_SOURCES, DEFAULT_SERVICES)),
             frags: true,
-            max_verdicts: 16_384,
+            max_verdicts: 12_000,
+            max_memory: u64::MAX,
             tagging: false,
             parser: packet::Options::NONE,
             log_level: 0,
@@ -103,7 +112,7 @@ pub struct Kernel {
     pub(super) xdp: &'static str,
     stack_ingress: bool,
     tagging: bool,
-    memory_bytes: u64,
+    memory: Memory,
     seed: Seed,
     pub(super) pins: Option<Pins>,
     adopted: bool,
@@ -165,6 +174,8 @@ impl Kernel {
             (None, Some(seed)) => seed,
             (None, None) => random_seed()?,
         };
+        // Nothing is written where the programs are to be silent.
+        let log_bytes = if options.log_level > 0 { LOG_BYTES } else { PAGE };
         let clock = if options.replay_clock { CLOCK_REPLAY } else { CLOCK_KERNEL };
         // x86-64 does not reorder stores; elsewhere a lock is given back with a full barrier.
         let strong_order = cfg!(target_arch = "x86_64") as u8;
@@ -188,12 +199,15 @@ impl Kernel {
             .override_global("CUT", &options.cut.map_or(0, |cut| cut as u8), true)
             .map_max_entries("BENCH_LRU", if options.floors { options.flows as u32 } else { 1 })
             .map_max_entries("BENCH_AGGREGATE", if options.floors { options.flows as u32 } else { 1 })
+            .map_max_entries("AYA_LOGS", log_bytes)
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
             .override_global("SOURCE_SETS", &source_sets, true)
             .override_global("SERVICE_SETS", &service_sets, true)
             .load(OBJECT)
             .context("the kernel refused the maps (is this root, or CAP_BPF and CAP_NET_ADMIN? see `sensor doctor`)")?;
         check_maps(&ebpf)?;
+        let memory = Memory::of(&ebpf)?;
+        memory.check(&ebpf, options.max_memory)?;
         let mut kernel_programs = vec![xdp, "sensor_egress"];
         if options.tagging {
             kernel_programs.push("sensor_tag");
@@ -204,7 +218,6 @@ impl Kernel {
         for name in kernel_programs {
             load_program(&mut ebpf, name)?;
         }
-        let memory_bytes = memory(&ebpf);
         let index = take(&mut ebpf, "INDEX")?;
         let records = take(&mut ebpf, "RECORDS")?;
         let control_map = take(&mut ebpf, "CONTROL")?;
@@ -258,16 +271,16 @@ impl Kernel {
             xdp,
             stack_ingress: false,
             tagging: options.tagging,
-            memory_bytes,
+            memory,
             seed,
             logs,
             maps,
         })
     }
 
-    /// Memory of all maps, bytes, as far as it is the agent's to choose (table, ring, counters).
-    pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes
+    /// Memory of all maps.
+    pub fn memory(&self) -> Memory {
+        self.memory
     }
 
     /// The hash keys of this load, for whoever looks a flow up in the table (tests, and captures through the programs).
@@ -613,30 +626,6 @@ fn check_maps(ebpf: &Ebpf) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Bytes of the maps that were created, from what the object and the options say (per-CPU maps once for each CPU).
-fn memory(ebpf: &Ebpf) -> u64 {
-    let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
-    ebpf.maps()
-        .filter_map(|(_, map)| match map {
-            aya::maps::Map::Array(data) => Some(entries(data, 1)),
-            aya::maps::Map::PerCpuArray(data) => Some(entries(data, cpus)),
-            // Its entries are bytes.
-            aya::maps::Map::RingBuf(data) => data.info().ok().map(|info| info.max_entries() as u64),
-            // Preallocated, with the key and some 48 bytes of the kernel's own in each entry.
-            aya::maps::Map::LruHashMap(data) => Some(entries(data, 1) + entries_of(data) * 64),
-            _ => None,
-        })
-        .sum()
-}
-
-fn entries_of(data: &MapData) -> u64 {
-    data.info().map_or(0, |info| info.max_entries() as u64)
-}
-
-fn entries(data: &MapData, copies: u64) -> u64 {
-    data.info().map_or(0, |info| info.max_entries() as u64 * (info.value_size() as u64).next_multiple_of(8) * copies)
 }
 
 /// The loaded programs that may become filters.

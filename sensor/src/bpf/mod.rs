@@ -1,9 +1,10 @@
 //! The agent's only door to the kernel: load, attach, shared memory. Nothing outside this module imports aya.
 //!
-//! [`sys`] holds all `unsafe` of the agent; [`load`] makes programs and maps of the embedded object, [`context`] is two of
-//! the maps, [`balance`] adds up what is in all of them and `books` are part of it, [`run`] names the programs and runs them
-//! without an interface; [`attach`] puts them on interfaces and takes them off again; [`bench`] has what these are compared with;
-//! [`verdicts`] keeps the maps of verdicts and the never-drop list; [`probe`] says what this kernel can do.
+//! [`sys`] holds all `unsafe` of the agent; [`load`] makes programs and maps of the embedded object, [`memory`] adds up what the
+//! maps take, [`context`] is two of them, [`balance`] adds up what is in all of them and `books` are part of it, [`run`] names the
+//! programs and runs them without an interface; [`attach`] puts them on interfaces and takes them off again; [`bench`] has what
+//! these are compared with; [`verdicts`] keeps the maps of verdicts and the never-drop list; [`probe`] says what this kernel can
+//! do.
 
 pub mod attach;
 pub mod balance;
@@ -11,6 +12,7 @@ pub mod bench;
 mod books;
 pub mod context;
 pub mod load;
+pub mod memory;
 pub mod pins;
 pub mod probe;
 pub mod qdisc;

@@ -8,6 +8,7 @@ use sensor_common::features::{COLUMNS, CONTRACT_VERSION, Column, FEATURES, Featu
 use serde::Serialize;
 use serde_json::json;
 
+use crate::bpf::memory;
 use crate::metrics::declared;
 use crate::replay::View;
 use crate::view::{FlowView, LeaseState, PacketsView, StatusView};
@@ -266,13 +267,13 @@ pub(super) fn status(status: &StatusView) -> String {
     );
     let table = &status.table;
     let share = if table.capacity == 0 { 0.0 } else { table.occupancy as f64 * 100.0 / table.capacity as f64 };
+    line("table", format!("{} of {} flows ({share:.1} %)", table.occupancy, table.capacity));
     line(
-        "table",
+        "memory",
         format!(
-            "{} of {} flows ({share:.1} %), maps of {:.1} MiB",
-            table.occupancy,
-            table.capacity,
-            table.memory_bytes as f64 / f64::from(1 << 20)
+            "kernel maps {:.1} MiB, agent {:.1} MiB",
+            memory::mib(table.memory_bytes),
+            memory::mib(table.agent_bytes)
         ),
     );
     if let Some(context) = &status.context {

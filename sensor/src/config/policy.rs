@@ -106,7 +106,7 @@ impl Default for PolicyConfig {
             min_packets: 4,
             min_packets_drop: 4,
             verdict_ttl: Duration::from_secs(10 * 60),
-            max_verdicts: 16_384,
+            max_verdicts: 12_000,
             never_drop: vec![
                 prefix([127, 0, 0, 0], 8),
                 prefix6(0, 1, 128),

@@ -28,7 +28,7 @@ fn sample_status() -> StatusView {
         shadow: None,
         drift: None,
         interfaces: Vec::new(),
-        table: TableView { capacity: 65_536, occupancy: 3, memory_bytes: 1 << 20 },
+        table: TableView { capacity: 65_536, occupancy: 3, memory_bytes: 1 << 20, agent_bytes: 1 << 21 },
         context: None,
         packets: PacketsView::default(),
         flows: FlowsView::default(),

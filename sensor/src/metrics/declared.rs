@@ -113,7 +113,7 @@ declare! {
     ACTIVE: Gauge "sensor_flows_active", "flows", [], "Flow records in use";
     CAPACITY: Gauge "sensor_table_capacity", "flows", [], "Flow records that the table can hold";
     OCCUPANCY: Gauge "sensor_table_occupancy_ratio", "ratio", [], "Share of the table in use, 0 to 1";
-    MAP_MEMORY: Gauge "sensor_map_memory_bytes", "bytes", [], "Memory of the kernel maps, fixed at load";
+    MAP_MEMORY: Gauge "sensor_map_memory_bytes", "bytes", [], "Memory of the kernel maps at load; verdicts and prefixes add to it";
     CONTEXT_ENTRIES: Gauge "sensor_context_entries", "entries", ["kind"],
         "Entries of the host context with a new flow in the last 60 s: sources and services, absent without context";
     CONTEXT_REPLACED: Counter "sensor_context_replaced_total", "entries", [],
@@ -178,7 +178,8 @@ declare! {
     PROGRAM_RUNS: Counter "sensor_program_runs_total", "runs", ["program"],
         "Runs of the kernel programs (0 while the statistics of the kernel are off)";
     PROCESS_CPU: Counter "process_cpu_seconds_total", "seconds", [], "User and system CPU time of the agent";
-    PROCESS_MEMORY: Gauge "process_resident_memory_bytes", "bytes", [], "Resident memory of the agent";
+    PROCESS_MEMORY: Gauge "process_resident_memory_bytes", "bytes", [], "Resident memory of the agent, kernel maps that it maps included";
+    OWN_MEMORY: Gauge "sensor_agent_memory_bytes", "bytes", [], "Resident memory of the agent without the kernel maps that it maps";
     PROCESS_START: Gauge "process_start_time_seconds", "seconds", [], "Start of the agent, Unix time";
 }
 

@@ -139,9 +139,15 @@ impl Metrics {
         self.occupancy.set(if capacity == 0 { 0.0 } else { occupied as f64 / capacity as f64 });
     }
 
-    /// Sets the memory of all maps, in bytes.
-    pub fn map_memory(&self, bytes: u64) {
+    /// Sets the memory of all maps, in bytes, and how much of it this process maps.
+    pub fn map_memory(&self, bytes: u64, mapped: u64) {
         self.map_memory.set(bytes);
+        self.shared.lock().mapped = mapped;
+    }
+
+    /// Resident memory of this process without the maps that it maps, in bytes; 0 if it cannot be told.
+    pub fn own_memory(&self) -> u64 {
+        process::own_bytes(self.shared.lock().mapped).unwrap_or_default()
     }
 
     /// Sets the entries of the host context in use.

@@ -14,3 +14,8 @@ pub(super) fn resident_bytes() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
+
+/// The same without `mapped` bytes of kernel maps: their pages are resident from the moment they are mapped.
+pub(super) fn own_bytes(mapped: u64) -> Option<u64> {
+    resident_bytes().map(|bytes| bytes.saturating_sub(mapped))
+}

@@ -128,6 +128,8 @@ pub(super) struct DriftValues {
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
     pub(super) interfaces: BTreeMap<String, Interface>,
+    /// Bytes of kernel maps that this process maps.
+    pub(super) mapped: u64,
     /// Sources and services of the host context in use.
     pub(super) context: Option<(u64, u64)>,
     pub(super) ended: BTreeMap<EndReason, u64>,
@@ -243,6 +245,10 @@ impl Collector for StateCollector {
         let none: [String; 0] = [];
         writer.family(&declared::PROCESS_START, [(none.clone(), Value::Real(self.started_unix))])?;
         writer.family(&declared::PROCESS_CPU, [(none.clone(), Value::Real(process::cpu_seconds()))])?;
+        writer.family(
+            &declared::OWN_MEMORY,
+            process::own_bytes(state.mapped).map(|bytes| (none.clone(), Value::Count(bytes))),
+        )?;
         writer.family(&declared::PROCESS_MEMORY, process::resident_bytes().map(|bytes| (none, Value::Count(bytes))))
     }
 }

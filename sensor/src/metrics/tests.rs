@@ -21,7 +21,7 @@ fn sample() -> Metrics {
     metrics.program("sensor_xdp", Duration::from_millis(1500), 1000);
     metrics.table(65_536, 16_384);
     metrics.context(3, 2);
-    metrics.map_memory(50_000_000);
+    metrics.map_memory(50_000_000, 1);
     metrics.flows_ended(EndReason::Idle, 4);
     metrics.inference(100, Duration::from_micros(700));
     metrics.inference_error();

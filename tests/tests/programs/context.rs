@@ -267,7 +267,7 @@ fn switched_off_it_is_not_there() {
     assert!(kernel.context.is_none());
     let on = load(&options());
     assert_eq!(
-        on.memory_bytes() - kernel.memory_bytes(),
+        on.memory().taken - kernel.memory().taken,
         (size_of::<Set>() * ((DEFAULT_SOURCES + DEFAULT_SERVICES) as usize / 4 - 2)) as u64
     );
     let syn = Frame::tcp(at("198.18.0.1:4000"), at("198.19.0.1:80"), SYN).build();

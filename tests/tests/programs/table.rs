@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use sensor::bpf::load::{Hook, Kernel, LoadOptions};
-use sensor_common::counter::Cause;
+use sensor_common::counter::{Cause, InterfaceCounters, MAX_INTERFACES};
 use sensor_common::flow::{FlowRecord, state};
 use sensor_common::hash::hash;
 use sensor_common::table::{WAYS, bucket_of};
@@ -230,4 +230,20 @@ fn collisions_cannot_be_aimed_because_every_load_has_hash_keys_of_its_own() {
     let (first, second) = (held(&load(&random)), held(&load(&random)));
     assert_eq!((first.len(), second.len()), (clients.len(), clients.len()), "under secret keys, they spread");
     assert!(first.intersection(&second).count() < 8, "and differently at each load");
+}
+
+#[test]
+fn the_default_maps_take_64_mib_and_a_limit_is_kept() {
+    let memory = load(&LoadOptions::default()).memory();
+    println!("{memory:?}");
+    let cpus = std::thread::available_parallelism().expect("CPUs").get() as u64;
+    let counters = cpus.saturating_sub(2) * (MAX_INTERFACES * size_of::<InterfaceCounters>()) as u64;
+    assert!(memory.taken - counters <= 64 << 20, "{} bytes", memory.taken);
+    assert!(memory.mapped < memory.taken && memory.taken < memory.most, "{memory:?}");
+    let limited = |flows, max_memory| Kernel::load(&LoadOptions { flows, max_memory, ..options() });
+    assert!(limited(8192, memory.most).is_ok());
+    let error = format!("{:#}", limited(16_384, 16 << 20).expect_err("16 MiB of flows and more"));
+    for words in ["kernel.max_memory_mib allows 16", "15.1 MiB by kernel.flows", "by policy.max_verdicts"] {
+        assert!(error.contains(words), "{error}");
+    }
 }
