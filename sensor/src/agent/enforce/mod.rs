@@ -3,11 +3,13 @@
 //!
 //! Invariants: the kernel's maps and the records follow the book within one poll; a verdict is checked against the
 //! never-drop list before it is written, and the kernel checks again; nothing here waits for a disk or a reader.
-//! The parts: [`enter`] (verdicts in and out), [`protect`] (the never-drop list), [`watch`] (once a second),
-//! [`requests`] (the control socket). Owned by [`super::poll`].
+//! The parts: [`enter`] (verdicts in and out), [`records`] (which follow the book), [`reconcile`] (after a takeover),
+//! [`protect`] (the never-drop list), [`watch`] (once a second), [`requests`] (the control socket). Owned by [`super::poll`].
 
 mod enter;
 mod protect;
+mod reconcile;
+mod records;
 mod requests;
 mod watch;
 
