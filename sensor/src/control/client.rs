@@ -151,7 +151,8 @@ pub async fn get_status(socket: &Path) -> Result<StatusView> {
 /// # Errors
 /// As [`get_status`].
 pub async fn get_flows(socket: &Path, sort: SortKey, limit: usize) -> Result<Vec<FlowView>> {
-    fetch(socket, &format!("/v1/flows?sort={}&limit={limit}", sort.name())).await
+    let limit = if limit == 0 { String::new() } else { format!("&limit={limit}") };
+    fetch(socket, &format!("/v1/flows?sort={}{limit}", sort.name())).await
 }
 
 pub(super) async fn fetch<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {

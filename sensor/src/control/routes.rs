@@ -1,6 +1,7 @@
 //! The routes that show flows, features and the status, and load models; those of enforcement are in
 //! [`super::enforce`]. Whatever changes something is for administrators only.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -85,12 +86,13 @@ async fn status(State(requests): State<mpsc::Sender<Request>>) -> Response {
 struct FlowsQuery {
     #[serde(default)]
     sort: SortKey,
-    #[serde(default)]
-    limit: usize,
+    /// Not 0, which could be a mistake that costs a copy of the whole table.
+    limit: Option<NonZeroUsize>,
 }
 
 async fn flows(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<FlowsQuery>) -> Response {
     let FlowsQuery { sort, limit } = query;
+    let limit = limit.map_or(0, NonZeroUsize::get);
     ask(&requests, |reply| Request::Flows { sort, limit, reply }).await
 }
 

@@ -12,8 +12,8 @@ use super::*;
 use crate::config::Mode;
 use crate::view::flow::tests::flow;
 use crate::view::{
-    self, BreakerView, EnforceRequest, EnforcementView, FeaturesView, FlowsView, LeaseState, LeaseView, ModeView,
-    PacketsView, PollView, Request, SortKey, StatusView, TableView, VerdictsView, Which,
+    self, BreakerView, EnforceRequest, EnforcementView, FeaturesView, FlowView, FlowsView, LeaseState, LeaseView,
+    ModeView, PacketsView, PollView, Request, SortKey, StatusView, TableView, VerdictsView, Which,
 };
 
 fn sample_status() -> StatusView {
@@ -127,6 +127,8 @@ async fn round_trip() {
     assert_eq!(get_flows(&path, SortKey::Score, 0).await.expect("flows").len(), 3);
     let error = fetch::<StatusView>(&path, "/v1/flows?sort=luck").await.expect_err("unknown order").to_string();
     assert!(error.contains("400") && error.contains("luck"), "{error}");
+    let error = fetch::<Vec<FlowView>>(&path, "/v1/flows?limit=0").await.expect_err("not all flows").to_string();
+    assert!(error.contains("400") && error.contains("nonzero"), "{error}");
 
     let error = ControlSocket::bind(&path, Access::default()).await.expect_err("in use").to_string();
     assert!(error.contains("another sensor agent") && error.contains(&std::process::id().to_string()), "{error}");

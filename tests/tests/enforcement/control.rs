@@ -114,6 +114,7 @@ fn nonsense_gets_an_answer_or_is_cut_off() {
         ("GET", "/v1/verdicts/99999999999999999999999", ""),
         ("GET", "/v1/verdicts?limit=-1", ""),
         ("GET", "/v1/flows?sort=colour", ""),
+        ("GET", "/v1/flows?limit=0", ""),
         ("PATCH", "/v1/mode", ""),
         ("PUT", "/v1/mode", r#"{"mode":"destroy"}"#),
         ("PUT", "/v1/mode", r#"{"mode":"enforce","more":1}"#),
