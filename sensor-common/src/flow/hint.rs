@@ -4,7 +4,7 @@
 //! caller asked for hints ([`Packet::sample_len`] is not 0). Without branches on the bytes: each would double what the
 //! verifier walks.
 
-use super::direction::Opening;
+use super::opening::Opening;
 use crate::packet::{Packet, protocol};
 
 /// Unit of [`Opening::hint_entropy`]: 1/32 bit.
