@@ -61,7 +61,7 @@ pub struct PolicyConfig {
 pub struct BreakerConfig {
     /// Packets a second under verdicts of drop, 0 = any number.
     pub drops_per_second: u64,
-    /// Share of the active, scored flows that may be under a verdict of drop, 1 = all.
+    /// Share of the active flows, scored or about to be, that may be under a verdict of drop, 1 = all.
     pub flow_share: f64,
     /// Flows under a verdict of drop below which their share is not looked at.
     pub min_flows: u32,
