@@ -22,7 +22,7 @@ pub(crate) struct RunArgs {
 /// Which bench to run.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// `datapath`, `victim` or `reaction`, and arguments of it
+    /// `datapath`, `scaling`, `profile`, `cpus`, `poll`, `victim` or `reaction`, and arguments of it
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "NAME")]
     args: Vec<String>,
 }
@@ -66,8 +66,9 @@ pub(crate) fn run(args: RunArgs) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn bench(args: BenchArgs) -> Result<()> {
-    // All but the first drive real servers and load tools, and the agent beside them.
-    let tools = args.args.first().is_none_or(|name| name != "datapath");
+    // The others drive real servers and load tools, and the agent beside them.
+    let programs = ["datapath", "scaling", "profile", "cpus"];
+    let tools = args.args.first().is_none_or(|name| !programs.contains(&name.as_str()));
     setup::ensure(if tools { setup::Options::TESTS } else { setup::Options::BUILD })?;
     ebpf::build()?;
     let mut build = cmd::cargo();

@@ -1,4 +1,4 @@
-//! `sensor-bench`: what Sensor costs, as ratios within one run: a packet in the kernel programs (`datapath`), a host's
+//! `sensor-bench`: what Sensor costs, as ratios within one run: a packet in the kernel programs (`datapath`, `scaling`), a host's
 //! traffic (`victim`), and how long an attack goes on (`reaction`). Needs root. Reached by `cargo xtask bench`.
 
 mod cases;
@@ -8,6 +8,7 @@ mod poll;
 mod profile;
 mod reaction;
 mod report;
+mod scaling;
 mod subjects;
 mod victim;
 
@@ -67,6 +68,18 @@ enum Bench {
         #[arg(long, default_value_t = 500_000, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
         packets: u32,
     },
+    /// Nanoseconds a packet against the number of flows, and packets a second of two CPUs. Takes 4 GiB of memory.
+    Scaling {
+        /// Prints JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+        /// Rounds; medians are over these.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        repeats: u32,
+        /// Packets of each subject in a round.
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
+        packets: u32,
+    },
     /// Throughput of a host with and without the agent: TCP, UDP, requests and new connections, over veth.
     Victim {
         /// Prints JSON instead of a table.
@@ -113,6 +126,7 @@ fn main() -> Result<()> {
             stay_on_one_cpu()?;
             profile::run(repeats, packets, json)
         }
+        Bench::Scaling { json, repeats, packets } => scaling::measure(repeats, packets, json),
         Bench::Victim { json, only, repeats, seconds, agent } => victim::run(repeats, seconds, &only, &agent, json),
         Bench::Poll { json, repeats } => poll::run(repeats, json),
         Bench::Reaction { json, flows } => reaction::run(flows, json),

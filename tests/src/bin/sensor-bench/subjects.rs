@@ -1,7 +1,7 @@
 //! The loaded programs, and the rounds in which the cases of [`crate::cases`] run on them.
 
 use anyhow::{Context, Result, ensure};
-use sensor::bpf::load::{Hook, Kernel, LoadOptions, ProgramInfo, TestRunOptions};
+use sensor::bpf::load::{Hook, Kernel, LoadOptions, ProgramInfo, Runner, TestRunOptions};
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::InterfaceCounters;
 use sensor_common::packet;
@@ -73,9 +73,14 @@ fn block(kernel: &mut Kernel) -> Result<()> {
     Ok(())
 }
 
+/// As [`run_on`].
+pub(crate) fn run(kernel: &Kernel, hook: Hook, frame: &mut Vec<u8>, packets: u32) -> Result<(f64, u32)> {
+    run_on(kernel.runner(), hook, frame, packets)
+}
+
 /// Packets of `frame`, one after the other: mean ns of a run, and what the last one returned. The frame goes on where they
 /// left it.
-pub(crate) fn run(kernel: &Kernel, hook: Hook, frame: &mut Vec<u8>, packets: u32) -> Result<(f64, u32)> {
+pub(crate) fn run_on(runner: Runner<'_>, hook: Hook, frame: &mut Vec<u8>, packets: u32) -> Result<(f64, u32)> {
     let mut after = vec![0; frame.len()];
     let options = TestRunOptions {
         data_in: Some(frame),
@@ -83,7 +88,7 @@ pub(crate) fn run(kernel: &Kernel, hook: Hook, frame: &mut Vec<u8>, packets: u32
         repeat: packets,
         ..TestRunOptions::default()
     };
-    let result = kernel.runner().run(hook, options)?;
+    let result = runner.run(hook, options)?;
     ensure!(result.data_size_out as usize == frame.len(), "a program changed the length of a frame");
     *frame = after;
     Ok((result.duration.as_nanos() as f64, result.return_value))
