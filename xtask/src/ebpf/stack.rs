@@ -6,6 +6,8 @@
 
 /// Bytes of an instruction; the kernel counts a load of 64 bits as two.
 pub(super) const INSTRUCTION: usize = 8;
+/// The kernel keeps account of the stack in these.
+const SLOT: u32 = 8;
 /// The frame pointer, read-only.
 const FP: usize = 10;
 /// No address further below the frame pointer is followed: twice what a chain of calls may use.
@@ -56,7 +58,7 @@ pub(super) fn depth(code: &[u8]) -> u32 {
         lowest = step(instruction, &mut registers).into_iter().fold(lowest, i32::min);
         todo.extend(next(instruction, at).into_iter().flatten().map(|next| (next, registers)));
     }
-    lowest.unsigned_abs()
+    lowest.unsigned_abs().next_multiple_of(SLOT)
 }
 
 fn lower(one: Registers, other: Registers) -> Registers {
@@ -150,6 +152,8 @@ mod tests {
         assert_eq!(depth(&code(&[(0xb7, 0, 0, 0, 0), EXIT])), 0);
         // *(u64 *)(r10 - 16) = r1; r0 = *(u64 *)(r10 - 40)
         assert_eq!(depth(&code(&[(0x7b, 10, 1, -16, 0), (0x79, 0, 10, -40, 0), EXIT])), 40);
+        // *(u32 *)(r10 - 28) = w1
+        assert_eq!(depth(&code(&[(0x63, 10, 1, -28, 0), EXIT])), 32);
     }
 
     #[test]
