@@ -317,6 +317,13 @@ impl Table {
         freed
     }
 
+    /// Takes a free lock and keeps it, as an agent does that is killed while it releases a slot; whether it did. For tests.
+    pub fn seize(&self, slot: Slot) -> bool {
+        let sequence = self.records.half(slot * RECORD_WORDS, 0);
+        let free = sequence.load(Ordering::Relaxed);
+        free & TAKEN == 0 && sequence.compare_exchange(free, free | TAKEN, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+
     /// Puts a record into a free slot, as that of the flow whose hash gives `tag`. The slot keeps its lock and its
     /// generation. Only for a table whose programs do not run meanwhile: they could give the slot away themselves.
     pub fn put(&self, slot: Slot, record: &FlowRecord, tag: u32) {
