@@ -8,6 +8,7 @@ pub mod bench;
 mod clock;
 mod context;
 mod enforce;
+mod interfaces;
 mod life;
 mod poll;
 mod reload;

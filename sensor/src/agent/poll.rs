@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use bytemuck::Zeroable as _;
 use sensor_common::context::HostContext;
-use sensor_common::counter::InterfaceCounters;
 use sensor_common::flow::FlowRecord;
 use sensor_common::table::{Bucket, WAYS, tick_of};
 use tokio::sync::{mpsc, oneshot};
@@ -19,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::clock::now_ns;
 use super::context::Follower;
 use super::enforce::{Around, Enforcer};
+use super::interfaces::Interfaces;
 use super::life::{self, DriftState, Shadow};
 use super::reload::Loader;
 use super::report;
@@ -37,8 +36,6 @@ use crate::view::{HandOverView, Request};
 
 /// How often the programs' messages are read.
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
-/// What stands in metrics for all interfaces that are not watched any more. No interface has such a name.
-const GONE: &str = "(gone)";
 
 /// A flow whose record was copied in this poll.
 #[derive(Clone, Copy)]
@@ -113,7 +110,8 @@ pub(super) struct Poller {
     pub(super) scores: Vec<Score>,
     pub(super) logged: u32,
     pub(super) unlogged: u32,
-    seen_check: Option<report::SeenCheck>,
+    pub(super) seen_check: Option<report::SeenCheck>,
+    pub(super) interfaces: Interfaces,
     /// `None`: host context is off.
     pub(super) follower: Option<Follower>,
     /// Another agent asked to take over.
@@ -158,6 +156,7 @@ impl Poller {
             shadow: shadow.map(|model| Shadow::new(model, &config)),
             loader,
             seen_check: Some(report::SeenCheck::new(&attached)),
+            interfaces: Interfaces::new(&kernel),
             follower: Follower::new(&config.context, &kernel),
             config,
             kernel,
@@ -392,6 +391,7 @@ impl Poller {
     }
 
     fn every_second(&mut self) {
+        self.follow_interfaces();
         for attached in &self.attached {
             self.publish_counters(&attached.interface, attached.ifindex);
         }
@@ -426,24 +426,6 @@ impl Poller {
         follower.lost(self.metrics.interface_counters().iter(), now);
         let [sources, services] = tables.used(now);
         self.metrics.context(sources, services);
-    }
-
-    fn publish_counters(&self, interface: &str, ifindex: u32) {
-        match self.kernel.counters(ifindex) {
-            Ok(counters) => self.metrics.kernel(interface, &counters),
-            Err(error) => tracing::warn!("counters of {interface}: {error:#}"),
-        }
-    }
-
-    /// What is not in the table any more, and what interfaces counted that are not watched any more.
-    fn publish_books(&self) {
-        let books = self.kernel.control.books();
-        self.metrics.ended_packets(books.released, books.evicted);
-        match self.kernel.gone() {
-            Ok(gone) if gone.seen == InterfaceCounters::zeroed().seen => {}
-            Ok(gone) => self.metrics.kernel(GONE, &gone),
-            Err(error) => tracing::warn!("counters of former interfaces: {error:#}"),
-        }
     }
 
     fn answer(&mut self, request: Request) {

@@ -10,7 +10,7 @@ use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, TcAttachType, TcError, XdpMode};
-use rustix::net::netdevice::name_to_index;
+use rustix::net::netdevice::{index_to_name, name_to_index};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 pub use self::replace::clear;
@@ -18,6 +18,7 @@ use super::load::{Hook, Kernel};
 use super::pins::Pins;
 use super::qdisc;
 use crate::config::XdpMode as Choice;
+use sensor_common::counter::InterfaceCounters;
 
 /// How received packets are seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,6 +260,21 @@ impl Kernel {
         }
     }
 
+    /// Lets go of an interface that is gone; what was counted there.
+    ///
+    /// # Errors
+    /// If its counters cannot be read or moved.
+    pub fn let_go(&mut self, attached: Attached) -> anyhow::Result<InterfaceCounters> {
+        let (interface, ifindex) = (attached.interface.clone(), attached.ifindex);
+        // The programs went with the interface; pins and descriptors are left.
+        if let Err(error) = self.detach(attached) {
+            tracing::debug!("{interface}: {error:#}");
+        }
+        let counters = self.counters(ifindex)?;
+        self.unwatch(ifindex)?;
+        Ok(counters)
+    }
+
     /// Takes the programs off an interface, and the qdisc if it was added here and nobody else uses it.
     ///
     /// # Errors
@@ -342,6 +358,13 @@ pub fn ifindex(interface: &str) -> anyhow::Result<u32> {
         Ok(number) => Ok(number),
         Err(_) => bail!("there is no interface {interface:?}; this host has: {}", interfaces().join(", ")),
     }
+}
+
+/// Whether this thread's network namespace has an interface of this number, whatever its name is now.
+pub fn is_there(ifindex: u32) -> bool {
+    // Without a socket nothing is known, and nothing is to change.
+    socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .map_or(true, |socket| index_to_name(&socket, ifindex) != Err(rustix::io::Errno::NODEV))
 }
 
 /// Statistics of the interfaces of this thread's network namespace.

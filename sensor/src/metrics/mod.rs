@@ -127,6 +127,11 @@ impl Metrics {
         }
     }
 
+    /// Sets whether the programs are on an interface.
+    pub fn attached(&self, interface: &str, attached: bool) {
+        self.shared.lock().attached.insert(interface.to_owned(), attached);
+    }
+
     /// Takes over a program's statistics: cumulative time and runs.
     pub fn program(&self, program: &str, run_time: Duration, runs: u64) {
         self.shared.lock().programs.insert(program.to_owned(), (run_time.as_secs_f64(), runs));

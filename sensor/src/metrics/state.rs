@@ -130,6 +130,8 @@ pub(super) struct State {
     pub(super) interfaces: BTreeMap<String, Interface>,
     /// Bytes of kernel maps that this process maps.
     pub(super) mapped: u64,
+    /// Whether the programs are on each interface of the configuration.
+    pub(super) attached: BTreeMap<String, bool>,
     /// Sources and services of the host context in use.
     pub(super) context: Option<(u64, u64)>,
     pub(super) ended: BTreeMap<EndReason, u64>,
@@ -267,6 +269,8 @@ fn kernel(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
     let single = |of: fn(&InterfaceCounters) -> u64| {
         state.interfaces.iter().map(move |(name, i)| ([name.clone()], Value::Count(of(&i.counters))))
     };
+    let attached = state.attached.iter().map(|(name, &attached)| ([name.clone()], Value::Count(attached.into())));
+    writer.family(&declared::ATTACHED, attached)?;
     writer.family(&declared::PACKETS, volumes(|volume| volume.packets))?;
     writer.family(&declared::BYTES, volumes(|volume| volume.bytes))?;
     writer.family(

@@ -18,6 +18,10 @@ fn sample() -> Metrics {
     counters.evicted_lost_packets = 2;
     metrics.kernel("eth0", &counters);
     metrics.kernel("eth1", &counters);
+    metrics.attached("eth0", true);
+    metrics.attached("eth2", false);
+    metrics.ended_packets(50, 9);
+    metrics.unscored();
     metrics.program("sensor_xdp", Duration::from_millis(1500), 1000);
     metrics.table(65_536, 16_384);
     metrics.context(3, 2);
@@ -88,6 +92,9 @@ fn values() {
         "sensor_lookups_total{interface=\"eth0\",result=\"miss\"} 10",
         "sensor_loss_packets_total{stage=\"parse\",cause=\"not_ip\"} 10",
         "sensor_loss_packets_total{stage=\"evict\",cause=\"ring_full\"} 4",
+        "sensor_interface_attached{interface=\"eth2\"} 0",
+        "sensor_ended_packets_total{outcome=\"released\"} 50",
+        "sensor_unscored_ended_flows_total 1",
         "sensor_flows_created_total 14",
         "sensor_flows_ended_total{reason=\"idle\"} 4",
         "sensor_flows_ended_total{reason=\"closed\"} 0",

@@ -351,7 +351,12 @@ impl Checker {
                             samples.checked += 1;
                             samples.moved = samples.moved.max(sample.at_most().abs_diff(sample.at_least()));
                             if let Err(error) = sample.check() {
-                                found.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(error);
+                                let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                                if found.is_empty() {
+                                    // Whatever else fails, this came first.
+                                    eprintln!("out of balance while packets come: {error}");
+                                }
+                                found.push(error);
                             }
                         }
                     }

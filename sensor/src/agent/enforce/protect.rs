@@ -168,6 +168,14 @@ impl Poller {
         self.kernel.verdicts.set_ports(&tcp, &udp)
     }
 
+    /// An interface has another number now.
+    pub(in crate::agent) fn protect_interfaces_again(&mut self) {
+        if let Err(error) = self.protect_interfaces() {
+            self.metrics.verdict_error();
+            tracing::warn!("interfaces on which nothing is dropped: {error:#}");
+        }
+    }
+
     /// Interfaces that are not watched need no protection.
     fn protect_interfaces(&mut self) -> anyhow::Result<()> {
         let names = self.enforcer.allow.items().filter_map(|item| match item {
