@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::agent::{Agent, binary, workspace};
 use crate::attacks::{Attack, RunningAttack};
+use crate::counters::Received;
 use crate::netns::Ns;
 use crate::streams::SINK_PORT;
 use crate::topology::Host;
@@ -108,6 +109,32 @@ pub fn dropped_flood(agent: &Agent, attacker: &Host, sport: u16) -> RunningAttac
         }
     }
     panic!("no flood is dropped: {missed:#?}");
+}
+
+/// Packets of the only source, or of the first, that is counted.
+///
+/// # Panics
+/// If nft fails.
+#[track_caller]
+#[must_use]
+pub fn count(received: &Received<'_>) -> u64 {
+    received.packets().must("read the counter")[0]
+}
+
+/// Waits until the receiver has seen nothing of the flood for half a second.
+///
+/// # Panics
+/// If that takes more than 15 s.
+#[track_caller]
+pub fn wait_until_dropped(received: &Received<'_>) {
+    let (mut last, mut since) = (count(received), Instant::now());
+    wait_for("the flood is dropped", Duration::from_secs(15), || {
+        let now = count(received);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        since.elapsed() >= Duration::from_millis(500)
+    });
 }
 
 /// Whether an XDP program is on `device`.

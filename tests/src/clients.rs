@@ -111,6 +111,16 @@ pub fn look_up(netns: &Ns, name: &str, more: &[&str], stop: &Stop) -> Result<Opt
     Ok(done.then_some(bytes))
 }
 
+/// Runs a command: whether it came to its end, and all that it wrote.
+fn said(command: &mut Command, stop: &Stop) -> Result<(bool, String)> {
+    let mut text = Vec::new();
+    let done = pump(command, None, stop, |bytes| {
+        text.extend_from_slice(bytes);
+        Ok(())
+    })?;
+    Ok((done, String::from_utf8_lossy(&text).into_owned()))
+}
+
 /// Pings with `more` arguments of ping; a lost answer is a failure.
 ///
 /// # Errors
@@ -118,12 +128,7 @@ pub fn look_up(netns: &Ns, name: &str, more: &[&str], stop: &Stop) -> Result<Opt
 pub fn ping(netns: &Ns, more: &[&str], stop: &Stop) -> Result<Option<u64>> {
     let mut command = netns.command("ping");
     command.args(["-q", "-n"]).args(more);
-    let mut text = Vec::new();
-    let done = pump(&mut command, None, stop, |bytes| {
-        text.extend_from_slice(bytes);
-        Ok(())
-    })?;
-    let text = String::from_utf8_lossy(&text);
+    let (done, text) = said(&mut command, stop)?;
     if done && !text.contains(" 0% packet loss") {
         bail!("ping lost answers: {}", text.trim());
     }
@@ -141,12 +146,7 @@ pub fn steady_requests(netns: &Ns, connections: u32, seconds: u64, pause_ms: u64
     let mut command = netns.command("wrk");
     command.args(["-t", "1", "-c", &connections.to_string(), "-d", &format!("{seconds}s"), "-s"]).arg(script.path());
     command.arg(format!("http://{EDGE_V4}/{}", content::name(9_000)));
-    let mut text = Vec::new();
-    let done = pump(&mut command, None, stop, |bytes| {
-        text.extend_from_slice(bytes);
-        Ok(())
-    })?;
-    let text = String::from_utf8_lossy(&text);
+    let (done, text) = said(&mut command, stop)?;
     if text.contains("Socket errors") || text.contains("Non-2xx") {
         bail!("wrk: {}", text.trim());
     }

@@ -8,7 +8,9 @@ use rustix::process::Signal;
 use sensor_tests::agent::Agent;
 use sensor_tests::attacks::{Attack, RunningAttack};
 use sensor_tests::cgroup::MemoryGroup;
-use sensor_tests::checks::{Must as _, assert_clean, dropped_flood, has_xdp, shipped_model, wait_for};
+use sensor_tests::checks::{
+    Must as _, assert_clean, count, dropped_flood, has_xdp, shipped_model, wait_for, wait_until_dropped,
+};
 use sensor_tests::clients::ping;
 use sensor_tests::counters::Received;
 use sensor_tests::stop::Stop;
@@ -58,22 +60,6 @@ impl Scene {
 
 fn directory() -> TempDir {
     TempDir::new().map_err(Into::into).must("make the agent's directory")
-}
-
-fn count(received: &Received<'_>) -> u64 {
-    received.packets().must("read the counter")[0]
-}
-
-/// Waits until the receiver has seen nothing of the flood for half a second.
-fn wait_until_dropped(received: &Received<'_>) {
-    let (mut last, mut since) = (count(received), Instant::now());
-    wait_for("the flood is dropped", Duration::from_secs(15), || {
-        let now = count(received);
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
-        since.elapsed() >= Duration::from_millis(500)
-    });
 }
 
 #[test]

@@ -9,19 +9,15 @@ mod scene;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use scene::{LEASE, MARGIN, Scene, Stream, count, wait_until_dropped};
+use scene::{LEASE, MARGIN, Scene, Stream, kill};
 use sensor_tests::agent::Agent;
-use sensor_tests::checks::{Must as _, assert_clean, flow, has_xdp, wait_for};
+use sensor_tests::checks::{Must as _, assert_clean, count, flow, has_xdp, wait_for, wait_until_dropped};
 use sensor_tests::topology::UPLINK;
 
 #[test]
 fn a_living_agent_is_replaced_under_load_without_a_packet_or_a_verdict_lost() {
     let scene = Scene::build("");
-    let edge = &scene.lab.edge.netns;
-    let received = scene.received();
-    let first = scene.agent(&[]);
-    let flood = scene.flood(&first, 4444);
-    wait_until_dropped(&received);
+    let (received, first, flood) = scene.dropping();
     let stream = Stream::start(&scene.lab);
     wait_for("the stream runs", Duration::from_secs(5), || stream.received() > 5_000);
     let before = stream.flow(&first);
@@ -45,19 +41,14 @@ fn a_living_agent_is_replaced_under_load_without_a_packet_or_a_verdict_lost() {
     assert_eq!(after["id"], before["id"], "the flow goes on in its record: {after}");
     eprintln!("{sent} datagrams sent, {arrived} received; ready {took:?} after the start");
     drop(flood);
-    second.stop().must("stop the second agent");
-    assert_clean(edge, UPLINK);
-    assert_eq!(scene.mount.pins(), None, "pins are left");
+    scene.end(second);
 }
 
 #[test]
 fn what_a_killed_agent_left_passes_after_the_lease_and_is_taken_over() {
     let scene = Scene::build("");
     let edge = &scene.lab.edge.netns;
-    let received = scene.received();
-    let first = scene.agent(&[]);
-    let flood = scene.flood(&first, 4444);
-    wait_until_dropped(&received);
+    let (received, first, flood) = scene.dropping();
     let before = count(&received);
     let id = scene.flood_flow(&first)["id"].clone();
     first.kill(Signal::KILL).must("kill the agent");
@@ -72,9 +63,7 @@ fn what_a_killed_agent_left_passes_after_the_lease_and_is_taken_over() {
     assert_eq!(after["id"], id, "the flow goes on in its record, and so does its verdict");
     eprintln!("killed: traffic flowed after {open:?}");
     drop(flood);
-    second.stop().must("stop the second agent");
-    assert_clean(edge, UPLINK);
-    assert_eq!(scene.mount.pins(), None, "pins are left");
+    scene.end(second);
 }
 
 #[test]
@@ -87,8 +76,7 @@ fn a_plain_start_removes_what_a_killed_agent_left() {
     let (refused, owner) = (format!("{refused:#}"), format!("pid {}", first.pid()));
     assert!(refused.contains(&owner) && refused.contains("--takeover"), "{refused}");
     assert!(first.is_running() && first.status().is_ok());
-    first.kill(Signal::KILL).must("kill the agent");
-    wait_for("the kernel has cleared the agent away", Duration::from_secs(3), || !first.is_running());
+    kill(&first);
     assert!(has_xdp(edge, UPLINK));
     let second = first.start_beside(&scene.args(&[])).must("start anew");
     assert!(second.log().contains("removed what an agent that was killed left"), "{}", second.log());
@@ -99,18 +87,13 @@ fn a_plain_start_removes_what_a_killed_agent_left() {
     let (sent, arrived) = stream.end();
     assert_eq!(arrived, sent);
     assert!(scene.stream_flow(&second)["initiator_packets"].as_u64().is_some_and(|packets| packets < sent));
-    second.stop().must("stop the second agent");
-    assert_clean(edge, UPLINK);
-    assert_eq!(scene.mount.pins(), None, "pins are left");
+    scene.end(second);
 }
 
 #[test]
 fn an_agent_that_hangs_is_killed_and_replaced() {
     let scene = Scene::build("");
-    let received = scene.received();
-    let first = scene.agent(&[]);
-    let flood = scene.flood(&first, 4444);
-    wait_until_dropped(&received);
+    let (received, first, flood) = scene.dropping();
     let before = count(&received);
     first.kill(Signal::STOP).must("stop the agent in its tracks");
     let open = wait_for("the flood arrives again", LEASE + MARGIN, || count(&received) > before + 20);
@@ -122,8 +105,7 @@ fn an_agent_that_hangs_is_killed_and_replaced() {
     wait_until_dropped(&received);
     eprintln!("hung: traffic flowed after {open:?}; the next agent was ready {took:?} after its start");
     drop(flood);
-    second.stop().must("stop the second agent");
-    assert_clean(&scene.lab.edge.netns, UPLINK);
+    scene.end(second);
 }
 
 #[test]
@@ -153,21 +135,15 @@ fn what_does_not_fit_is_refused_and_the_agent_that_runs_goes_on() {
     assert_eq!(second.status().must("ask for the status")["table"]["capacity"], 131_072);
     let (sent, arrived) = stream.end();
     assert_eq!(arrived, sent, "the traffic does not notice");
-    second.stop().must("stop the second agent");
-    assert_clean(&scene.lab.edge.netns, UPLINK);
-    assert_eq!(scene.mount.pins(), None, "pins are left");
+    scene.end(second);
 }
 
 #[test]
 fn what_a_killed_agent_left_outlives_an_attempt_that_does_not_fit() {
     let scene = Scene::build("on_agent_loss = \"keep\"\n");
-    let received = scene.received();
-    let first = scene.agent(&[]);
-    let flood = scene.flood(&first, 4444);
-    wait_until_dropped(&received);
+    let (received, first, flood) = scene.dropping();
     let (before, id) = (count(&received), scene.flood_flow(&first)["id"].clone());
-    first.kill(Signal::KILL).must("kill the agent");
-    wait_for("the kernel has cleared the agent away", Duration::from_secs(3), || !first.is_running());
+    kill(&first);
     let pins = || scene.mount.pins().map(|pins| pins.into_iter().collect::<std::collections::BTreeSet<_>>());
     let left = pins();
 
@@ -181,9 +157,7 @@ fn what_a_killed_agent_left_outlives_an_attempt_that_does_not_fit() {
     assert_eq!(scene.flood_flow(&second)["id"], id, "the flow goes on in its record");
     assert_eq!(count(&received), before, "a packet came through");
     drop(flood);
-    second.stop().must("stop the second agent");
-    assert_clean(&scene.lab.edge.netns, UPLINK);
-    assert_eq!(scene.mount.pins(), None, "pins are left");
+    scene.end(second);
 }
 
 #[test]
@@ -202,10 +176,7 @@ fn a_directory_with_pins_of_others_is_not_touched() {
 #[test]
 fn verdicts_outlive_an_agent_that_is_to_be_kept() {
     let scene = Scene::build("on_agent_loss = \"keep\"\n");
-    let received = scene.received();
-    let first = scene.agent(&[]);
-    let flood = scene.flood(&first, 4444);
-    wait_until_dropped(&received);
+    let (received, first, flood) = scene.dropping();
     let before = count(&received);
     first.kill(Signal::KILL).must("kill the agent");
     std::thread::sleep(3 * LEASE);
@@ -236,8 +207,7 @@ fn an_agent_that_is_told_to_leaves_everything_to_the_next() {
     assert_eq!(scene.stream_flow(&second)["id"], before["id"]);
     let flows = second.flows().must("ask for the flows");
     assert_eq!(flow(&flows, &scene.client(), "udp", Some(scene::STREAM_PORT))["interface"], UPLINK);
-    second.stop().must("stop the second agent");
-    assert_clean(&scene.lab.edge.netns, UPLINK);
+    scene.end(second);
 }
 
 #[test]
@@ -268,8 +238,7 @@ fn what_the_store_does_not_know_is_taken_over_from_the_kernel() {
     };
     let before = verdicts(&first);
     assert_eq!(before.len(), 5, "{before:#?}");
-    first.kill(Signal::KILL).must("kill the agent");
-    wait_for("the kernel has cleared the agent away", Duration::from_secs(3), || !first.is_running());
+    kill(&first);
 
     let elsewhere = tempfile::tempdir().map_err(Into::into).must("make another state directory");
     let elsewhere = elsewhere.path().to_string_lossy();
@@ -280,6 +249,5 @@ fn what_the_store_does_not_know_is_taken_over_from_the_kernel() {
     // What is known can be taken back.
     assert_eq!(ask(&second, &["verdicts", "remove", "--all"]).as_array().map(Vec::len), Some(5));
     ask(&second, &["allow", "remove", "198.18.90.0/24"]);
-    second.stop().must("stop the second agent");
-    assert_clean(&scene.lab.edge.netns, UPLINK);
+    scene.end(second);
 }

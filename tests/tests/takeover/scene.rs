@@ -8,9 +8,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
+use rustix::process::Signal;
 use sensor_tests::agent::Agent;
 use sensor_tests::attacks::RunningAttack;
-use sensor_tests::checks::{Must as _, dropped_flood, flow, shipped_model, wait_for};
+use sensor_tests::checks::{Must as _, assert_clean, dropped_flood, flow, shipped_model, wait_for, wait_until_dropped};
 use sensor_tests::counters::Received;
 use sensor_tests::pins::PinMount;
 use sensor_tests::streams::Media;
@@ -82,6 +83,22 @@ impl Scene {
         Received::count(&self.lab.edge.netns, &[("flood", &source)]).must("count what is received")
     }
 
+    /// An agent that drops a flood, and what has arrived of it.
+    pub(crate) fn dropping(&self) -> (Received<'_>, Agent, RunningAttack) {
+        let received = self.received();
+        let agent = self.agent(&[]);
+        let flood = self.flood(&agent, 4444);
+        wait_until_dropped(&received);
+        (received, agent, flood)
+    }
+
+    /// Stops the last agent, which leaves nothing: on the interface or pinned.
+    pub(crate) fn end(&self, agent: Agent) {
+        agent.stop().must("stop the last agent");
+        assert_clean(&self.lab.edge.netns, UPLINK);
+        assert_eq!(self.mount.pins(), None, "pins are left");
+    }
+
     pub(crate) fn client(&self) -> String {
         self.lab.clients[0].v4[0].to_string()
     }
@@ -108,26 +125,16 @@ impl Scene {
     }
 }
 
+/// Kills an agent, and waits until nothing of its process is left.
+pub(crate) fn kill(agent: &Agent) {
+    agent.kill(Signal::KILL).must("kill the agent");
+    wait_for("the kernel has cleared the agent away", Duration::from_secs(3), || !agent.is_running());
+}
+
 fn write(text: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().map_err(Into::into).must("make a configuration");
     file.write_all(text.as_bytes()).map_err(Into::into).must("write the configuration");
     file
-}
-
-pub(crate) fn count(received: &Received<'_>) -> u64 {
-    received.packets().must("read the counter")[0]
-}
-
-/// Waits until the receiver has seen nothing of the flood for half a second.
-pub(crate) fn wait_until_dropped(received: &Received<'_>) {
-    let (mut last, mut since) = (count(received), Instant::now());
-    wait_for("the flood is dropped", Duration::from_secs(15), || {
-        let now = count(received);
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
-        since.elapsed() >= Duration::from_millis(500)
-    });
 }
 
 /// Numbered datagrams from the client to the edge.
