@@ -97,6 +97,8 @@ pub(super) struct Poller {
     pub(super) loader: Loader,
     pub(super) metrics: Arc<Metrics>,
     pub(super) memories: Vec<Memory>,
+    /// By bucket, whether one of its memories may hold a flow: an empty bucket's memories are not read at every poll.
+    remembered: Vec<bool>,
     pub(super) started: Instant,
     pub(super) lease_until_ns: u64,
     pub(super) last_poll: Duration,
@@ -149,6 +151,7 @@ impl Poller {
             policy.min_packets(),
         );
         let memories = vec![Memory::default(); kernel.table.capacity()];
+        let remembered = vec![false; kernel.table.buckets()];
         let memory = kernel.memory();
         metrics.map_memory(memory.taken, memory.mapped);
         Poller {
@@ -166,6 +169,7 @@ impl Poller {
             enforcer,
             metrics,
             memories,
+            remembered,
             started: Instant::now(),
             lease_until_ns: 0,
             last_poll: Duration::ZERO,
@@ -338,10 +342,11 @@ impl Poller {
         for offset in 0..buckets {
             let number = (start + offset) % buckets;
             let bucket = self.kernel.table.bucket(number);
-            if bucket.tags == [0; WAYS] && !self.memories[number * WAYS..][..WAYS].iter().any(Memory::is_occupied) {
+            if bucket.tags == [0; WAYS] && !self.remembered[number] {
                 continue;
             }
             self.scan_bucket(number, &bucket, now, full);
+            self.remembered[number] = self.memories[number * WAYS..][..WAYS].iter().any(Memory::is_occupied);
             if !full && self.records.len() >= self.config.model.max_flows_per_poll as usize {
                 full = true;
                 self.cursor = (number + 1) % buckets;
