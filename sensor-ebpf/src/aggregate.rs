@@ -67,6 +67,10 @@ pub(crate) fn floor_aggregate(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value, the key would be copied, on a stack of 512 bytes"
+)]
 fn aggregate(packet: &Packet, now_ns: u64, interface: u32) -> Result<(), i32> {
     let flow = &packet.key;
     let (low, high) = ((flow.low, flow.low_port), (flow.high, flow.high_port));
