@@ -114,9 +114,13 @@ pub(crate) fn crowd(bits: u8, port: u16) -> Result<Vec<u8>> {
     Ok(planned(frame, Plan { word: (ACKNOWLEDGED, 1), flow: (SOURCE, PORT, bits), ..Plan::default() }))
 }
 
-/// SYNs of anybody in a network of 16 bits, `198.18.0.0` or `198.19.0.0`: each is a new flow.
+/// SYNs of anybody in a network of 16 bits, `198.18.0.0` or `198.19.0.0`: each is a new flow. With the options that Linux
+/// sends: MSS, SACK permitted, timestamps, window scale.
 pub(crate) fn flood(network: &str) -> Result<Vec<u8>> {
-    let frame = Frame::tcp(address(&format!("{network}:0"))?, address("198.19.0.2:443")?, SYN).seq(1, 0).build();
+    const OPTIONS: [u8; 20] = [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
+    let (client, server) = (address(&format!("{network}:0"))?, address("198.19.0.2:443")?);
+    let mut frame = Frame::tcp(client, server, SYN).seq(1, 0).tcp_options(OPTIONS.len()).build();
+    frame[PORT + 20..PORT + 40].copy_from_slice(&OPTIONS);
     Ok(planned(frame, Plan { flow: (SOURCE, PORT, 32), ..Plan::default() }))
 }
 
