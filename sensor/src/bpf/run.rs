@@ -114,29 +114,36 @@ impl Kernel {
         super::load::load_program(&mut self.ebpf, name)
     }
 
-    /// Packets of `frame_len` bytes that the programs `floor_record_*` and `floor_sums_*` counted since the last call; none of them
-    /// runs now. In records by the sum of both directions, which is what two CPUs write in any case.
+    /// What the programs `floor_record_*` and `floor_sums_*` did with packets of `frame_len` bytes since the last call; none of them
+    /// runs now: packets that are counted, and packets that found a lock taken for too long. Those counted in records are told by the
+    /// sum of both directions, which is what two CPUs write in any case.
     ///
     /// # Errors
     /// If the kernel refuses to read or write their maps.
-    pub fn take_shared(&mut self, frame_len: u64) -> anyhow::Result<u64> {
+    pub fn take_shared(&mut self, frame_len: u64) -> anyhow::Result<(u64, u64)> {
         let records = self.take_values("BENCH_SHARED", |bytes: &[u8; size_of::<FlowRecord>()]| {
-            bytemuck::pod_read_unaligned::<FlowRecord>(bytes).frame_bytes
+            let record = bytemuck::pod_read_unaligned::<FlowRecord>(bytes);
+            (record.frame_bytes, record.lost.into())
         })?;
         let sums = self.take_values("BENCH_SUMS", |bytes: &[u8; 192]| {
-            // Locks, and a line for each direction that begins with its packets.
+            // Locks and the busy ones, and a line for each direction that begins with its packets.
             let words: [u64; 24] = bytemuck::pod_read_unaligned(bytes);
-            words[8] + words[16]
+            (words[8] + words[16], words[1])
         })?;
-        Ok(records / frame_len.max(1) + sums)
+        Ok((records.0 / frame_len.max(1) + sums.0, records.1 + sums.1))
     }
 
-    fn take_values<const N: usize>(&mut self, map: &str, packets: fn(&[u8; N]) -> u64) -> anyhow::Result<u64> {
+    fn take_values<const N: usize>(
+        &mut self,
+        map: &str,
+        packets: fn(&[u8; N]) -> (u64, u64),
+    ) -> anyhow::Result<(u64, u64)> {
         let data = self.ebpf.map_mut(map).with_context(|| format!("the eBPF object has no map {map}: rebuild it"))?;
         let mut values = Array::<_, [u8; N]>::try_from(data).with_context(|| format!("map {map}"))?;
-        let mut total = 0;
+        let mut total = (0, 0);
         for number in 0..values.len() {
-            total += packets(&values.get(&number, 0).with_context(|| format!("reading map {map}"))?);
+            let (counted, busy) = packets(&values.get(&number, 0).with_context(|| format!("reading map {map}"))?);
+            total = (total.0 + counted, total.1 + busy);
             values.set(number, [0; N], 0).with_context(|| format!("writing map {map}"))?;
         }
         Ok(total)

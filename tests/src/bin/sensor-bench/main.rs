@@ -1,6 +1,7 @@
 //! `sensor-bench`: what Sensor costs, as ratios within one run: a packet in the kernel programs (`datapath`, `scaling`), a host's
 //! traffic (`victim`), and how long an attack goes on (`reaction`). Needs root. Reached by `cargo xtask bench`.
 
+mod beside;
 mod cases;
 mod cpus;
 mod frames;
@@ -52,7 +53,7 @@ enum Bench {
         /// Rounds; numbers are medians over these.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
         repeats: u32,
-        /// Packets of each CPU in a round of each subject.
+        /// Packets of the measured CPU in a round of each subject; the other one sends more.
         #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..=100_000_000))]
         packets: u32,
     },

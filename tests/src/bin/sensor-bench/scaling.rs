@@ -2,19 +2,16 @@
 //! largest, and how many packets a second two CPUs handle at once. docs/performance.md says what is to be seen there.
 
 use std::fmt::Write as _;
-use std::sync::Barrier;
-use std::thread;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use anyhow::{Result, bail};
 use sensor::bpf::load::{Floor, Hook, Kernel, LoadOptions, Runner};
 use sensor_common::counter::Cause;
 use serde_json::{Value, json};
 
+use crate::beside::{ATTEMPTS, IN_VAIN, beside, cpus, stay_on};
 use crate::frames;
 use crate::report::median;
-use crate::subjects::{counters, ready, run, run_on};
+use crate::subjects::{counters, ready, run};
 
 /// Binary logarithms of the numbers of flows.
 const FLOWS: [u8; 8] = [0, 6, 10, 12, 14, 16, 18, 20];
@@ -87,51 +84,20 @@ struct Together {
     busy: f64,
 }
 
-/// The first two CPUs that this process may use.
-fn cpus() -> Result<Option<[usize; 2]>> {
-    let allowed = sched_getaffinity(None).context("ask which CPUs may be used")?;
-    let mut found = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-    Ok(found.next().zip(found.next()).map(|(first, second)| [first, second]))
-}
-
-fn stay_on(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| format!("stay on CPU {cpu}"))
-}
-
 /// Runs one of two frames on its CPU while the other CPU runs the other frame all the while; ns a packet.
-///
-/// The kernel waits when a program of XDP begins and ends its test runs, but not where another CPU has the same program in
-/// test runs: so the other begins first and is to end last.
-fn beside(
+fn next_to(
     runner: Runner<'_>,
     hook: Hook,
     [(frame, cpu), (other_frame, other_cpu)]: [(&mut Vec<u8>, usize); 2],
     packets: u32,
 ) -> Result<f64> {
-    for attempt in 2..8 {
-        let begun = Barrier::new(2);
-        let (ns, ended, other_ended) = thread::scope(|scope| {
-            let other = scope.spawn(|| {
-                let placed = stay_on(other_cpu);
-                begun.wait();
-                placed?;
-                run_on(runner, hook, other_frame, packets.saturating_mul(1 << attempt))?;
-                Ok::<_, anyhow::Error>(Instant::now())
-            });
-            begun.wait();
-            thread::sleep(Duration::from_millis(60));
-            let own = stay_on(cpu).and_then(|()| run_on(runner, hook, frame, packets));
-            let ended = Instant::now();
-            let other_ended = other.join().map_err(|_| anyhow!("the other CPU's thread panicked"))??;
-            Ok::<_, anyhow::Error>((own?.0, ended, other_ended))
-        })?;
-        if other_ended > ended {
+    for attempt in ATTEMPTS {
+        let streams = [(&mut *frame, cpu), (&mut *other_frame, other_cpu)];
+        if let Some(ns) = beside(runner, hook, streams, packets, attempt)?.ns {
             return Ok(ns);
         }
     }
-    bail!("two CPUs were never busy at once: something else keeps them busy")
+    bail!(IN_VAIN)
 }
 
 fn together(
@@ -160,8 +126,8 @@ fn together(
         let before = busy_and_seen()?;
         let [first, second] = &mut frames;
         let mut sum = 0.0;
-        sum += 1e9 / beside(kernel.runner(), hook, [(&mut *first, cpus[0]), (&mut *second, cpus[1])], packets)?;
-        sum += 1e9 / beside(kernel.runner(), hook, [(second, cpus[1]), (first, cpus[0])], packets)?;
+        sum += 1e9 / next_to(kernel.runner(), hook, [(&mut *first, cpus[0]), (&mut *second, cpus[1])], packets)?;
+        sum += 1e9 / next_to(kernel.runner(), hook, [(second, cpus[1]), (first, cpus[0])], packets)?;
         let after = busy_and_seen()?;
         both.push(sum);
         busy += after.0 - before.0;
