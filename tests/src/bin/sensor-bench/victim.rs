@@ -90,7 +90,7 @@ fn slice(
     if let (Some(before), Some(after)) = (before, pair.taken()?) {
         measured.agent[which].push((after.cpu - before.cpu) / done.seconds);
         most.rss_mib = most.rss_mib.max(after.rss_mib);
-        most.anonymous_mib = most.anonymous_mib.max(after.anonymous_mib);
+        most.own_mib = most.own_mib.max(after.own_mib);
     }
     measured.done[which].push(done);
     pair.rest()
@@ -125,8 +125,8 @@ fn table(rounds: u32, seconds: u32, all: &[Measured], most: Taken) -> String {
     }
     let _ = writeln!(
         text,
-        "{:.0} MiB resident at most, {:.0} MiB of it its own (the table is mapped)",
-        most.rss_mib, most.anonymous_mib
+        "{:.0} MiB resident at most, {:.0} MiB at most without the kernel maps that it maps (sensor_agent_memory_bytes)",
+        most.rss_mib, most.own_mib
     );
     text
 }
@@ -184,10 +184,10 @@ fn to_json(rounds: u32, seconds: u32, all: &[Measured], most: Taken) -> Value {
         let ratios: Vec<Value> = RATIOS.into_iter().map(ratio).collect();
         json!({ "load": measured.load.name(), "busy_unit": measured.load.unit().1, "watches": watches, "ratios": ratios })
     };
-    let Taken { cpu: _, rss_mib, anonymous_mib } = most;
+    let Taken { cpu: _, rss_mib, own_mib } = most;
     let loads: Vec<Value> = all.iter().map(of_load).collect();
     json!({
         "rounds": rounds, "seconds": seconds, "loads": loads,
-        "agent": { "rss_mib": rss_mib, "anonymous_mib": anonymous_mib },
+        "agent": { "rss_mib": rss_mib, "own_mib": own_mib },
     })
 }

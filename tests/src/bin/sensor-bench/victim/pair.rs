@@ -36,7 +36,8 @@ pub(super) struct Taken {
     /// CPU seconds.
     pub(super) cpu: f64,
     pub(super) rss_mib: f64,
-    pub(super) anonymous_mib: f64,
+    /// Resident without the kernel maps that it maps, as the agent itself says.
+    pub(super) own_mib: f64,
 }
 
 pub(super) struct Pair {
@@ -98,7 +99,7 @@ impl Pair {
     }
 
     pub(super) fn taken(&self) -> Result<Option<Taken>> {
-        self.agent.as_ref().map(|agent| taken(agent.pid())).transpose()
+        self.agent.as_ref().map(taken).transpose()
     }
 
     /// Ends the agent in order, which must have seen at least so many packets.
@@ -113,8 +114,13 @@ impl Pair {
     }
 }
 
-fn taken(pid: u32) -> Result<Taken> {
-    Ok(Taken { cpu: cpu_seconds(pid)?, rss_mib: status_mib(pid, "VmRSS")?, anonymous_mib: status_mib(pid, "RssAnon")? })
+fn taken(agent: &Agent) -> Result<Taken> {
+    let pid = agent.pid();
+    // First: to be asked for metrics takes CPU time, too.
+    let cpu = cpu_seconds(pid)?;
+    let own = agent.metrics()?.sum("sensor_agent_memory_bytes", &[]);
+    ensure!(own > 0.0, "the agent does not say how much memory it takes");
+    Ok(Taken { cpu, rss_mib: status_mib(pid, "VmRSS")?, own_mib: own / f64::from(1 << 20) })
 }
 
 /// CPU seconds that a process took so far.
