@@ -1,7 +1,7 @@
 //! The host context as the programs keep it: a new flow is noted with its source and with its service. What that means
 //! is in `sensor_common::context`.
 //!
-//! A set's sequence word is its lock, tried a bounded number of times; what is given up on is counted
+//! A set's sequence word is its lock, waited for as briefly as may be; what is given up on is counted
 //! (`context_lost`), and the packet goes on. Called by [`crate::table`] for new flows only, those included that found no
 //! place in the flow table.
 
@@ -118,7 +118,7 @@ unsafe extern "C" fn sensor_note(set: *mut Set, note: *const Note) -> u64 {
     // SAFETY: a map value.
     let word = unsafe { &raw mut (*set).sequence };
     // SAFETY: 4 aligned bytes of a map value.
-    let Some(sequence) = (unsafe { lock::take(word) }) else { return LOST };
+    let Some(sequence) = (unsafe { lock::take_briefly(word) }) else { return LOST };
     // The compiler can prove that cells are in range and would not test it; the verifier needs to see the test.
     let cells = cells.map(|cell| atomic::opaque(cell as u64) as u32);
     // SAFETY: under the set's lock this CPU is the only writer.

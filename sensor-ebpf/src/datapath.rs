@@ -83,8 +83,8 @@ pub(crate) fn now_ns(control: &Control) -> u64 {
     }
 }
 
-/// The time when the kernel's timer ticked last, ns: up to 10 ms behind [`now_ns`], for a small part of its cost. Enough for
-/// who asks whether a verdict or the lease is over.
+/// The time when the kernel's timer ticked last, ns: up to 10 ms behind [`now_ns`] (longer where a hypervisor takes away the CPU
+/// that keeps the time), for a small part of its cost. Enough for who asks whether a verdict or the lease is over.
 #[inline(always)]
 pub(crate) fn coarse_ns(control: &Control) -> u64 {
     if CLOCK.load() == CLOCK_REPLAY {

@@ -5,7 +5,7 @@
 //! lock taken for too long is counted as busy, as in the real program. One that is counted nowhere was lost: the bench knows
 //! how many it sent.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, bpf_spin_lock, xdp_action};
+use aya_ebpf::bindings::{bpf_spin_lock, xdp_action};
 use aya_ebpf::btf_maps;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{bpf_spin_lock as lock_spin, bpf_spin_unlock as unlock_spin};
@@ -39,10 +39,10 @@ struct Sums {
 }
 
 #[btf_map]
-static BENCH_SUMS: btf_maps::Array<Sums, { PLACES as usize }, { BPF_F_MMAPABLE as usize }> = btf_maps::Array::new();
+static BENCH_SUMS: btf_maps::Array<Sums, { PLACES as usize }> = btf_maps::Array::new();
 
 #[map]
-static BENCH_SHARED: Array<FlowRecord> = Array::with_max_entries(PLACES, BPF_F_MMAPABLE);
+static BENCH_SHARED: Array<FlowRecord> = Array::with_max_entries(PLACES, 0);
 
 /// How CPUs keep out of each other's way.
 #[derive(Clone, Copy, PartialEq, Eq)]

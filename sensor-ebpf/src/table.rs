@@ -192,7 +192,9 @@ fn obey(
         return Some(verdicts::settled(visit, verdict, false, control, counters) as u64);
     }
     // Rates are of finer grain than the timer.
-    visit.now_ns = now_ns(control);
+    if action == Action::Limit {
+        visit.now_ns = now_ns(control);
+    }
     let answer = verdicts::obey(found.record, visit, verdict, counters);
     if answer & CLEARED != 0 && !verdicts::is_cleared(found.record, visit, epoch) {
         // Under the lock: else what was found of this flow could be noted of the next one in the slot.

@@ -99,7 +99,7 @@ fn busy(kernel: &Kernel) -> u64 {
 }
 
 /// Two CPUs, the first of which sends `up` through XDP, and the second what is given.
-fn hammer(second: Hook, frame: Vec<u8>) {
+fn hammer(second: Hook, frame: Vec<u8>) -> u64 {
     let kernel = live();
     // The first packet says who the initiator is.
     repeat(kernel.runner(), Hook::Ingress, &up(), 1);
@@ -140,18 +140,24 @@ fn hammer(second: Hook, frame: Vec<u8>) {
     assert_eq!(seen(&counters(&kernel)), 2 * REPEATS as u64 + 1);
     assert_eq!(record.frames() + busy, 2 * REPEATS as u64 + 1);
     assert_eq!(u64::from(record.lost), busy, "the record says how many it misses");
-    // Only where a CPU is taken away; then all others of that time, and no more than a time slice or two of them.
-    assert!(busy < REPEATS as u64 / 2, "giving up is the exception: {busy} busy");
+    busy
+}
+
+/// Giving up is the exception: it needs a CPU that is taken away, which does not happen every time. (64 tries in place of a wait
+/// gave up on an eighth of the packets.)
+fn hammer_until_undisturbed(hook: Hook, frame: impl Fn() -> Vec<u8>) {
+    let found: Vec<u64> = (0..5).map(|_| hammer(hook, frame())).collect();
+    assert!(found.iter().any(|busy| *busy < REPEATS as u64 / 100), "{found:?} busy");
 }
 
 #[test]
 fn two_cpus_on_both_directions_of_a_flow_lose_nothing_that_is_not_counted() {
-    hammer(Hook::Egress, down());
+    hammer_until_undisturbed(Hook::Egress, down);
 }
 
 #[test]
 fn two_cpus_on_one_direction_of_a_flow_lose_nothing_that_is_not_counted() {
-    hammer(Hook::Ingress, up());
+    hammer_until_undisturbed(Hook::Ingress, up);
 }
 
 #[test]

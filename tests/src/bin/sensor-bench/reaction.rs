@@ -29,6 +29,10 @@ const GAP: Duration = Duration::from_millis(1);
 /// How long a flow is sent: longer than any reaction that is to be measured.
 const LENGTH: Duration = Duration::from_millis(400);
 
+/// Here, all flows are attacks.
+const NO_BREAKER: &str =
+    "[breaker]\ndrops_per_second = 0\nflow_share = 1.0\nsource_share = 1.0\nverdicts_per_minute = 0\n";
+
 /// What one flow tells.
 struct Reaction {
     /// From the sending of the packet that completes the decision point to that of the first packet that was dropped, ms.
@@ -68,7 +72,7 @@ pub(crate) fn run(flows: u32, as_json: bool) -> Result<()> {
     for interval in INTERVALS {
         let path = directory.path().join("sensor.toml");
         let text = format!(
-            "mode = \"enforce\"\n[agent]\npoll_interval = \"{interval}ms\"\n[policy]\nmin_packets = {DECISION}\n"
+            "mode = \"enforce\"\n[agent]\npoll_interval = \"{interval}ms\"\n[policy]\nmin_packets = {DECISION}\n{NO_BREAKER}"
         );
         std::fs::File::create(&path).and_then(|mut file| file.write_all(text.as_bytes())).context("write settings")?;
         let words = ["-i", DEVICE, "--config", &path.to_string_lossy(), "--model", &file.to_string_lossy()];
