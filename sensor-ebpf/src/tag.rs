@@ -21,6 +21,10 @@ use crate::table::{self, Visit};
 #[inline(always)]
 pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
     let Some(control) = control() else { return };
+    // Mode observe: whatever the verdicts are, nothing is tagged, and the packet was parsed and looked up already.
+    if u32::from_ne_bytes(control.ceilings) == 0 {
+        return;
+    }
     let skb: *mut __sk_buff = ctx.skb.skb;
     // SAFETY: the context is this program's own, and nothing of it was read yet.
     let (missing, len) = unsafe {

@@ -114,7 +114,7 @@ enum Bench {
         #[arg(long)]
         json: bool,
         /// Flows at each interval.
-        #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(20..=100_000))]
+        #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(20..=50_000))]
         flows: u32,
     },
 }
