@@ -27,6 +27,8 @@ const SINK: u16 = 5514;
 const LASTING: Range<u16> = 20_000..20_008;
 /// The lasting flow under a verdict of drop.
 const CONDEMNED: u16 = LASTING.end - 1;
+/// Packets of each that are sent while there is no flood.
+const PAUSE: u64 = 100;
 const HTTP: u16 = 8080;
 /// Tuples of the flood: addresses in 198.19.0.0/16, and ports.
 const ADDRESSES: u32 = 1 << 16;
@@ -232,21 +234,44 @@ impl Scene {
         interface(&self.peer, DEVICE).must("read the counters of the device")
     }
 
-    /// Lasting flows are in the table with all that was sent of them and came out of the device at the sender's end.
+    /// Lasting flows are in the table with all that was sent of them and came out of the device at the sender's end. What the flood
+    /// took the room of is bounded for all flows together only; so packets without a flood show it of each flow.
     pub(crate) fn lasting_are_whole(&self, balance: &Balance) {
+        let before = self.lasting(balance);
         let lost = self.handed_over().tx_dropped;
+        let [found, sent] = [0, 1].map(|of| before.iter().map(|flow| flow[of]).sum::<u64>());
+        assert!(found >= sent.saturating_sub(lost), "{found} of {sent} found; the device had no room for {lost}");
+        for _ in 0..PAUSE {
+            self.send_lasting();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.settle(balance, "lasting flows alone");
+        let lost = self.handed_over().tx_dropped - lost;
+        assert!(lost < PAUSE / 2, "the device has no room for {lost} packets without a flood");
+        for (port, (before, after)) in LASTING.zip(before.into_iter().zip(self.lasting(balance))) {
+            let [found, sent] = [0, 1].map(|of| after[of] - before[of]);
+            assert!(sent >= PAUSE, "port {port}: {sent} sent");
+            assert!(
+                (sent - lost..=sent).contains(&found),
+                "port {port}: {sent} sent, {found} found; the device had no room for {lost} of all"
+            );
+        }
+    }
+
+    /// Packets of each lasting flow, found (recorded, dropped or busy) and sent.
+    fn lasting(&self, balance: &Balance) -> Vec<[u64; 2]> {
         let records = balance.records();
-        for (port, sent) in LASTING.zip(&self.sent) {
+        let look = |(port, sent): (u16, &AtomicU64)| {
             let own =
                 |record: &&sensor_common::flow::FlowRecord| [record.key.low_port, record.key.high_port].contains(&port);
             let record = records.iter().find(own).unwrap_or_else(|| panic!("no flow of port {port}"));
             let [frames, dropped, busy] = [record.frames(), record.dropped, record.lost.into()];
-            let sent = sent.load(Ordering::Relaxed);
-            let found = frames + dropped + busy;
-            let said = format!("{frames} recorded, {dropped} dropped, {busy} busy; the device had no room for {lost}");
-            assert!((sent.saturating_sub(lost)..=sent).contains(&found), "port {port}: {sent} sent, {said}");
+            let (found, sent) = (frames + dropped + busy, sent.load(Ordering::Relaxed));
+            assert!(found <= sent, "port {port}: {sent} sent, {frames} recorded, {dropped} dropped, {busy} busy");
             assert!(port != CONDEMNED || dropped > 0, "a verdict drops this flow: {frames} recorded");
-        }
+            [found, sent]
+        };
+        LASTING.zip(&self.sent).map(look).collect()
     }
 
     pub(crate) fn set_down(&self) {
