@@ -17,7 +17,7 @@ pub const KNOWN_NS: u64 = 600 * 1_000_000_000;
 /// A set.
 pub type KnownSet = [u64; KNOWN_WAYS];
 
-/// Ticks of 2^26 ns, of which 32 bits hold nine years.
+/// Ticks of 2^26 ns. 32 bits hold nine years of them, and ages have a sign: a word that nobody replaced for 4.5 years holds again.
 const SHIFT: u32 = 26;
 /// Keys that one hash of an address takes.
 const KEYS: usize = 5;
