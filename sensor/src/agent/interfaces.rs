@@ -9,7 +9,7 @@ use sensor_common::counter::InterfaceCounters;
 
 use super::poll::Poller;
 use super::report::SeenCheck;
-use crate::bpf::attach::{self, TcAttachment};
+use crate::bpf::attach::{self, Refused, TcAttachment};
 use crate::bpf::load::Kernel;
 
 /// What stands in metrics for all interfaces that agents before this one watched. No interface has such a name.
@@ -66,20 +66,24 @@ impl Poller {
         let (interface, ifindex, egress) = (one.interface.clone(), one.ifindex, one.egress);
         tracing::warn!("{interface} is gone: its packets are not seen until there is an interface of that name again");
         match self.kernel.let_go(one) {
-            Ok(counters) => {
-                let former = self.interfaces.former.entry(interface.clone()).or_insert_with(InterfaceCounters::zeroed);
-                former.add(&counters);
-                self.metrics.kernel(&interface, former);
-            }
+            Ok(counters) => self.keep_counters(&interface, &counters),
             Err(error) => tracing::warn!("{interface}, number {ifindex}: {error:#}"),
         }
         self.interfaces.missing.push(Missing { interface, egress, told: false });
     }
 
+    /// What an interface counted under a number under which it is not watched any more.
+    fn keep_counters(&mut self, interface: &str, counters: &InterfaceCounters) {
+        let former = self.interfaces.former.entry(interface.to_owned()).or_insert_with(InterfaceCounters::zeroed);
+        former.add(counters);
+        self.metrics.kernel(interface, former);
+    }
+
     /// Whether it worked.
     fn watch_again(&mut self, missing: &mut Missing) -> bool {
         let Missing { interface, egress, told } = missing;
-        match self.kernel.attach(interface, self.config.kernel.xdp_mode, *egress == TcAttachment::Tcx) {
+        let exempt = self.is_exempt(interface);
+        match self.kernel.try_attach(interface, self.config.kernel.xdp_mode, *egress == TcAttachment::Tcx, exempt) {
             Ok(one) => {
                 tracing::info!(
                     "{interface} is there again: attached, XDP {}, egress {}",
@@ -91,7 +95,8 @@ impl Poller {
                 self.protect_interfaces_again();
                 true
             }
-            Err(error) => {
+            Err(Refused { error, counted }) => {
+                self.keep_counters(interface, &counted);
                 if !std::mem::replace(told, true) {
                     tracing::warn!("{interface} is there again, and cannot be watched: {error:#}");
                 }

@@ -207,11 +207,13 @@ impl Beginning {
         });
         let mut attached = Vec::new();
         for interface in &config.interfaces {
-            match kernel.attach(interface, config.kernel.xdp_mode, capabilities.tcx) {
+            // After a takeover verdicts are obeyed at once.
+            let exempt = config.policy.never_drop_interfaces.contains(interface);
+            match kernel.try_attach(interface, config.kernel.xdp_mode, capabilities.tcx, exempt) {
                 Ok(one) => attached.push(one),
-                Err(error) => {
+                Err(refused) => {
                     give_up(kernel, attached);
-                    return Err(error);
+                    return Err(refused.error);
                 }
             }
         }

@@ -10,6 +10,7 @@ use aya::programs::links::{FdLink, Link as _, PinnedLink};
 use aya::programs::tc::{NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, TcAttachType, TcError, XdpMode};
+use bytemuck::Zeroable as _;
 use rustix::net::netdevice::{index_to_name, name_to_index};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
@@ -124,15 +125,71 @@ impl Attached {
     }
 }
 
+/// An interface that is not watched.
+#[derive(Debug)]
+pub struct Refused {
+    /// Why.
+    pub error: anyhow::Error,
+    /// What was counted there while some of the programs were attached; the kernel maps have it among those that are gone.
+    pub counted: Box<InterfaceCounters>,
+}
+
+impl From<anyhow::Error> for Refused {
+    fn from(error: anyhow::Error) -> Refused {
+        Refused { error, counted: Box::new(InterfaceCounters::zeroed()) }
+    }
+}
+
 impl Kernel {
-    /// Attaches all loaded programs to `interface`. On an error nothing stays attached.
+    /// As [`Kernel::try_attach`], where what was counted before a failure, and what is never dropped, does not matter.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn attach(&mut self, interface: &str, choice: Choice, tcx: bool) -> anyhow::Result<Attached> {
+        self.try_attach(interface, choice, tcx, false).map_err(|refused| refused.error)
+    }
+
+    /// Attaches all loaded programs to `interface`; if it is `exempt`, nothing is dropped there from its first packet on. On an
+    /// error nothing stays attached, and the slot of its counters is free again, if it was before.
     ///
     /// # Errors
     /// A missing interface, another XDP program on it, a driver without what `choice` asks for, missing privileges.
-    pub fn attach(&mut self, interface: &str, choice: Choice, tcx: bool) -> anyhow::Result<Attached> {
+    pub fn try_attach(
+        &mut self,
+        interface: &str,
+        choice: Choice,
+        tcx: bool,
+        exempt: bool,
+    ) -> Result<Attached, Refused> {
         let ifindex = ifindex(interface)?;
         check_kind(interface)?;
-        self.watch(ifindex)?;
+        let is_new = self.watch(ifindex)?;
+        let error = match self.attach_watched(interface, ifindex, choice, tcx, exempt) {
+            Ok(attached) => return Ok(attached),
+            Err(error) => error,
+        };
+        if !is_new {
+            // An agent before this one watched it, and what it left attached may go on counting.
+            return Err(error.into());
+        }
+        let counted = self.unwatch(ifindex).unwrap_or_else(|error| {
+            tracing::warn!("{interface}, number {ifindex}: its counters stay in use: {error:#}");
+            InterfaceCounters::zeroed()
+        });
+        Err(Refused { error, counted: Box::new(counted) })
+    }
+
+    fn attach_watched(
+        &mut self,
+        interface: &str,
+        ifindex: u32,
+        choice: Choice,
+        tcx: bool,
+        exempt: bool,
+    ) -> anyhow::Result<Attached> {
+        if exempt {
+            self.control.set_exempt_slot(self.counters(ifindex)?.slot, true);
+        }
         let (xdp, held, fallback) = self.attach_xdp(interface, ifindex, choice)?;
         let mut attached = Attached {
             interface: interface.to_owned(),
@@ -270,9 +327,7 @@ impl Kernel {
         if let Err(error) = self.detach(attached) {
             tracing::debug!("{interface}: {error:#}");
         }
-        let counters = self.counters(ifindex)?;
-        self.unwatch(ifindex)?;
-        Ok(counters)
+        self.unwatch(ifindex)
     }
 
     /// Takes the programs off an interface, and the qdisc if it was added here and nobody else uses it.

@@ -362,6 +362,7 @@ impl Kernel {
         self.first_evicted = Some(std::mem::replace(&mut self.evicted, ring));
         self.verdicts.look_again()?;
         self.note_meta()?;
+        self.finish_unwatch()?;
         let interrupted = self.control.finish();
         self.counted = interrupted.ring;
         let freed = self.table.free_locks_of_the_dead(interrupted.slot);
@@ -408,24 +409,39 @@ impl Kernel {
         Ok(watched)
     }
 
-    /// Takes the slot back that [`Kernel::watch`] gave.
+    /// Takes the slot back that [`Kernel::watch`] gave, and says what was counted there. No program runs there any more.
     ///
-    /// What was counted stays in the sums: first it is added where the gone ones are, and that entry bears the interface's
-    /// number for as long as both have it.
-    pub(super) fn unwatch(&mut self, ifindex: u32) -> anyhow::Result<()> {
-        let Ok(counters) = self.counters(ifindex) else { return Ok(()) };
-        let mut gone = self.counters.get(&GONE_ENTRY, 0).context("reading map COUNTERS")?.to_vec();
-        if let Some(first) = gone.first_mut().filter(|first| first.0.ifindex != ifindex) {
-            first.0.add(&counters);
-            first.0.ifindex = ifindex;
+    /// That stays in the sums: first it is added where the gone ones are, and that entry bears the interface's number for as
+    /// long as both have it. The next agent finishes what one did not that was killed meanwhile ([`Kernel::resume`]).
+    pub(super) fn unwatch(&mut self, ifindex: u32) -> anyhow::Result<InterfaceCounters> {
+        self.finish_unwatch()?;
+        let counters = self.counters(ifindex)?;
+        // Whoever gets the slot next does not get the exemption with it.
+        self.control.set_exempt_slot(counters.slot, false);
+        self.write_gone(|gone| {
+            gone.add(&counters);
+            gone.ifindex = ifindex;
+        })?;
+        self.finish_unwatch()?;
+        Ok(counters)
+    }
+
+    /// Frees the slot of the interface whose counters were added to those that are gone, if there is one.
+    fn finish_unwatch(&mut self) -> anyhow::Result<()> {
+        let ifindex = self.gone()?.ifindex;
+        if ifindex == 0 {
+            return Ok(());
         }
-        let values = PerCpuValues::try_from(gone.clone()).context("counters of all CPUs")?;
-        self.counters.set(GONE_ENTRY, values, 0).context("writing map COUNTERS")?;
         self.clear_counters(ifindex)?;
-        if let Some(first) = gone.first_mut() {
-            first.0.ifindex = 0;
+        self.write_gone(|gone| gone.ifindex = 0)
+    }
+
+    fn write_gone(&mut self, change: impl FnOnce(&mut InterfaceCounters)) -> anyhow::Result<()> {
+        let mut values = self.counters.get(&GONE_ENTRY, 0).context("reading map COUNTERS")?.to_vec();
+        if let Some(first) = values.first_mut() {
+            change(&mut first.0);
         }
-        let values = PerCpuValues::try_from(gone).context("counters of all CPUs")?;
+        let values = PerCpuValues::try_from(values).context("counters of all CPUs")?;
         self.counters.set(GONE_ENTRY, values, 0).context("writing map COUNTERS")
     }
 
@@ -451,24 +467,26 @@ impl Kernel {
         Ok(())
     }
 
-    /// Gives an interface a slot in the counters' table; programs pass the packets of interfaces without one untouched.
+    /// Gives an interface a slot in the counters' table, and whether it had none before; programs pass the packets of
+    /// interfaces without one untouched.
     ///
     /// # Errors
     /// If the slots around the interface's number are taken, or the kernel refuses.
-    pub fn watch(&mut self, ifindex: u32) -> anyhow::Result<()> {
+    pub fn watch(&mut self, ifindex: u32) -> anyhow::Result<bool> {
         for attempt in 0..INTERFACE_PROBES {
             let slot = interface_slot(ifindex, attempt);
             let mut values = self.counters.get(&slot, 0).context("reading map COUNTERS")?.to_vec();
             let owner = values.first().map_or(0, |counters| counters.0.ifindex);
             if owner == ifindex {
-                return Ok(());
+                return Ok(false);
             }
             if owner == 0 {
                 for value in &mut values {
                     *value = Counters(InterfaceCounters { ifindex, slot, ..InterfaceCounters::zeroed() });
                 }
                 let values = PerCpuValues::try_from(values).context("counters of all CPUs")?;
-                return self.counters.set(slot, values, 0).context("writing map COUNTERS");
+                self.counters.set(slot, values, 0).context("writing map COUNTERS")?;
+                return Ok(true);
             }
         }
         bail!(

@@ -439,6 +439,17 @@ impl ControlPage {
         self.page.word(std::mem::offset_of!(Control, exempt_slots) / 8).store(slots, Ordering::Release);
     }
 
+    /// The bit of one slot, below 64. Programs only read the word, and there is one agent.
+    pub(super) fn set_exempt_slot(&self, slot: u32, exempt: bool) {
+        let others = self.exempt_slots() & !(1 << (slot & 63));
+        self.set_exempt_slots(others | u64::from(exempt) << (slot & 63));
+    }
+
+    /// See [`Control::exempt_slots`].
+    pub fn exempt_slots(&self) -> u64 {
+        self.page.word(std::mem::offset_of!(Control, exempt_slots) / 8).load(Ordering::Acquire)
+    }
+
     /// The 64-bit field at this offset.
     pub(super) fn word(&self, offset: usize) -> &AtomicU64 {
         self.page.word(offset / 8)
@@ -455,8 +466,6 @@ impl ControlPage {
     }
 }
 
-/// Bytes of a page, which is what a ring's parts begin at.
-const PAGE: usize = 4096;
 /// Bits of an item's length in a ring: it is being written; it is to be skipped (linux/bpf.h).
 const RING_BUSY: u32 = 1 << 31;
 const RING_DISCARD: u32 = 1 << 30;
@@ -470,6 +479,8 @@ pub struct RingView {
     /// A page with the producer's position, then the data, twice, so that items do not wrap.
     producer: Mapping,
     bytes: u64,
+    /// Bytes of a page of this kernel, which is what the ring's parts begin at.
+    page: usize,
 }
 
 impl RingView {
@@ -478,10 +489,11 @@ impl RingView {
     /// # Errors
     /// If mmap fails.
     pub fn new(map: impl AsFd, bytes: u32) -> anyhow::Result<RingView> {
-        let consumer = Mapping::at(map.as_fd(), 0, PAGE, ProtFlags::READ).context("ring, position of its reader")?;
-        let size = PAGE + 2 * bytes as usize;
-        let producer = Mapping::at(map.as_fd(), PAGE as u64, size, ProtFlags::READ).context("ring, its data")?;
-        Ok(RingView { consumer, producer, bytes: bytes.into() })
+        let page = rustix::param::page_size();
+        let consumer = Mapping::at(map.as_fd(), 0, page, ProtFlags::READ).context("ring, position of its reader")?;
+        let size = page + 2 * bytes as usize;
+        let producer = Mapping::at(map.as_fd(), page as u64, size, ProtFlags::READ).context("ring, its data")?;
+        Ok(RingView { consumer, producer, bytes: bytes.into(), page })
     }
 
     /// Records that are waiting in the ring; `None` if they were taken from it meanwhile, or one is being written.
@@ -490,7 +502,7 @@ impl RingView {
         let end = self.producer.word(0).load(Ordering::Acquire);
         let (mut at, mut records) = (begin, Vec::new());
         while at < end {
-            let word = (PAGE as u64 + (at & (self.bytes - 1))) as usize / 8;
+            let word = (self.page as u64 + (at & (self.bytes - 1))) as usize / 8;
             let header = self.producer.half(word, 0).load(Ordering::Acquire);
             if header & RING_BUSY != 0 {
                 return None;

@@ -1,12 +1,16 @@
 //! Programs of one process after another on an interface, as filters (kernels before 6.6) and as links, beside what others
 //! have there. The agent's own doors to the kernel are called, so that clsact is tried where there is TCX, too.
 
-use sensor::bpf::attach::Attached;
+use aya::maps::{Map, MapData, PerCpuArray, PerCpuValues};
+use bytemuck::Zeroable as _;
+use sensor::bpf::attach::{Attached, ifindex};
 use sensor::bpf::load::{Kernel, LoadOptions};
 use sensor::bpf::pins::{Left, Pins};
 use sensor::bpf::probe;
+use sensor::bpf::sys::Counters;
 use sensor::config::XdpMode;
 use sensor_common::control::{Control, NO_DSCP};
+use sensor_common::counter::{GONE_ENTRY, InterfaceCounters};
 use sensor_common::flow::FlowRecord;
 use sensor_tests::checks::{Must as _, assert_clean};
 use sensor_tests::clients::ping;
@@ -188,5 +192,78 @@ fn an_interface_that_was_made_anew_is_watched_anew() {
         second.end(edge);
         assert_clean(edge, UPLINK);
         assert_eq!(mount.pins(), None, "pins are left");
+    }
+}
+
+#[test]
+fn an_interface_that_cannot_be_watched_takes_no_slot_and_one_that_goes_takes_its_exemption_along() {
+    if !probe::kernel().tcx {
+        return;
+    }
+    let (lab, mount) = (lab(), PinMount::new().must("mount a BPF file system"));
+    let edge = &lab.edge.netns;
+    let mut pins = Pins::open(&mount.path()).must("open the pins");
+    assert!(pins.own().must("lock the pins"), "nobody else has them");
+    let mut kernel = Kernel::load_pinned(&LoadOptions::default(), pins).must("load");
+    let ifindex = edge.within(|| ifindex(UPLINK)).must("enter the edge").must("find the interface");
+    // In the place of the pin that comes after XDP was attached.
+    let obstacle = mount.path().join(format!("link-{ifindex}-egress"));
+    std::fs::create_dir(&obstacle).map_err(Into::into).must("make a directory");
+    for _ in 0..3 {
+        let attach = edge.within(|| kernel.try_attach(UPLINK, XdpMode::Native, true, true)).must("enter the edge");
+        let refused = attach.expect_err("there is no place for the pin").error;
+        assert!(format!("{refused:#}").contains("cannot pin a link"), "{refused:#}");
+        assert_eq!(kernel.watched().must("list"), [0; 0]);
+        assert_eq!(kernel.control.exempt_slots(), 0);
+        assert_clean(edge, UPLINK);
+    }
+    std::fs::remove_dir(&obstacle).map_err(Into::into).must("remove the directory");
+
+    let attach = edge.within(|| kernel.try_attach(UPLINK, XdpMode::Native, true, true)).must("enter the edge");
+    let attached = attach.map_err(|refused| refused.error).must("attach");
+    assert_eq!(kernel.watched().must("list"), [ifindex]);
+    let slot = kernel.counters(ifindex).must("read the counters").slot;
+    assert_eq!(kernel.control.exempt_slots(), 1 << slot);
+    edge.within(|| kernel.let_go(attached)).must("enter the edge").must("let go");
+    assert_eq!((kernel.watched().must("list").len(), kernel.control.exempt_slots()), (0, 0));
+    assert_clean(edge, UPLINK);
+}
+
+#[test]
+fn what_an_agent_gave_up_when_it_was_killed_counts_once() {
+    for cleared in [false, true] {
+        let (lab, mount) = (lab(), PinMount::new().must("mount a BPF file system"));
+        let edge = &lab.edge.netns;
+        let first = Turn::begin(edge, &mount, XdpMode::Native, probe::kernel().tcx);
+        let ifindex = first.attached[0].ifindex;
+        ping(&lab.clients[0].netns, &["-c", "20", "-i", "0.02", &EDGE_V4.to_string()], &Stop::new()).must("ping");
+        edge.ip(&format!("link set {UPLINK} down")).must("set the interface down");
+        let counted = first.kernel.counters(ifindex).must("read the counters");
+        drop(first.leave());
+
+        // The steps of an agent that gives an interface up, until it is killed.
+        let map = MapData::from_pin(mount.path().join("COUNTERS")).map_err(Into::into).must("open the map");
+        let mut map = PerCpuArray::<_, Counters>::try_from(Map::PerCpuArray(map)).map_err(Into::into).must("open it");
+        let mut write = |entry: u32, change: &dyn Fn(&mut [Counters])| {
+            let mut values = map.get(&entry, 0).map_err(Into::into).must("read the counters").to_vec();
+            change(&mut values);
+            let values = PerCpuValues::try_from(values).map_err(Into::into).must("counters of all CPUs");
+            map.set(entry, values, 0).map_err(Into::into).must("write the counters");
+        };
+        write(GONE_ENTRY, &|gone| {
+            gone[0].0.add(&counted);
+            gone[0].0.ifindex = ifindex;
+        });
+        if cleared {
+            write(counted.slot, &|values| values.fill(Counters(InterfaceCounters::zeroed())));
+        }
+
+        let second = Turn::begin(edge, &mount, XdpMode::Native, probe::kernel().tcx);
+        let gone = second.kernel.gone().must("read the counters");
+        assert_eq!((gone.ifindex, gone.seen), (0, counted.seen));
+        let again = second.kernel.counters(ifindex).must("the interface is watched again");
+        assert_eq!(again.seen, InterfaceCounters::zeroed().seen, "they are among the gone ones");
+        second.end(edge);
+        assert_clean(edge, UPLINK);
     }
 }

@@ -10,7 +10,6 @@ use super::{Enforcer, moment};
 use crate::allow::item::Item;
 use crate::allow::{Change, Entry, Why};
 use crate::audit::Event;
-use crate::bpf::attach;
 use crate::host::{Items, Surroundings};
 
 impl Enforcer {
@@ -176,14 +175,16 @@ impl Poller {
         }
     }
 
-    /// Interfaces that are not watched need no protection.
+    /// Whether nothing is dropped on this interface.
+    pub(in crate::agent) fn is_exempt(&self, interface: &str) -> bool {
+        self.enforcer.allow.items().any(|item| matches!(item, Item::Interface(name) if name == interface))
+    }
+
+    /// Interfaces that are not watched need no protection. Those that are have the numbers under which they were attached: by
+    /// their names there may be others at this moment.
     fn protect_interfaces(&mut self) -> anyhow::Result<()> {
-        let names = self.enforcer.allow.items().filter_map(|item| match item {
-            Item::Interface(name) => Some(name.as_str()),
-            _ => None,
-        });
-        let watched = |name: &&str| self.attached.iter().any(|attached| attached.interface == **name);
-        let indexes: Vec<u32> = names.filter(watched).filter_map(|name| attach::ifindex(name).ok()).collect();
+        let exempt = self.attached.iter().filter(|attached| self.is_exempt(&attached.interface));
+        let indexes: Vec<u32> = exempt.map(|attached| attached.ifindex).collect();
         self.enforcer.allow.set_indexes(indexes.iter().copied().collect());
         self.kernel.exempt(&indexes)
     }
