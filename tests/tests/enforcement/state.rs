@@ -22,7 +22,7 @@ fn kept(agent: &Agent) -> (Vec<String>, Vec<String>) {
 #[test]
 fn verdicts_mode_breaker_and_never_drop_list_survive_a_restart() {
     let lab = lab(1, 1);
-    let settings = "mode = \"observe\"\n[breaker]\nmin_flows = 2\n[policy]\nmin_packets = 1\nmin_packets_drop = 1\n";
+    let settings = "mode = \"observe\"\n[breaker]\nmin_flows = 2\nflow_share = 0.5\n[policy]\nmin_packets = 1\nmin_packets_drop = 1\n";
     let files = Files::new(settings, Some(&model("all", EVERYTHING, &[])));
     let agent = files.agent(&lab, &[]);
     set_mode(&agent, "enforce");
