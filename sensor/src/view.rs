@@ -148,7 +148,7 @@ pub struct InterfaceView {
     pub xdp: String,
     /// "tcx" or "clsact".
     pub egress: String,
-    /// "tcx" or "clsact" where `sensor_tag` is attached.
+    /// "tcx" or "clsact" while `sensor_tag` is attached.
     pub tag: Option<String>,
     /// Packets of this interface.
     pub packets: PacketsView,

@@ -55,6 +55,7 @@ impl Poller {
                 self.interfaces.missing.push(missing);
             }
         }
+        self.follow_tagging();
         for interface in &self.config.interfaces {
             let attached = self.attached.iter().any(|one| one.interface == *interface);
             self.metrics.attached(interface, attached);

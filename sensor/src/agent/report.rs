@@ -185,7 +185,7 @@ pub(super) fn status(poller: &Poller) -> StatusView {
                 ifindex: attached.ifindex,
                 xdp: attached.xdp.name().to_owned(),
                 egress: attached.egress.name().to_owned(),
-                tag: kernel.tagging().then(|| attached.egress.name().to_owned()),
+                tag: attached.tags().then(|| attached.egress.name().to_owned()),
                 packets: metrics.packets_view(Some(&attached.interface)),
             })
             .collect(),

@@ -112,6 +112,11 @@ impl Held {
 }
 
 impl Attached {
+    /// Whether `sensor_tag` is attached.
+    pub fn tags(&self) -> bool {
+        self.held.iter().any(|(hook, _)| *hook == Hook::Tag)
+    }
+
     /// Lets go of the interface without taking anything off.
     pub(super) fn leave(self) {
         for (_, held) in self.held {
@@ -149,7 +154,7 @@ impl Kernel {
         self.try_attach(interface, choice, tcx, false).map_err(|refused| refused.error)
     }
 
-    /// Attaches all loaded programs to `interface`; if it is `exempt`, nothing is dropped there from its first packet on. On an
+    /// Attaches all loaded programs but `sensor_tag` ([`Kernel::set_tagging`]) to `interface`; if it is `exempt`, nothing is dropped there from its first packet on. On an
     /// error nothing stays attached, and the slot of its counters is free again, if it was before.
     ///
     /// # Errors
@@ -277,13 +282,30 @@ impl Kernel {
         for (hook, direction) in hooks {
             let held = match self.replace_tc(attached, hook, direction)? {
                 Some(held) => held,
-                None => self.attach_new_tc(attached, hook, direction).with_context(|| {
-                    format!("{}: TC program for {hook:?} could not be attached", attached.interface)
-                })?,
+                // Who takes over goes on tagging; else it begins when a mode asks for it.
+                None if hook == Hook::Tag => continue,
+                None => self.attach_new_tc(attached, hook, direction)?,
             };
             attached.held.push((hook, held));
         }
         Ok(())
+    }
+
+    /// Attaches `sensor_tag` to an interface, or takes it off; without effect if it is not loaded. A program that does nothing
+    /// costs each packet as much as its call, so it is not there in a mode without tags.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn set_tagging(&mut self, attached: &mut Attached, on: bool) -> anyhow::Result<()> {
+        match attached.held.iter().position(|(hook, _)| *hook == Hook::Tag) {
+            None if on && self.tagging() => {
+                let held = self.attach_new_tc(attached, Hook::Tag, TcAttachType::Ingress)?;
+                attached.held.push((Hook::Tag, held));
+                Ok(())
+            }
+            Some(place) if !on => attached.held.swap_remove(place).1.detach(),
+            None | Some(_) => Ok(()),
+        }
     }
 
     fn add_clsact(&mut self, attached: &Attached) -> anyhow::Result<()> {
@@ -309,8 +331,10 @@ impl Kernel {
             TcAttachment::Clsact => TcAttachOptions::Netlink(NlOptions::default()),
         };
         let program = self.tc_program(hook)?;
-        let id = program.attach_with_options(&attached.interface, direction, options)?;
-        let link = program.take_link(id)?;
+        let id = program.attach_with_options(&attached.interface, direction, options);
+        let link = id
+            .and_then(|id| program.take_link(id))
+            .with_context(|| format!("{}: TC program for {hook:?} could not be attached", attached.interface))?;
         match attached.egress {
             TcAttachment::Clsact => Ok(Held::Filter(link)),
             TcAttachment::Tcx => Held::link(link.try_into()?, self.pins.as_ref(), hook, attached.ifindex),

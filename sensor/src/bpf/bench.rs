@@ -1,20 +1,41 @@
 //! What `cargo xtask bench` compares with, and the agent never uses: the least that an interface can have of native XDP, and
 //! flow records in a hash map of the kernel.
 
+use std::os::fd::OwnedFd;
+
 use anyhow::Context as _;
 use aya::maps::HashMap;
 use aya::programs::{Xdp, XdpMode};
+use aya::sys::{Stats, enable_stats};
 use aya::{Ebpf, EbpfLoader};
 use sensor_common::flow::{FlowKey, FlowRecord};
 
-use super::load::{Kernel, OBJECT};
+use super::load::{Kernel, OBJECT, ProgramInfo};
 use super::sys::Plain;
 
 /// A program that passes everything, on an interface until this is dropped.
 #[derive(Debug)]
 pub struct Bare {
-    #[expect(dead_code, reason = "held: the program is taken off when it is dropped")]
     ebpf: Ebpf,
+}
+
+/// The kernel's run statistics of all programs ([`ProgramInfo`]), on until this is dropped. They add to each run what two looks at the
+/// clock take.
+#[derive(Debug)]
+pub struct RunStatistics {
+    #[expect(dead_code, reason = "held: the statistics are off when it is closed")]
+    on: OwnedFd,
+}
+
+impl RunStatistics {
+    /// Turns them on.
+    ///
+    /// # Errors
+    /// If the kernel refuses (before 5.8, or without CAP_SYS_ADMIN).
+    pub fn new() -> anyhow::Result<RunStatistics> {
+        let on = enable_stats(Stats::RunTime).context("the kernel does not turn run statistics of programs on")?;
+        Ok(RunStatistics { on })
+    }
 }
 
 impl Bare {
@@ -32,6 +53,11 @@ impl Bare {
         program.load().context("the kernel's verifier refused program floor_pass")?;
         program.attach(interface, XdpMode::Driver).with_context(|| format!("{interface}: no native XDP"))?;
         Ok(Bare { ebpf })
+    }
+
+    /// What the kernel says of the program.
+    pub fn programs(&self) -> Vec<ProgramInfo> {
+        super::run::programs(&self.ebpf)
     }
 }
 

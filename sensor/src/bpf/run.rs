@@ -156,17 +156,22 @@ impl Kernel {
 
     /// What the kernel says of the loaded programs.
     pub fn programs(&self) -> Vec<ProgramInfo> {
-        let loaded = self.ebpf.programs().filter_map(|(name, program)| Some((name, program.info().ok()?)));
-        loaded
-            .map(|(name, info)| ProgramInfo {
-                name: name.to_owned(),
-                verified_instructions: info.verified_instruction_count(),
-                jited_bytes: info.size_jitted(),
-                run_time_ns: info.run_time().as_nanos() as u64,
-                run_count: info.run_count(),
-            })
-            .collect()
+        programs(&self.ebpf)
     }
+}
+
+/// What the kernel says of an object's loaded programs.
+pub(super) fn programs(ebpf: &Ebpf) -> Vec<ProgramInfo> {
+    let loaded = ebpf.programs().filter_map(|(name, program)| Some((name, program.info().ok()?)));
+    loaded
+        .map(|(name, info)| ProgramInfo {
+            name: name.to_owned(),
+            verified_instructions: info.verified_instruction_count(),
+            jited_bytes: info.size_jitted(),
+            run_time_ns: info.run_time().as_nanos() as u64,
+            run_count: info.run_count(),
+        })
+        .collect()
 }
 
 /// Runs the loaded programs on frames, without an interface. Shared by threads, for tests of what CPUs do to each other.

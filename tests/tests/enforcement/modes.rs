@@ -79,6 +79,8 @@ fn observe_counts_what_enforce_drops() {
     let mut withheld_by = Vec::new();
     for mode in ["observe", "tag", "enforce", "observe"] {
         set_mode(&agent, mode);
+        let tagging = agent.status().must("ask for the status")["interfaces"][0]["tag"].is_string();
+        assert_eq!(tagging, mode != "observe", "sensor_tag is attached where the mode needs it: {mode}");
         let (before, arrived) = (counts(&agent), received.packets().must("read the counters"));
         replay.run();
         download(client, &format!("http://{EDGE_V4}"), 700_000, &[], &stop).must("download, whatever the mode");

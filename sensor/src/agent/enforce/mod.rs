@@ -4,13 +4,14 @@
 //! Invariants: the kernel's maps and the records follow the book within one poll; a verdict is checked against the
 //! never-drop list before it is written, and the kernel checks again; nothing here waits for a disk or a reader.
 //! The parts: [`enter`] (verdicts in and out), [`records`] (which follow the book), [`reconcile`] (after a takeover),
-//! [`protect`] (the never-drop list), [`watch`] (once a second), [`requests`] (the control socket). Owned by [`super::poll`].
+//! [`protect`] (the never-drop list), [`watch`] (once a second), [`requests`] (the control socket), [`tagging`]. Owned by [`super::poll`].
 
 mod enter;
 mod protect;
 mod reconcile;
 mod records;
 mod requests;
+mod tagging;
 mod watch;
 
 use std::collections::HashMap;
@@ -47,6 +48,8 @@ pub(super) struct Enforcer {
     pub(super) breaker: Breaker,
     pub(super) audit: Audit,
     pub(super) store: Store,
+    /// `sensor_tag` could not be attached or taken off, which was said.
+    tagging_failed: bool,
     /// Whether drops of models are held back because drift is high.
     pub(super) drifted: bool,
     /// Flows with a score that are active; those under a model's verdict of drop; as of the last scan.
@@ -158,6 +161,7 @@ impl Enforcer {
             breaker: Breaker::new(config.breaker.clone(), trip),
             audit,
             store,
+            tagging_failed: false,
             drifted: false,
             scored: [0; 2],
             counting: [0; 2],
@@ -217,6 +221,7 @@ impl Poller {
         self.reconcile();
         self.count_ramp(moment());
         self.obey_ceilings();
+        self.follow_tagging();
         let meaning = match self.enforcer.mode {
             Mode::Observe => "no packet is touched",
             Mode::Tag => "packets of flows under a verdict are marked",
@@ -275,6 +280,7 @@ impl Poller {
             self.enforcer.enforced = None;
             self.count_ramp(now);
             self.obey_ceilings();
+            self.follow_tagging();
             tracing::info!("mode {to}, before {from}, by {by}");
             self.enforcer.audit.write(Event::Mode { from, to, by });
             self.publish_enforcement();
