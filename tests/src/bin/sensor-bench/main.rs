@@ -96,8 +96,12 @@ enum Bench {
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=60))]
         seconds: u32,
         /// An argument for the agents, such as `--agent=--poll-interval=1s`; can be repeated.
-        #[arg(long, allow_hyphen_values = true)]
+        #[arg(long, allow_hyphen_values = true, conflicts_with = "parts")]
         agent: Vec<String>,
+        /// Instead of throughput: what a run of the programs takes there, by the kernel's own statistics, cut short at one place after
+        /// the other.
+        #[arg(long)]
+        parts: bool,
     },
     /// The agent's poll over 131,072 slots, beside reading a hash map with system calls.
     Poll {
@@ -128,7 +132,12 @@ fn main() -> Result<()> {
             profile::run(repeats, packets, json)
         }
         Bench::Scaling { json, repeats, packets } => scaling::measure(repeats, packets, json),
-        Bench::Victim { json, only, repeats, seconds, agent } => victim::run(repeats, seconds, &only, &agent, json),
+        Bench::Victim { json, only, repeats, seconds, agent: _, parts: true } => {
+            victim::parts(repeats, seconds, &only, json)
+        }
+        Bench::Victim { json, only, repeats, seconds, agent, parts: false } => {
+            victim::run(repeats, seconds, &only, &agent, json)
+        }
         Bench::Poll { json, repeats } => poll::run(repeats, json),
         Bench::Reaction { json, flows } => reaction::run(flows, json),
     }

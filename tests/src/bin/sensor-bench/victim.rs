@@ -9,12 +9,15 @@
 mod busy;
 mod load;
 mod pair;
+mod parts;
 
 use std::fmt::Write as _;
 
 use anyhow::{Result, ensure};
 use sensor_tests::checks::shipped_model;
 use serde_json::{Value, json};
+
+pub(crate) use self::parts::run as parts;
 
 use self::busy::Busy;
 use self::load::{Done, LOADS, Load};

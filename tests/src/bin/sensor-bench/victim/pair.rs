@@ -6,7 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use sensor::bpf::attach::Attached;
 use sensor::bpf::bench::Bare;
+use sensor::bpf::load::{Kernel, LoadOptions, ProgramInfo};
+use sensor::config::XdpMode;
+use sensor_common::cut::Cut;
+use sensor_common::verdict::Action;
 use sensor_tests::agent::Agent;
 use sensor_tests::netns::NetNs;
 use sensor_tests::process::ChildGuard;
@@ -25,6 +30,13 @@ pub(super) enum Watch {
     Bare,
     Native,
     Tc,
+    /// Sensor's programs in native XDP and at TC's egress, without an agent.
+    Parts {
+        /// Where packets are cut short.
+        cut: Option<Cut>,
+        /// Mode tag, with `sensor_tag`.
+        tag: bool,
+    },
 }
 
 pub(super) const WATCHES: [(Watch, &str); 4] =
@@ -40,11 +52,29 @@ pub(super) struct Taken {
     pub(super) own_mib: f64,
 }
 
+/// Programs that this process holds.
+enum Programs {
+    Bare(Bare),
+    Sensor { kernel: Box<Kernel>, _attached: Attached },
+}
+
+impl Programs {
+    fn parts(cut: Option<Cut>, tagging: bool) -> Result<Programs> {
+        let mut kernel = Kernel::load(&LoadOptions { cut, tagging, ..LoadOptions::default() })?;
+        let mut attached = kernel.attach(DEVICE, XdpMode::Native, true)?;
+        if tagging {
+            kernel.set_tagging(&mut attached, true)?;
+            kernel.verdicts.set_ceilings(|_| Action::Tag);
+        }
+        Ok(Programs::Sensor { kernel: Box::new(kernel), _attached: attached })
+    }
+}
+
 pub(super) struct Pair {
     pub(super) client: NetNs,
     pub(super) server: NetNs,
     agent: Option<Agent>,
-    _bare: Option<Bare>,
+    programs: Option<Programs>,
     _nginx: Nginx,
     _iperf: ChildGuard,
 }
@@ -73,13 +103,14 @@ impl Pair {
             words.extend(more.iter().map(String::as_str));
             Agent::start(&server, &words).map(Some)
         };
-        let (agent, bare) = match watch {
+        let (agent, programs) = match watch {
             Watch::Nothing => (None, None),
-            Watch::Bare => (None, Some(server.within(|| Bare::attach(DEVICE))??)),
+            Watch::Bare => (None, Some(server.within(|| Bare::attach(DEVICE).map(Programs::Bare))??)),
             Watch::Native => (start("native")?, None),
             Watch::Tc => (start("tc")?, None),
+            Watch::Parts { cut, tag } => (None, Some(server.within(|| Programs::parts(cut, tag))??)),
         };
-        let pair = Pair { client, server, agent, _bare: bare, _nginx: nginx, _iperf: iperf };
+        let pair = Pair { client, server, agent, programs, _nginx: nginx, _iperf: iperf };
         pair.rest()?;
         Ok(pair)
     }
@@ -96,6 +127,15 @@ impl Pair {
     /// Stops the agent, so that it takes nothing from the loads of other pairs. Its programs stay on the interface.
     pub(super) fn rest(&self) -> Result<()> {
         self.agent.as_ref().map_or(Ok(()), |agent| agent.kill(Signal::STOP))
+    }
+
+    /// What the kernel says of the programs, if they are held here.
+    pub(super) fn programs(&self) -> Vec<ProgramInfo> {
+        match &self.programs {
+            Some(Programs::Bare(bare)) => bare.programs(),
+            Some(Programs::Sensor { kernel, .. }) => kernel.programs(),
+            None => Vec::new(),
+        }
     }
 
     pub(super) fn taken(&self) -> Result<Option<Taken>> {
