@@ -2,6 +2,8 @@
 //!
 //! `main → agent → {harvest, model, policy, metrics, http, control} → bpf → bpf::sys`. See ARCHITECTURE.md.
 
+#![deny(unsafe_code)]
+
 pub mod agent;
 pub mod allow;
 pub mod audit;

@@ -3,21 +3,25 @@
 //! Where an agent before this one left programs attached ([`super::pins`]), they are replaced in one step ([`replace`]): each
 //! packet sees the old one or the new one.
 
+mod clsact;
+mod interface;
 mod replace;
 
 use anyhow::{Context as _, bail};
 use aya::programs::links::{FdLink, Link as _, PinnedLink};
-use aya::programs::tc::{NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, qdisc_add_clsact};
+use aya::programs::tc::{NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{LinkOrder, ProgramError, TcAttachType, TcError, XdpMode};
+use aya::programs::{LinkOrder, ProgramError, TcAttachType, XdpMode};
 use bytemuck::Zeroable as _;
-use rustix::net::netdevice::{index_to_name, name_to_index};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use self::clsact::INGRESS;
+pub(super) use self::clsact::is_filter;
+pub(crate) use self::interface::STATISTICS;
+use self::interface::check_kind;
+pub use self::interface::{ifindex, is_there};
 pub use self::replace::clear;
 use super::load::{Hook, Kernel};
 use super::pins::Pins;
-use super::qdisc;
 use crate::config::XdpMode as Choice;
 use sensor_common::counter::InterfaceCounters;
 
@@ -154,8 +158,9 @@ impl Kernel {
         self.try_attach(interface, choice, tcx, false).map_err(|refused| refused.error)
     }
 
-    /// Attaches all loaded programs but `sensor_tag` ([`Kernel::set_tagging`]) to `interface`; if it is `exempt`, nothing is dropped there from its first packet on. On an
-    /// error nothing stays attached, and the slot of its counters is free again, if it was before.
+    /// Attaches all loaded programs but `sensor_tag` ([`Kernel::set_tagging`]) to `interface`; if it is `exempt`, nothing is dropped
+    /// there from its first packet on. On an error nothing stays attached, and the slot of its counters is free again, if it was
+    /// before.
     ///
     /// # Errors
     /// A missing interface, another XDP program on it, a driver without what `choice` asks for, missing privileges.
@@ -308,23 +313,6 @@ impl Kernel {
         }
     }
 
-    fn add_clsact(&mut self, attached: &Attached) -> anyhow::Result<()> {
-        let Attached { interface, ifindex, .. } = attached;
-        match qdisc_add_clsact(interface) {
-            Ok(()) => {
-                self.qdiscs.push(*ifindex);
-                return self.note_meta();
-            }
-            // aya 0.14 has AlreadyAttached but passes the kernel's own answer on.
-            Err(TcError::AlreadyAttached) => {}
-            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("{interface}: qdisc clsact could not be added"));
-            }
-        }
-        if self.adopted() { Ok(()) } else { remove_leftovers(interface, *ifindex) }
-    }
-
     fn attach_new_tc(&mut self, attached: &Attached, hook: Hook, direction: TcAttachType) -> anyhow::Result<Held> {
         let options = match attached.egress {
             TcAttachment::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
@@ -371,89 +359,6 @@ impl Kernel {
         }
         if failures.is_empty() { Ok(()) } else { bail!("{interface}: detaching failed: {}", failures.join("; ")) }
     }
-
-    /// Removes the qdisc if an agent added it and nobody uses it.
-    fn remove_clsact(&mut self, interface: &str, ifindex: u32) -> anyhow::Result<()> {
-        let Some(position) = self.qdiscs.iter().position(|number| *number == ifindex) else { return Ok(()) };
-        self.qdiscs.swap_remove(position);
-        if !qdisc::remove_clsact(ifindex)? {
-            tracing::info!("{interface}: its qdisc clsact stays, because it holds filters of others");
-        }
-        Ok(())
-    }
-}
-
-/// Refuses what the parser cannot read: frames without an Ethernet header (tunnels, PPP).
-fn check_kind(interface: &str) -> anyhow::Result<()> {
-    // ARPHRD_ETHER and ARPHRD_LOOPBACK (linux/if_arp.h). Another namespace's /sys may not show the interface: then only
-    // the counter of packets that are not IP can tell.
-    match std::fs::read_to_string(format!("/sys/class/net/{interface}/type")).as_deref().map(str::trim) {
-        Ok("1") | Err(_) => Ok(()),
-        Ok("772") => {
-            tracing::warn!(
-                "{interface}: each packet on the loopback interface is sent and received, and counted twice"
-            );
-            Ok(())
-        }
-        Ok(kind) => bail!(
-            "{interface} carries no Ethernet frames (type {kind}): watch the interface that its packets leave the host by"
-        ),
-    }
-}
-
-/// The name of the program at TC's ingress.
-const INGRESS: &str = "sensor_ingress";
-
-/// Filters of ours, by side and name.
-const FILTERS: [(qdisc::Side, &str); 3] =
-    [(qdisc::Side::Egress, "sensor_egress"), (qdisc::Side::Ingress, INGRESS), (qdisc::Side::Ingress, "sensor_tag")];
-
-/// Whether a program of this name may be a filter.
-pub(super) fn is_filter(program: &str) -> bool {
-    FILTERS.iter().any(|(_, name)| *name == program)
-}
-
-/// Takes off filters that bear our names: an agent was killed, and on kernels before 6.6 its filters stayed (without
-/// effect, because its lease has run out). With XDP that is sure, because its place was free; a living agent that sees
-/// received packets at TC's ingress loses its filters to us, and says that it sees none.
-fn remove_leftovers(interface: &str, ifindex: u32) -> anyhow::Result<()> {
-    for filter in qdisc::filters(ifindex)? {
-        if FILTERS.contains(&(filter.side, filter.name.as_str())) {
-            qdisc::remove(ifindex, &filter)?;
-            tracing::warn!("{interface}: took off {}, left behind by an agent that was killed", filter.name);
-        }
-    }
-    Ok(())
-}
-
-/// Number of an interface of this thread's network namespace, which `/sys` may not show (`nsenter --net`).
-///
-/// # Errors
-/// If there is none of that name; the error lists those there are.
-pub fn ifindex(interface: &str) -> anyhow::Result<u32> {
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-        .context("no socket to ask for interfaces")?;
-    match name_to_index(&socket, interface) {
-        Ok(number) => Ok(number),
-        Err(_) => bail!("there is no interface {interface:?}; this host has: {}", interfaces().join(", ")),
-    }
-}
-
-/// Whether this thread's network namespace has an interface of this number, whatever its name is now.
-pub fn is_there(ifindex: u32) -> bool {
-    // Without a socket nothing is known, and nothing is to change.
-    socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-        .map_or(true, |socket| index_to_name(&socket, ifindex) != Err(rustix::io::Errno::NODEV))
-}
-
-/// Statistics of the interfaces of this thread's network namespace.
-pub(crate) const STATISTICS: &str = "/proc/thread-self/net/dev";
-
-fn interfaces() -> Vec<String> {
-    let table = std::fs::read_to_string(STATISTICS).unwrap_or_default();
-    let mut names: Vec<_> = table.lines().filter_map(|line| Some(line.rsplit_once(':')?.0.trim().to_owned())).collect();
-    names.sort();
-    names
 }
 
 fn busy(interface: &str) -> String {

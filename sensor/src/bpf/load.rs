@@ -1,31 +1,35 @@
 //! Embedded object → loaded programs and mapped tables. Called by the agent at start, and by tests and benches that
 //! run the programs without an interface.
+//!
+//! [`options`] are what is decided before, [`watch`] keeps the table of interfaces in the counters, [`adopt`] is what agents leave to
+//! each other.
+
+mod adopt;
+mod options;
+mod watch;
 
 use std::io::Read as _;
 
 use anyhow::{Context as _, bail};
-use aya::maps::{Array, MapData, PerCpuArray, PerCpuValues, RingBuf};
+use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
-use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, ENTRIES};
 use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
-use sensor_common::counter::{GONE_ENTRY, INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
-use sensor_common::cut::Cut;
 use sensor_common::flow::FlowRecord;
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
-use sensor_common::lock::PATIENCE_NS;
-use sensor_common::packet;
 use sensor_common::schema::{self, Meta};
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 use sensor_common::verdict::MAX_VERDICTS;
 
+use self::adopt::{filter_programs, places};
+pub use self::options::LoadOptions;
 use super::books;
 pub use super::context::ContextTables;
 use super::context::context_sets;
 use super::memory::Memory;
-use super::pins::{Left, Pins, Size};
+use super::pins::{Pins, Size};
 pub use super::run::{Floor, Hook, ProgramInfo, Runner, TestRunOptions, TestRunResult};
 use super::sys::{ControlPage, Counters, Sets, Table};
 use super::verdicts::Verdicts;
@@ -36,61 +40,6 @@ pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SENSOR_EBPF_
 const LOG_BYTES: u32 = 1 << 17;
 /// The largest page that a kernel of this architecture has, the least that a ring can be.
 const PAGE: u32 = if cfg!(target_arch = "x86_64") { 1 << 12 } else { 1 << 16 };
-
-/// Room for flows that are never dropped, beside the verdicts on flows in the same map: an attack that causes as many of those
-/// as may be must not keep an operator's session from it. 256 flows, outside VLANs and in 16.
-const ALLOWED_FLOWS: u32 = 256 * 17;
-
-/// What is fixed when the programs are loaded.
-#[derive(Clone, Debug)]
-pub struct LoadOptions {
-    /// Flows the table holds: a power of two from 8,192 to 1,048,576.
-    pub flows: usize,
-    /// Whether frames of several buffers are accepted (needs kernel 5.18; see `probe`).
-    pub frags: bool,
-    /// Host context: sources and services that are kept (powers of two from 64 to 65,536), `None` = off.
-    pub context: Option<(u32, u32)>,
-    /// Most verdicts on flows, and as many on sources and prefixes: 1 to 1,048,576. Memory is taken for those there are.
-    pub max_verdicts: u32,
-    /// Most memory of all maps with all entries that they may get, bytes; the load fails if they could take more.
-    pub max_memory: u64,
-    /// Whether `sensor_tag` is loaded.
-    pub tagging: bool,
-    /// What the programs' parser reads beyond the ordinary.
-    pub parser: packet::Options,
-    /// Level of messages from the programs, 0 (off) to 5 (trace).
-    pub log_level: u8,
-    /// Packets are stamped by [`ControlPage::set_replay_clock`] instead of the kernel's clock.
-    pub replay_clock: bool,
-    /// Whether the floors of `cargo xtask bench` are loaded beside the real programs.
-    pub floors: bool,
-    /// How far packets go, for `cargo xtask bench`; `None`, which production always has: to the end.
-    pub cut: Option<Cut>,
-    /// How long a packet waits for a lock at most, ns, up to about 25,000. For benches.
-    pub lock_patience_ns: u64,
-    /// Hash keys; `None` draws them from the kernel's random source, which production always does.
-    pub seed: Option<Seed>,
-}
-
-impl Default for LoadOptions {
-    fn default() -> Self {
-        LoadOptions {
-            flows: 65_536,
-            context: Some((DEFAULT_SOURCES, DEFAULT_SERVICES)),
-            frags: true,
-            max_verdicts: 12_000,
-            max_memory: u64::MAX,
-            tagging: false,
-            parser: packet::Options::NONE,
-            log_level: 0,
-            replay_clock: false,
-            floors: false,
-            cut: None,
-            lock_patience_ns: PATIENCE_NS,
-            seed: None,
-        }
-    }
-}
 
 /// The programs in the kernel and the memory shared with them.
 pub struct Kernel {
@@ -320,211 +269,6 @@ impl Kernel {
         self.tagging
     }
 
-    /// Whether the maps are those of an agent before this one.
-    pub fn adopted(&self) -> bool {
-        self.adopted
-    }
-
-    /// Where maps and links are pinned, if they are.
-    pub fn pins(&self) -> Option<&std::path::Path> {
-        self.pins.as_ref().map(Pins::path)
-    }
-
-    /// Which directory that is ([`Pins::identity`]).
-    ///
-    /// # Errors
-    /// If the kernel does not say.
-    pub fn pins_identity(&self) -> anyhow::Result<Option<[u64; 2]>> {
-        self.pins.as_ref().map(Pins::identity).transpose()
-    }
-
-    /// Becomes the owner of the pins, if no other agent is.
-    ///
-    /// # Errors
-    /// As [`Pins::own`].
-    pub fn own_pins(&mut self) -> anyhow::Result<bool> {
-        self.pins.as_mut().map_or(Ok(true), Pins::own)
-    }
-
-    /// The agent that left the maps is gone: goes on where it ended. Nothing else may have been done with this kernel
-    /// before. Records that it had locked in its last moment are freed, and counted in what is returned.
-    ///
-    /// # Errors
-    /// If the maps cannot be opened again.
-    pub fn resume(&mut self) -> anyhow::Result<usize> {
-        let Some(pins) = &self.pins else { return Ok(0) };
-        if !self.adopted {
-            return Ok(0);
-        }
-        // It read on in the ring after this one had looked where it was.
-        let ring = MapData::from_pin(pins.map_path("EVICTED")).context("map EVICTED")?;
-        let ring = RingBuf::try_from(aya::maps::Map::RingBuf(ring)).context("map EVICTED")?;
-        self.first_evicted = Some(std::mem::replace(&mut self.evicted, ring));
-        self.verdicts.look_again()?;
-        self.note_meta()?;
-        self.finish_unwatch()?;
-        let interrupted = self.control.finish();
-        self.counted = interrupted.ring;
-        let freed = self.table.free_locks_of_the_dead(interrupted.slot);
-        self.control.moved();
-        Ok(freed)
-    }
-
-    /// Says in the pins who has them, and which qdiscs and filters are ours to remove.
-    pub(super) fn note_meta(&self) -> anyhow::Result<()> {
-        let Some(pins) = &self.pins else { return Ok(()) };
-        let Some(mut meta) = pins.meta()? else { return Ok(()) };
-        meta.pid = std::process::id();
-        meta.qdiscs = places::<MAX_INTERFACES>(&self.qdiscs);
-        meta.programs = places(&self.filter_programs());
-        pins.set_meta(&meta)
-    }
-
-    /// Programs that are filters under clsact, of this agent and of those before it.
-    pub(super) fn filter_programs(&self) -> Vec<u32> {
-        [filter_programs(&self.ebpf), self.earlier.clone()].concat()
-    }
-
-    /// Ends without taking anything off: maps, programs and links stay for the next agent.
-    ///
-    /// # Errors
-    /// If nothing is pinned.
-    pub fn leave(mut self, attached: Vec<super::attach::Attached>) -> anyhow::Result<Left> {
-        let mut pins = self.pins.take().context("nothing is pinned, so nothing can be left to the next agent")?;
-        pins.leave(true);
-        attached.into_iter().for_each(super::attach::Attached::leave);
-        Ok(Left(pins))
-    }
-
-    /// Interfaces that have a slot in the counters' table.
-    ///
-    /// # Errors
-    /// If the kernel refuses to read the map.
-    pub fn watched(&self) -> anyhow::Result<Vec<u32>> {
-        let mut watched = Vec::new();
-        for slot in 0..MAX_INTERFACES as u32 {
-            let values = self.counters.get(&slot, 0).context("reading map COUNTERS")?;
-            watched.extend(values.first().map(|counters| counters.0.ifindex).filter(|ifindex| *ifindex != 0));
-        }
-        Ok(watched)
-    }
-
-    /// Takes the slot back that [`Kernel::watch`] gave, and says what was counted there. No program runs there any more.
-    ///
-    /// That stays in the sums: first it is added where the gone ones are, and that entry bears the interface's number for as
-    /// long as both have it. The next agent finishes what one did not that was killed meanwhile ([`Kernel::resume`]).
-    pub(super) fn unwatch(&mut self, ifindex: u32) -> anyhow::Result<InterfaceCounters> {
-        self.finish_unwatch()?;
-        let counters = self.counters(ifindex)?;
-        // Whoever gets the slot next does not get the exemption with it.
-        self.control.set_exempt_slot(counters.slot, false);
-        self.write_gone(|gone| {
-            gone.add(&counters);
-            gone.ifindex = ifindex;
-        })?;
-        self.finish_unwatch()?;
-        Ok(counters)
-    }
-
-    /// Frees the slot of the interface whose counters were added to those that are gone, if there is one.
-    fn finish_unwatch(&mut self) -> anyhow::Result<()> {
-        let ifindex = self.gone()?.ifindex;
-        if ifindex == 0 {
-            return Ok(());
-        }
-        self.clear_counters(ifindex)?;
-        self.write_gone(|gone| gone.ifindex = 0)
-    }
-
-    fn write_gone(&mut self, change: impl FnOnce(&mut InterfaceCounters)) -> anyhow::Result<()> {
-        let mut values = self.counters.get(&GONE_ENTRY, 0).context("reading map COUNTERS")?.to_vec();
-        if let Some(first) = values.first_mut() {
-            change(&mut first.0);
-        }
-        let values = PerCpuValues::try_from(values).context("counters of all CPUs")?;
-        self.counters.set(GONE_ENTRY, values, 0).context("writing map COUNTERS")
-    }
-
-    /// What interfaces counted that were watched once and are not any more.
-    ///
-    /// # Errors
-    /// If the kernel refuses to read the map.
-    pub fn gone(&self) -> anyhow::Result<InterfaceCounters> {
-        let values = self.counters.get(&GONE_ENTRY, 0).context("reading map COUNTERS")?;
-        Ok(values.first().map_or_else(InterfaceCounters::zeroed, |counters| counters.0))
-    }
-
-    fn clear_counters(&mut self, ifindex: u32) -> anyhow::Result<()> {
-        for attempt in 0..INTERFACE_PROBES {
-            let slot = interface_slot(ifindex, attempt);
-            let mut values = self.counters.get(&slot, 0).context("reading map COUNTERS")?.to_vec();
-            if values.first().is_some_and(|counters| counters.0.ifindex == ifindex) {
-                values.fill(Counters(InterfaceCounters::zeroed()));
-                let values = PerCpuValues::try_from(values).context("counters of all CPUs")?;
-                return self.counters.set(slot, values, 0).context("writing map COUNTERS");
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives an interface a slot in the counters' table, and whether it had none before; programs pass the packets of
-    /// interfaces without one untouched.
-    ///
-    /// # Errors
-    /// If the slots around the interface's number are taken, or the kernel refuses.
-    pub fn watch(&mut self, ifindex: u32) -> anyhow::Result<bool> {
-        for attempt in 0..INTERFACE_PROBES {
-            let slot = interface_slot(ifindex, attempt);
-            let mut values = self.counters.get(&slot, 0).context("reading map COUNTERS")?.to_vec();
-            let owner = values.first().map_or(0, |counters| counters.0.ifindex);
-            if owner == ifindex {
-                return Ok(false);
-            }
-            if owner == 0 {
-                for value in &mut values {
-                    *value = Counters(InterfaceCounters { ifindex, slot, ..InterfaceCounters::zeroed() });
-                }
-                let values = PerCpuValues::try_from(values).context("counters of all CPUs")?;
-                self.counters.set(slot, values, 0).context("writing map COUNTERS")?;
-                return Ok(true);
-            }
-        }
-        bail!(
-            "interface number {ifindex} falls on slots that other watched interfaces use: watch fewer interfaces \
-             (at most {MAX_INTERFACES}), or start a second agent for it"
-        )
-    }
-
-    /// Watched interfaces on which nothing is dropped or limited, and no others.
-    ///
-    /// # Errors
-    /// If one is not watched, or the kernel refuses.
-    pub fn exempt(&mut self, interfaces: &[u32]) -> anyhow::Result<()> {
-        let mut slots = 0u64;
-        for ifindex in interfaces {
-            slots |= 1 << self.counters(*ifindex)?.slot;
-        }
-        self.control.set_exempt_slots(slots);
-        Ok(())
-    }
-
-    /// Counters of an interface, summed over the CPUs.
-    ///
-    /// # Errors
-    /// If the kernel refuses to read the map.
-    pub fn counters(&self, ifindex: u32) -> anyhow::Result<InterfaceCounters> {
-        for attempt in 0..INTERFACE_PROBES {
-            let values = self.counters.get(&interface_slot(ifindex, attempt), 0).context("reading map COUNTERS")?;
-            if values.first().is_some_and(|counters| counters.0.ifindex == ifindex) {
-                let slot = interface_slot(ifindex, attempt);
-                let mut total = InterfaceCounters { ifindex, slot, ..InterfaceCounters::zeroed() };
-                values.iter().for_each(|counters| total.add(&counters.0));
-                return Ok(total);
-            }
-        }
-        bail!("interface number {ifindex} is not watched")
-    }
-
     /// The next record that the programs gave up for a new flow.
     pub fn next_evicted(&mut self) -> Option<FlowRecord> {
         let item = self.evicted.next()?;
@@ -565,26 +309,6 @@ impl Kernel {
     /// were loaded with log level 0. A call can take as long as the programs go on writing.
     pub fn take_logs(&mut self) -> Option<Logs> {
         self.logs.take()
-    }
-}
-
-impl LoadOptions {
-    /// The maps whose size is set at load; the options are in range.
-    pub fn sizes(&self) -> Vec<Size> {
-        let buckets = (self.flows / WAYS) as u32;
-        let (sources, services) = self.context.unwrap_or_default();
-        let sets = |entries: u32| (entries / ENTRIES as u32).max(1);
-        let size = |map, entries, setting, unit| Size { map, entries, setting: (setting, unit), spare: 0 };
-        let verdicts = |map, spare| Size { spare, ..size(map, self.max_verdicts + spare, "policy.max_verdicts", 1) };
-        vec![
-            size("INDEX", buckets, "kernel.flows", WAYS as u32),
-            size("RECORDS", buckets * WAYS as u32, "kernel.flows", 1),
-            size("SOURCES", sets(sources), "context.sources", ENTRIES as u32),
-            size("SERVICES", sets(services), "context.services", ENTRIES as u32),
-            verdicts("FLOW_VERDICTS", ALLOWED_FLOWS),
-            // Full, a prefix map refuses to replace what is in it (kernels before 6.13).
-            verdicts("SOURCE_VERDICTS", 1),
-        ]
     }
 }
 
@@ -644,21 +368,6 @@ fn check_maps(ebpf: &Ebpf) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The loaded programs that may become filters.
-fn filter_programs(ebpf: &Ebpf) -> Vec<u32> {
-    let programs = ebpf.programs().filter(|(name, _)| super::attach::is_filter(name));
-    programs.filter_map(|(_, program)| Some(program.info().ok()?.id())).collect()
-}
-
-/// The first of these numbers, then zeros.
-fn places<const N: usize>(numbers: &[u32]) -> [u32; N] {
-    let mut places = [0; N];
-    for (place, number) in places.iter_mut().zip(numbers) {
-        *place = *number;
-    }
-    places
 }
 
 fn random_seed() -> anyhow::Result<Seed> {

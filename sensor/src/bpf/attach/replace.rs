@@ -6,7 +6,9 @@ use aya::programs::tc::{SchedClassifierLink, TcHandle};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, TcAttachType};
 
-use super::{Attached, Choice, FILTERS, Held, Hook, TcAttachment, XdpAttachment};
+use super::clsact::FILTERS;
+use super::interface::{ifindex, interfaces};
+use super::{Attached, Choice, Held, Hook, TcAttachment, XdpAttachment};
 use crate::bpf::load::Kernel;
 use crate::bpf::pins::{Pins, netns};
 use crate::bpf::{probe, qdisc};
@@ -190,9 +192,9 @@ pub fn clear(pins: &Pins) -> anyhow::Result<()> {
 fn remove_filters(pins: &Pins) -> anyhow::Result<()> {
     let Some(meta) = pins.meta()? else { return Ok(()) };
     ensure!(meta.netns == netns()?, "they are in another network namespace");
-    for interface in super::interfaces() {
+    for interface in interfaces() {
         // It may have gone meanwhile.
-        let Ok(ifindex) = super::ifindex(&interface) else { continue };
+        let Ok(ifindex) = ifindex(&interface) else { continue };
         for filter in own_filters(ifindex, &meta.programs)? {
             qdisc::remove(ifindex, &filter)?;
             tracing::warn!("{interface}: took off {}, left behind by an agent that was killed", filter.name);

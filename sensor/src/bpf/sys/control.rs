@@ -1,0 +1,100 @@
+//! The control page: what the agent tells the programs. Its books of what left the table are `bpf::books`' to write.
+//!
+//! Invariant: each field is stored in one piece; programs never see half of a number.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use anyhow::Context as _;
+use sensor_common::control::Control;
+use sensor_common::verdict::Action;
+
+use super::Mapping;
+
+/// The control page in shared memory.
+#[derive(Debug)]
+pub struct ControlPage {
+    page: Mapping,
+}
+
+impl ControlPage {
+    /// Maps the page.
+    ///
+    /// # Errors
+    /// If mmap fails.
+    pub fn new(map: impl AsFd) -> anyhow::Result<ControlPage> {
+        Ok(ControlPage { page: Mapping::new(map, size_of::<Control>()).context("control page")? })
+    }
+
+    /// Writes every field but the lease and those that [`crate::bpf::verdicts::Verdicts`] keeps.
+    pub fn set(&self, control: &Control) {
+        let words: [u64; size_of::<Control>() / 8] = bytemuck::cast(*control);
+        for (position, word) in words.iter().enumerate().take(std::mem::offset_of!(Control, ceilings) / 8).skip(1) {
+            self.page.word(position).store(*word, Ordering::Release);
+        }
+    }
+
+    /// The 32-bit field at this offset.
+    fn field(&self, offset: usize) -> &AtomicU32 {
+        self.page.half(offset / 8, offset % 8 / 4)
+    }
+
+    /// The strongest action that is done for verdicts of each origin, in one store.
+    pub fn set_ceilings(&self, ceilings: [Action; 4]) {
+        let word = u32::from_ne_bytes(ceilings.map(|action| action as u8));
+        self.field(std::mem::offset_of!(Control, ceilings)).store(word, Ordering::Release);
+    }
+
+    /// See [`Control::allow_epoch`].
+    pub fn allow_epoch(&self) -> u32 {
+        self.field(std::mem::offset_of!(Control, allow_epoch)).load(Ordering::Acquire)
+    }
+
+    /// See [`Control::allow_epoch`].
+    pub(in crate::bpf) fn set_allow_epoch(&self, epoch: u32) {
+        self.field(std::mem::offset_of!(Control, allow_epoch)).store(epoch, Ordering::Release);
+    }
+
+    /// Numbers of entries: flows, sources, services.
+    pub(in crate::bpf) fn set_verdict_counts(&self, [flows, sources, services]: [u32; 3]) {
+        self.field(std::mem::offset_of!(Control, flow_verdicts)).store(flows, Ordering::Release);
+        self.field(std::mem::offset_of!(Control, source_verdicts)).store(sources, Ordering::Release);
+        self.field(std::mem::offset_of!(Control, service_limits)).store(services, Ordering::Release);
+    }
+
+    /// See [`Control::note_known`].
+    pub(in crate::bpf) fn set_note_known(&self, note: bool) {
+        self.field(std::mem::offset_of!(Control, note_known)).store(note as u32, Ordering::Release);
+    }
+
+    /// See [`Control::exempt_slots`].
+    pub(in crate::bpf) fn set_exempt_slots(&self, slots: u64) {
+        self.page.word(std::mem::offset_of!(Control, exempt_slots) / 8).store(slots, Ordering::Release);
+    }
+
+    /// The bit of one slot, below 64. Programs only read the word, and there is one agent.
+    pub(in crate::bpf) fn set_exempt_slot(&self, slot: u32, exempt: bool) {
+        let others = self.exempt_slots() & !(1 << (slot & 63));
+        self.set_exempt_slots(others | u64::from(exempt) << (slot & 63));
+    }
+
+    /// See [`Control::exempt_slots`].
+    pub fn exempt_slots(&self) -> u64 {
+        self.page.word(std::mem::offset_of!(Control, exempt_slots) / 8).load(Ordering::Acquire)
+    }
+
+    /// The 64-bit field at this offset.
+    pub(in crate::bpf) fn word(&self, offset: usize) -> &AtomicU64 {
+        self.page.word(offset / 8)
+    }
+
+    /// Verdicts hold until `until_ns` (monotonic clock).
+    pub fn set_lease(&self, until_ns: u64) {
+        self.page.word(std::mem::offset_of!(Control, lease_until_ns) / 8).store(until_ns, Ordering::Release);
+    }
+
+    /// The packet clock, for programs loaded with the replay clock.
+    pub fn set_replay_clock(&self, now_ns: u64) {
+        self.page.word(std::mem::offset_of!(Control, replay_now_ns) / 8).store(now_ns, Ordering::Release);
+    }
+}
