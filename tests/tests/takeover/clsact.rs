@@ -32,6 +32,8 @@ fn lab() -> Lab {
 struct Turn {
     kernel: Kernel,
     attached: Vec<Attached>,
+    /// `sensor_tag` was attached by the agent before, and replaced.
+    went_on_tagging: bool,
 }
 
 impl Turn {
@@ -43,9 +45,11 @@ impl Turn {
             let mut kernel = Kernel::load_pinned(&options, pins)?;
             kernel.resume()?;
             kernel.control.set(&Control { tag_dscp: NO_DSCP, ..bytemuck::Zeroable::zeroed() });
-            let attached = vec![kernel.attach(UPLINK, choice, tcx)?];
+            let mut attached = vec![kernel.attach(UPLINK, choice, tcx)?];
+            let went_on_tagging = attached[0].tags();
+            kernel.set_tagging(&mut attached[0], true)?;
             kernel.settle(&attached)?;
-            Ok(Turn { kernel, attached })
+            Ok(Turn { kernel, attached, went_on_tagging })
         });
         within.must("enter the edge").must("load and attach")
     }
@@ -96,7 +100,7 @@ fn filters_are_replaced_in_place_and_those_of_others_stay() {
     assert_eq!(filters(edge), before, "what is left stays as it was");
 
     let second = Turn::begin(edge, &mount, XdpMode::Tc, false);
-    assert!(second.kernel.adopted());
+    assert!(second.kernel.adopted() && second.went_on_tagging);
     let after = filters(edge);
     assert_eq!((ours(&after), after.len()), (3, 4), "{after:#?}");
     for (old, new) in before.iter().zip(&after).filter(|(old, _)| old.contains("sensor_")) {
