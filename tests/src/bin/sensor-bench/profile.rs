@@ -3,7 +3,7 @@
 //!
 //! A part's cost is the difference to the row above. What is cut short waits less: a CPU goes on with the next packet
 //! while the last one's lines are still on their way, up to where the clock is read. So lines that come from memory show
-//! in the row of the clock, not in the one that asks for them.
+//! in the row of the clock, not in the one that asks for them. The same record in an LRU hash stands below, from the same run.
 
 use anyhow::{Result, ensure};
 use sensor::bpf::load::{Floor, Hook, LoadOptions};
@@ -25,6 +25,10 @@ const PARTS: [(Option<Cut>, &str); 7] = [
     (None, "all: the record updated"),
 ];
 
+/// What stands around the parts: ahead of them the call alone, behind them the usual design.
+const CALL: (Floor, &str) = (Floor::Drop, "nothing but the call");
+const LRU: (Floor, &str) = (Floor::Lru, "the same record in an LRU hash");
+
 /// Logarithms of the number of flows.
 const CROWDS: [u8; 4] = [0, 10, 14, 16];
 
@@ -33,21 +37,20 @@ pub(crate) fn run(repeats: u32, packets: u32, as_json: bool) -> Result<()> {
     let options = LoadOptions { flows: FLOWS, frags: false, floors: true, ..LoadOptions::default() };
     let load = |(cut, _): &(Option<Cut>, _)| ready(&LoadOptions { cut: *cut, ..options.clone() });
     let kernels = PARTS.iter().map(load).collect::<Result<Vec<_>>>()?;
-    // [crowd][part]: each goes on where it was left. The first is for the call alone.
+    let mut rows = vec![(&kernels[0], Hook::Floor(CALL.0))];
+    rows.extend(kernels.iter().map(|kernel| (kernel, Hook::Ingress)));
+    rows.push((&kernels[0], Hook::Floor(LRU.0)));
+    // [crowd][row]: each goes on where it was left.
     let frame = |bits: &u8| if *bits == 0 { frames::tcp(1000) } else { frames::crowd(*bits, 443) };
-    let frames = CROWDS.iter().map(|bits| Ok(vec![frame(bits)?; PARTS.len() + 1]));
+    let frames = CROWDS.iter().map(|bits| Ok(vec![frame(bits)?; rows.len()]));
     let mut frames = frames.collect::<Result<Vec<_>>>()?;
-    // [crowd][part][round]
-    let mut samples = vec![vec![Vec::new(); PARTS.len() + 1]; CROWDS.len()];
+    // [crowd][row][round]
+    let mut samples = vec![vec![Vec::new(); rows.len()]; CROWDS.len()];
     for round in 0..=repeats {
         for ((bits, frames), samples) in CROWDS.iter().zip(&mut frames).zip(&mut samples) {
             let count = if round == 0 { packets.max(20 << bits) } else { packets };
-            for (part, (frame, samples)) in frames.iter_mut().zip(samples).enumerate() {
-                let (kernel, hook) = match part.checked_sub(1) {
-                    None => (&kernels[0], Hook::Floor(Floor::Drop)),
-                    Some(part) => (&kernels[part], Hook::Ingress),
-                };
-                let (ns, _) = run_packets(kernel, hook, frame, count)?;
+            for ((frame, samples), (kernel, hook)) in frames.iter_mut().zip(samples).zip(&rows) {
+                let (ns, _) = run_packets(kernel, *hook, frame, count)?;
                 // The first round only brings the flows into the table.
                 if round > 0 {
                     samples.push(ns);
@@ -56,7 +59,7 @@ pub(crate) fn run(repeats: u32, packets: u32, as_json: bool) -> Result<()> {
         }
     }
     ensure!(samples.iter().flatten().all(|samples| samples.len() == repeats as usize), "a sample is missing");
-    let names = || std::iter::once("nothing but the call").chain(PARTS.iter().map(|(_, name)| *name));
+    let names = || std::iter::once(CALL.1).chain(PARTS.iter().map(|(_, name)| *name)).chain(std::iter::once(LRU.1));
     if as_json {
         let rows: Vec<_> = names()
             .enumerate()
@@ -76,6 +79,10 @@ pub(crate) fn run(repeats: u32, packets: u32, as_json: bool) -> Result<()> {
         print!("{name:<36}");
         for crowd in &samples {
             let ns = median(&crowd[row]);
+            if row > PARTS.len() {
+                print!(" {ns:>10.0} {:>7}", "");
+                continue;
+            }
             let before = row.checked_sub(1).map_or(0.0, |row| median(&crowd[row]));
             print!(" {ns:>10.0} {:>7.0}", ns - before);
         }
