@@ -5,6 +5,7 @@
 //! told apart.
 
 pub mod declared;
+mod encode;
 mod enforce;
 mod life;
 mod process;
@@ -24,10 +25,11 @@ use sensor_common::counter::InterfaceCounters;
 use sensor_common::verdict::Action;
 
 use self::declared::Metric;
+use self::encode::StateCollector;
 pub use self::enforce::{Enforcement, VerdictChange};
 pub use self::life::{Agreement, LoadSource, ModelRole};
 pub use self::state::EndReason;
-use self::state::{Interface, Shared, StateCollector, VerdictCounts, seen};
+use self::state::{Interface, Shared, VerdictCounts, seen};
 use crate::view::{ContextView, PacketsView, VerdictsView};
 
 /// Cumulative totals, for the summary line.
