@@ -3,14 +3,19 @@
 //! comes. Added up from outside of the agent by [`sensor::bpf::balance`], which says how exact a look at moving parts can be;
 //! whenever traffic pauses, the sums are equal, and equal to what the device counts. Needs root.
 
+#[path = "truth/checker.rs"]
+mod checker;
+#[path = "truth/lasting.rs"]
+mod lasting;
 #[path = "truth/scene.rs"]
 mod scene;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use checker::{Checker, ingress, metrics_agree, unrecorded};
 use rustix::process::Signal;
-use scene::{Checker, Scene, ingress, metrics_agree, unrecorded};
+use scene::Scene;
 use sensor::bpf::balance::{Balance, Sample, elsewhere, seen};
 use sensor_common::counter::Cause;
 use sensor_tests::agent::Agent;
@@ -58,7 +63,7 @@ fn a_million_tuples(mode: &'static str) {
     let full = exact(&scene, &balance, base, "the table is full");
     assert!(unrecorded(&full, Cause::BucketFull) > 1_000, "{full:#?}");
 
-    let (handed_over, lasting) = (scene.handed_over(), scene.lasting_sent());
+    let (handed_over, lasting) = (scene.handed_over(), scene.lasting.sent());
     let tally = scene.send_datagrams(20_000..1_020_000, 1, |progress| {
         until(progress, 500_000);
         agent.kill(Signal::STOP).must("stop the agent in its tracks");
@@ -66,7 +71,7 @@ fn a_million_tuples(mode: &'static str) {
         agent.kill(Signal::CONT).must("let the agent go on");
     });
     let flooded = exact(&scene, &balance, base, "a million tuples");
-    let lasting = scene.lasting_sent() - lasting;
+    let lasting = scene.lasting.sent() - lasting;
     let dropped = scene.handed_over().tx_dropped - handed_over.tx_dropped;
     assert_eq!(
         ingress(&flooded) - ingress(&full),

@@ -1,17 +1,15 @@
-//! One host with one link, an agent that pins its maps, a flood of tuples that never come twice, flows that last, TCP, and
-//! whoever adds it all up from outside.
+//! One host with one link, an agent that pins its maps, a flood of tuples that never come twice, flows that last, and TCP.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use sensor::bpf::balance::{Balance, Sample, elsewhere, seen};
-use sensor_common::counter::{Cause, Hook};
+use sensor::bpf::balance::{Balance, Sample, seen};
 use sensor_tests::agent::Agent;
 use sensor_tests::checks::Must as _;
 use sensor_tests::counters::{Interface, interface};
@@ -19,14 +17,11 @@ use sensor_tests::netns::{NetNs, Ns};
 use sensor_tests::pins::PinMount;
 use tempfile::NamedTempFile;
 
+use crate::lasting::{LASTING, Lasting, SINK, condemned};
+
 pub(crate) const DEVICE: &str = "eth0";
-const EDGE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 10);
-const PEER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
-/// Where lasting flows go to, and from which ports they come.
-const SINK: u16 = 5514;
-const LASTING: Range<u16> = 20_000..20_008;
-/// The lasting flow under a verdict of drop.
-const CONDEMNED: u16 = LASTING.end - 1;
+pub(crate) const EDGE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 10);
+pub(crate) const PEER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 /// Packets of each that are sent while there is no flood.
 const PAUSE: u64 = 100;
 const HTTP: u16 = 8080;
@@ -50,8 +45,7 @@ pub(crate) struct Scene {
     configuration: NamedTempFile,
     /// Takes what the lasting flows send, and never reads it.
     _sink: UdpSocket,
-    lasting: Vec<UdpSocket>,
-    sent: Vec<AtomicU64>,
+    pub(crate) lasting: Lasting,
     flood: UdpSocket,
     server: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
@@ -74,20 +68,15 @@ impl Scene {
             netns.sysctl("net/ipv6/conf/default/disable_ipv6", "1").must("switch IPv6 off");
         }
         link(&edge, &peer);
-        let udp = |netns: &Ns, address: Ipv4Addr, port: u16| {
-            let socket = netns.within(|| UdpSocket::bind((address, port))).must("enter the namespace");
-            socket.map_err(Into::into).must("bind")
-        };
-        let _sink = udp(&edge, EDGE, SINK);
-        let lasting: Vec<_> = LASTING.map(|port| udp(&peer, PEER, port)).collect();
-        let flood = udp(&peer, PEER, 0);
+        let _sink = bind(&edge, EDGE, SINK);
+        let lasting = Lasting::bind(&peer);
+        let flood = bind(&peer, PEER, 0);
         let stop = Arc::new(AtomicBool::new(false));
         let server = Some(serve(&edge, &stop));
         let mut configuration = NamedTempFile::new().map_err(Into::into).must("make a configuration");
         configuration.write_all(CONFIGURATION.as_bytes()).map_err(Into::into).must("write the configuration");
         let mount = PinMount::new().must("mount a BPF file system");
-        let sent = lasting.iter().map(|_| AtomicU64::new(0)).collect();
-        Scene { mode, edge, peer, mount, configuration, _sink, lasting, sent, flood, server, stop }
+        Scene { mode, edge, peer, mount, configuration, _sink, lasting, flood, server, stop }
     }
 
     fn args<'a>(&'a self, pins: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -104,10 +93,9 @@ impl Scene {
     pub(crate) fn agent(&self) -> Agent {
         let agent = Agent::start(&self.edge, &self.args(&self.pins(), &[])).must("start the agent");
         // A flow that is dropped from its first packet on takes no place.
-        self.send_lasting();
-        let condemned = format!("udp,{PEER}:{CONDEMNED},{EDGE}:{SINK}");
-        agent.ask_json(&["verdicts", "add", "drop", &condemned, "--for", "1h"]).must("have a flow dropped");
-        self.send_lasting();
+        self.lasting.send();
+        agent.ask_json(&["verdicts", "add", "drop", &condemned(), "--for", "1h"]).must("have a flow dropped");
+        self.lasting.send();
         agent
     }
 
@@ -152,7 +140,7 @@ impl Scene {
             });
             let lasting = scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
-                    self.send_lasting();
+                    self.lasting.send();
                     std::thread::sleep(Duration::from_millis(1));
                 }
             });
@@ -172,19 +160,6 @@ impl Scene {
         })
     }
 
-    /// One packet of each lasting flow.
-    fn send_lasting(&self) {
-        for (socket, sent) in self.lasting.iter().zip(&self.sent) {
-            let taken = socket.send_to(&[0; 100], (EDGE, SINK)).is_ok();
-            sent.fetch_add(taken as u64, Ordering::Relaxed);
-        }
-    }
-
-    /// Packets of the lasting flows up to now.
-    pub(crate) fn lasting_sent(&self) -> u64 {
-        self.sent.iter().map(|sent| sent.load(Ordering::Relaxed)).sum()
-    }
-
     /// One transfer over TCP.
     fn fetch(&self) -> std::io::Result<()> {
         let limit = Duration::from_millis(300);
@@ -202,7 +177,7 @@ impl Scene {
         loop {
             // Flows that last are not to end because the test takes its time.
             if alive.is_none_or(|since| since.elapsed() > Duration::from_secs(1)) {
-                self.send_lasting();
+                self.lasting.send();
                 alive = Some(Instant::now());
             }
             let sample = balance.sample().must("read the maps");
@@ -237,18 +212,18 @@ impl Scene {
     /// Lasting flows are in the table with all that was sent of them and came out of the device at the sender's end. What the flood
     /// took the room of is bounded for all flows together only; so packets without a flood show it of each flow.
     pub(crate) fn lasting_are_whole(&self, balance: &Balance) {
-        let before = self.lasting(balance);
+        let before = self.lasting.found(balance);
         let lost = self.handed_over().tx_dropped;
         let [found, sent] = [0, 1].map(|of| before.iter().map(|flow| flow[of]).sum::<u64>());
         assert!(found >= sent.saturating_sub(lost), "{found} of {sent} found; the device had no room for {lost}");
         for _ in 0..PAUSE {
-            self.send_lasting();
+            self.lasting.send();
             std::thread::sleep(Duration::from_millis(1));
         }
         self.settle(balance, "lasting flows alone");
         let lost = self.handed_over().tx_dropped - lost;
         assert!(lost < PAUSE / 2, "the device has no room for {lost} packets without a flood");
-        for (port, (before, after)) in LASTING.zip(before.into_iter().zip(self.lasting(balance))) {
+        for (port, (before, after)) in LASTING.zip(before.into_iter().zip(self.lasting.found(balance))) {
             let [found, sent] = [0, 1].map(|of| after[of] - before[of]);
             assert!(sent >= PAUSE, "port {port}: {sent} sent");
             assert!(
@@ -256,22 +231,6 @@ impl Scene {
                 "port {port}: {sent} sent, {found} found; the device had no room for {lost} of all"
             );
         }
-    }
-
-    /// Packets of each lasting flow, found (recorded, dropped or busy) and sent.
-    fn lasting(&self, balance: &Balance) -> Vec<[u64; 2]> {
-        let records = balance.records();
-        let look = |(port, sent): (u16, &AtomicU64)| {
-            let own =
-                |record: &&sensor_common::flow::FlowRecord| [record.key.low_port, record.key.high_port].contains(&port);
-            let record = records.iter().find(own).unwrap_or_else(|| panic!("no flow of port {port}"));
-            let [frames, dropped, busy] = [record.frames(), record.dropped, record.lost.into()];
-            let (found, sent) = (frames + dropped + busy, sent.load(Ordering::Relaxed));
-            assert!(found <= sent, "port {port}: {sent} sent, {frames} recorded, {dropped} dropped, {busy} busy");
-            assert!(port != CONDEMNED || dropped > 0, "a verdict drops this flow: {frames} recorded");
-            [found, sent]
-        };
-        LASTING.zip(&self.sent).map(look).collect()
     }
 
     pub(crate) fn set_down(&self) {
@@ -298,6 +257,11 @@ impl Drop for Scene {
             let _panicked = server.join();
         }
     }
+}
+
+pub(crate) fn bind(netns: &Ns, address: Ipv4Addr, port: u16) -> UdpSocket {
+    let socket = netns.within(|| UdpSocket::bind((address, port))).must("enter the namespace");
+    socket.map_err(Into::into).must("bind")
 }
 
 fn link(edge: &Ns, peer: &Ns) {
@@ -342,99 +306,4 @@ fn serve(edge: &Ns, stop: &Arc<AtomicBool>) -> JoinHandle<()> {
             }
         }
     })
-}
-
-/// Adds everything up all the time, until it is told to stop.
-pub(crate) struct Checker {
-    begun: Instant,
-    stop: Arc<AtomicBool>,
-    found: Arc<Mutex<Vec<String>>>,
-    thread: JoinHandle<Samples>,
-}
-
-/// How many looks there were.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Samples {
-    pub(crate) checked: u64,
-    /// The agent stood still with a record in its hands, or an interface came or went.
-    pub(crate) skipped: u64,
-    /// The largest difference between the two sums: what moved during one look.
-    pub(crate) moved: u64,
-}
-
-impl Checker {
-    pub(crate) fn start(balance: &Arc<Balance>) -> Checker {
-        let (stop, found) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
-        let thread = std::thread::spawn({
-            let (balance, stop, found) = (balance.clone(), stop.clone(), found.clone());
-            move || {
-                let mut samples = Samples::default();
-                while !stop.load(Ordering::Relaxed) {
-                    match balance.sample().must("read the maps") {
-                        None => samples.skipped += 1,
-                        Some(sample) => {
-                            samples.checked += 1;
-                            samples.moved = samples.moved.max(sample.at_most().abs_diff(sample.at_least()));
-                            if let Err(error) = sample.check() {
-                                let mut found = found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                                if found.is_empty() {
-                                    // Whatever else fails, this came first.
-                                    eprintln!("out of balance while packets come: {error}");
-                                }
-                                found.push(error);
-                            }
-                        }
-                    }
-                    // The other CPU's work is what is being looked at.
-                    std::thread::sleep(Duration::from_millis(20));
-                }
-                samples
-            }
-        });
-        Checker { begun: Instant::now(), stop, found, thread }
-    }
-
-    pub(crate) fn end(self, what: &str) -> Samples {
-        self.stop.store(true, Ordering::Relaxed);
-        let samples = self.thread.join().expect("the checker ends");
-        let found = self.found.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        assert!(found.is_empty(), "{what}: {} of {samples:?} are wrong, the first: {}", found.len(), found[0]);
-        assert!(samples.checked >= 10 && samples.skipped <= samples.checked, "{what}: {samples:?}");
-        eprintln!("{what}: {samples:?} in {:.1?}", self.begun.elapsed());
-        samples
-    }
-}
-
-/// Frames that were received.
-pub(crate) fn ingress(sample: &Sample) -> u64 {
-    sample.counters[0].seen[Hook::Ingress as usize].iter().map(|volume| volume.packets).sum()
-}
-
-pub(crate) fn unrecorded(sample: &Sample, cause: Cause) -> u64 {
-    sample.counters[0].unrecorded[cause as usize]
-}
-
-/// The agent's own metrics tell the same story as the maps.
-pub(crate) fn metrics_agree(agent: &Agent, scene: &Scene, balance: &Balance) {
-    let deadline = Instant::now() + Duration::from_secs(8);
-    loop {
-        scene.send_lasting();
-        // The agent publishes once a second, and releases flows meanwhile.
-        for _ in 0..8 {
-            std::thread::sleep(Duration::from_millis(200));
-            let (sample, metrics) = (balance.sample().must("read the maps"), agent.metrics().must("scrape"));
-            let Some(Sample { counters: [counters, ..], books, .. }) = sample else { continue };
-            let dropped = metrics.sum("sensor_packets_total", &[("action", "drop")]);
-            let said = [
-                metrics.sum("sensor_packets_total", &[]),
-                metrics.sum("sensor_loss_packets_total", &[]) + dropped,
-                metrics.sum("sensor_ended_packets_total", &[]),
-            ];
-            let found = [seen(&counters), elsewhere(&counters), books.released + books.evicted];
-            if said == found.map(|number| number as f64) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "seen, elsewhere and ended: metrics say {said:?}, maps {found:?}");
-        }
-    }
 }
