@@ -4,6 +4,7 @@
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::agent::{Agent, binary, workspace};
@@ -46,6 +47,16 @@ pub fn wait_for(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) ->
         assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Kills an agent, and waits until nothing of its process is left.
+///
+/// # Panics
+/// If it has ended before, or that takes more than 5 s.
+#[track_caller]
+pub fn kill(agent: &Agent) {
+    agent.kill(Signal::KILL).must("kill the agent");
+    wait_for("the kernel has cleared the agent away", Duration::from_secs(5), || !agent.is_running());
 }
 
 /// The shipped model's path.

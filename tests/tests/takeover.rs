@@ -9,9 +9,9 @@ mod scene;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use scene::{LEASE, MARGIN, Scene, Stream, kill};
+use scene::{LEASE, MARGIN, Scene, Stream};
 use sensor_tests::agent::Agent;
-use sensor_tests::checks::{Must as _, assert_clean, count, flow, has_xdp, wait_for, wait_until_dropped};
+use sensor_tests::checks::{Must as _, assert_clean, count, flow, has_xdp, kill, wait_for, wait_until_dropped};
 use sensor_tests::topology::UPLINK;
 
 #[test]

@@ -19,7 +19,7 @@ use scene::Scene;
 use sensor::bpf::balance::{Balance, Sample, elsewhere, seen};
 use sensor_common::counter::Cause;
 use sensor_tests::agent::Agent;
-use sensor_tests::checks::{Must as _, has_xdp, wait_for};
+use sensor_tests::checks::{Must as _, has_xdp, kill, wait_for};
 
 /// Waits until the flood has sent so many tuples.
 fn until(progress: &AtomicU64, tuples: u64) {
@@ -96,8 +96,7 @@ fn an_agent_that_is_killed(mode: &'static str) {
     let mut second = None;
     let tally = scene.send(0..300_000, 1, |progress| {
         until(progress, 50_000);
-        first.kill(Signal::KILL).must("kill the agent");
-        wait_for("the kernel has cleared the agent away", Duration::from_secs(5), || !first.is_running());
+        kill(&first);
         until(progress, 100_000);
         second = Some(scene.agent_after(&first, &["--takeover"]));
     });
@@ -149,8 +148,7 @@ fn an_interface_that_goes_and_comes(mode: &'static str) {
     assert!(arrived > 10_000 && ingress(&seen_again) >= ingress(&again) + arrived, "{arrived}, {seen_again:#?}");
     metrics_agree(&first, &scene, &balance);
 
-    first.kill(Signal::KILL).must("kill the agent");
-    wait_for("the kernel has cleared the agent away", Duration::from_secs(5), || !first.is_running());
+    kill(&first);
     scene.replace_link();
     let removed = scene.settle(&balance, "the interface is another one, and no agent is there");
     // An agent that begins there watches the new one; what the old one counted stays.
@@ -208,8 +206,7 @@ fn a_new_beginning_loses_nothing_that_it_saw() {
     let mut second = None;
     scene.send(0..300_000, 1, |progress| {
         until(progress, 30_000);
-        first.kill(Signal::KILL).must("kill the agent");
-        wait_for("the kernel has cleared the agent away", Duration::from_secs(5), || !first.is_running());
+        kill(&first);
         second = Some(scene.agent_after(&first, &[]));
     });
     let second = second.expect("started");
@@ -228,8 +225,7 @@ fn a_new_beginning_loses_nothing_that_it_saw() {
     let third = scene.agent_without_pins();
     scene.send(600_000..700_000, 1, |progress| {
         until(progress, 30_000);
-        third.kill(Signal::KILL).must("kill the agent");
-        wait_for("the kernel has cleared the agent away", Duration::from_secs(5), || !third.is_running());
+        kill(&third);
         wait_for("the programs are gone", Duration::from_secs(3), || !has_xdp(&scene.edge, scene::DEVICE));
     });
     let fourth = scene.agent_without_pins();

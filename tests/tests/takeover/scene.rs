@@ -8,10 +8,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::set_socket_recv_buffer_size_force;
-use rustix::process::Signal;
 use sensor_tests::agent::Agent;
 use sensor_tests::attacks::RunningAttack;
-use sensor_tests::checks::{Must as _, assert_clean, dropped_flood, flow, shipped_model, wait_for, wait_until_dropped};
+use sensor_tests::checks::{Must as _, assert_clean, dropped_flood, flow, shipped_model, wait_until_dropped};
 use sensor_tests::counters::Received;
 use sensor_tests::pins::PinMount;
 use sensor_tests::streams::Media;
@@ -123,12 +122,6 @@ impl Scene {
         meta.version ^= 1;
         pins.set_meta(&meta).must("say that they are of another version");
     }
-}
-
-/// Kills an agent, and waits until nothing of its process is left.
-pub(crate) fn kill(agent: &Agent) {
-    agent.kill(Signal::KILL).must("kill the agent");
-    wait_for("the kernel has cleared the agent away", Duration::from_secs(3), || !agent.is_running());
 }
 
 fn write(text: &str) -> NamedTempFile {
