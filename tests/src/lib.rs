@@ -13,6 +13,7 @@ pub mod checks;
 pub mod clients;
 pub mod content;
 pub mod counters;
+pub mod cpus;
 pub mod crowd;
 pub mod differences;
 pub mod frames;

@@ -5,10 +5,10 @@ use std::net::UdpSocket;
 use std::thread;
 use std::time::Duration;
 
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use sensor_tests::agent::Agent;
 use sensor_tests::checks::{Must as _, flow, wait_for};
 use sensor_tests::counters::Received;
+use sensor_tests::cpus::{first_two, stay_on};
 use sensor_tests::netns::NetNs;
 
 const DEVICE: &str = "eth0";
@@ -18,19 +18,6 @@ const PORT: u16 = 7007;
 const PEER_PORT: u16 = 7008;
 /// Datagrams of each CPU.
 const SENT: u64 = 100_000;
-
-/// The first two CPUs that this process may use.
-fn cpus() -> Option<[usize; 2]> {
-    let allowed = sched_getaffinity(None).map_err(Into::into).must("ask which CPUs may be used");
-    let mut usable = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-    Some([usable.next()?, usable.next()?])
-}
-
-fn pin(cpu: usize) {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).map_err(Into::into).must("stay on a CPU");
-}
 
 fn bind(netns: &NetNs, address: &str, port: u16) -> UdpSocket {
     let socket = netns.within(|| UdpSocket::bind((address, port))).must("enter the namespace");
@@ -48,7 +35,7 @@ fn by_queue(edge: &NetNs) -> [u64; 2] {
 }
 
 fn two_cpus_agree(both_directions: bool) {
-    let Some(cpus) = cpus() else {
+    let Some(cpus) = first_two().must("ask which CPUs may be used") else {
         println!("skipped: this process may use one CPU only");
         return;
     };
@@ -80,7 +67,7 @@ fn two_cpus_agree(both_directions: bool) {
         let (source, sink) = (&source, &sink);
         for (number, cpu) in cpus.into_iter().enumerate() {
             scope.spawn(move || {
-                pin(cpu);
+                stay_on(cpu).must("stay on a CPU");
                 let (from, to, size) = match number {
                     1 if both_directions => (sink, (PEER, PEER_PORT), 300),
                     _ => (source, (EDGE, PORT), 100),

@@ -5,7 +5,6 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
-use rustix::thread::{CpuSet, sched_setaffinity};
 use sensor::bpf::load::{Hook, Kernel, LoadOptions, Runner, TestRunOptions};
 use sensor::bpf::sys::Table;
 use sensor_common::counter::Cause;
@@ -13,6 +12,7 @@ use sensor_common::flow::FlowRecord;
 use sensor_common::lock;
 use sensor_common::table::WAYS;
 use sensor_common::tcp::{ACK, RST, SYN};
+use sensor_tests::cpus::stay_on;
 use sensor_tests::frames::Frame;
 
 use crate::rig::{at, counters, key, load, options, record, records, seen};
@@ -43,10 +43,8 @@ fn down() -> Vec<u8> {
 /// Each on a CPU of its own, as far as there are so many.
 fn pin(number: usize) {
     let cpus = thread::available_parallelism().map_or(1, usize::from);
-    let mut set = CpuSet::new();
-    set.set(number % cpus);
     // A container may forbid CPU 0 or 1; then the scheduler places the threads.
-    let _ = sched_setaffinity(None, &set);
+    let _ = stay_on(number % cpus);
 }
 
 /// Runs a program `repeat` times within the kernel.

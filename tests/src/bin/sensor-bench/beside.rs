@@ -7,9 +7,9 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use anyhow::{Result, anyhow};
 use sensor::bpf::load::{Hook, Runner};
+use sensor_tests::cpus::stay_on;
 
 use crate::subjects::run_on;
 
@@ -28,20 +28,6 @@ pub(crate) struct Attempt {
     pub(crate) ns: Option<f64>,
     /// Packets of both CPUs.
     pub(crate) sent: u64,
-}
-
-/// The first two CPUs that this process may use.
-pub(crate) fn cpus() -> Result<Option<[usize; 2]>> {
-    let allowed = sched_getaffinity(None).context("ask which CPUs may be used")?;
-    let mut found = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
-    Ok(found.next().zip(found.next()).map(|(first, second)| [first, second]))
-}
-
-/// Keeps the calling thread on one CPU.
-pub(crate) fn stay_on(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| format!("stay on CPU {cpu}"))
 }
 
 /// Runs the first of two frames on its CPU, which is measured, while the other CPU runs the other frame. The other one sends

@@ -10,10 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use sensor::bpf::load::{Hook, Kernel, LoadOptions};
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::Cause;
+use sensor_tests::cpus::{first_two, stay_on};
 use sensor_tests::frames::Frame;
 use serde_json::json;
 
-use crate::beside::{ATTEMPTS, Attempt, IN_VAIN, beside, cpus, stay_on};
+use crate::beside::{ATTEMPTS, Attempt, IN_VAIN, beside};
 use crate::report::median;
 use crate::subjects::run_on;
 
@@ -176,7 +177,7 @@ fn measure(kernel: &mut Kernel, subject: &Subject, scene: Scene, cpus: [usize; 2
 /// # Errors
 /// If there are not two CPUs, the kernel refuses a program, or packets are missing.
 pub(crate) fn run(rounds: u32, packets: u32, as_json: bool) -> Result<()> {
-    let [first, second] = cpus()?.context("two CPUs are needed, and this process may use one")?;
+    let [first, second] = first_two()?.context("two CPUs are needed, and this process may use one")?;
     let mut kernels = PATIENCE_NS.into_iter().map(load).collect::<Result<Vec<_>>>()?;
     let subjects = subjects();
     for subject in &subjects {

@@ -13,9 +13,10 @@ mod scaling;
 mod subjects;
 mod victim;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
-use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
+use rustix::thread::sched_getcpu;
+use sensor_tests::cpus::stay_on;
 
 use report::Report;
 use subjects::Subjects;
@@ -160,8 +161,6 @@ fn datapath(json: bool, only: &str, repeats: u32, packets: u32) -> Result<()> {
 /// The CPU that this thread runs on from now on.
 fn stay_on_one_cpu() -> Result<usize> {
     let cpu = sched_getcpu();
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).with_context(|| format!("stay on CPU {cpu}"))?;
+    stay_on(cpu)?;
     Ok(cpu)
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use rustix::thread::{CpuSet, gettid, sched_getcpu, sched_setaffinity};
+use rustix::thread::{gettid, sched_getcpu};
 use sensor::agent::bench::Polls;
 use sensor::bpf::load::{Floor, Hook, Kernel, LoadOptions};
 use sensor::config::Config;
@@ -15,6 +15,7 @@ use sensor::model::contract::Thresholds;
 use sensor::model::{Model, accept};
 use sensor_common::tcp::ACK;
 use sensor_tests::checks::shipped_model;
+use sensor_tests::cpus::stay_on;
 use sensor_tests::frames::Frame;
 use sensor_tests::process::ChildGuard;
 use serde_json::{Value, json};
@@ -40,9 +41,7 @@ pub(crate) fn run(repeats: u32, as_json: bool) -> Result<()> {
     let cpu = sched_getcpu();
     // Running a model takes a large stack.
     let (cases, calls) = accept::on_large_stack(|| {
-        let mut set = CpuSet::new();
-        set.set(cpu);
-        sched_setaffinity(None, &set).with_context(|| format!("stay on CPU {cpu}"))?;
+        stay_on(cpu)?;
         measure(repeats)
     })?;
     if as_json {

@@ -6,9 +6,10 @@ use std::fmt::Write as _;
 use anyhow::{Result, bail};
 use sensor::bpf::load::{Floor, Hook, Kernel, LoadOptions, Runner};
 use sensor_common::counter::Cause;
+use sensor_tests::cpus::{first_two, stay_on};
 use serde_json::{Value, json};
 
-use crate::beside::{ATTEMPTS, IN_VAIN, beside, cpus, stay_on};
+use crate::beside::{ATTEMPTS, IN_VAIN, beside};
 use crate::frames;
 use crate::report::median;
 use crate::subjects::{counters, ready, run};
@@ -165,7 +166,7 @@ fn all_together(cpus: [usize; 2], repeats: u32, packets: u32) -> Result<Vec<Toge
 /// # Errors
 /// If the programs or tables do not load, or a run fails.
 pub(crate) fn measure(repeats: u32, packets: u32, json: bool) -> Result<()> {
-    let cpus = cpus()?;
+    let cpus = first_two()?;
     if let Some([first, _]) = cpus {
         stay_on(first)?;
     }
