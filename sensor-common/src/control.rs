@@ -27,8 +27,9 @@ pub struct Control {
     pub allow_epoch: u32,
     /// Entries of the map of flow verdicts; 0: it is not looked at.
     pub flow_verdicts: u32,
-    /// Entries of the map of source verdicts, likewise.
-    pub source_verdicts: u32,
+    /// Which maps of verdicts on sources hold any ([`Control::SINGLE_SOURCES`], [`Control::SOURCE_PREFIXES`]); the others are
+    /// not looked at.
+    pub source_maps: u32,
     /// Entries of the map of limits of half-open attempts, likewise.
     pub service_limits: u32,
     /// 1: sources that complete a handshake are remembered.
@@ -67,6 +68,11 @@ impl Books {
 const _: () = assert!(size_of::<Control>() == 128 && core::mem::offset_of!(Control, books) == 64);
 
 impl Control {
+    /// Bit of [`Control::source_maps`]: there are verdicts on single addresses.
+    pub const SINGLE_SOURCES: u32 = 1;
+    /// Bit of [`Control::source_maps`]: there are verdicts on prefixes.
+    pub const SOURCE_PREFIXES: u32 = 2;
+
     /// The strongest action that is done for verdicts of an origin.
     #[inline(always)]
     pub const fn ceiling(&self, origin: u8) -> Action {

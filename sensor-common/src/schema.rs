@@ -21,7 +21,8 @@ use crate::fragment::Slot;
 use crate::hash::{SEED_WORDS, Seed};
 use crate::table::{Bucket, EVICTED_BYTES, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, TICK_SHIFT, WAYS};
 use crate::verdict::{
-    Action, Entry, KNOWN_SETS, KnownSet, MAX_ALLOWED, MAX_SERVICES, Origin, PORT_WORDS, PrefixKey, ServiceKey, Verdict,
+    Action, Entry, KNOWN_SETS, KnownSet, MAX_ALLOWED, MAX_SERVICES, Origin, PORT_WORDS, PrefixData, PrefixKey,
+    ServiceKey, Verdict,
 };
 
 /// Raised by hand when what a field, a number or the hash means changes, but none of their names, types and places.
@@ -112,6 +113,7 @@ pub const MAPS: &[Map] = &[
     map::<u32, Set>("SOURCES", 0),
     map::<u32, Set>("SERVICES", 0),
     map::<FlowKey, Entry>("FLOW_VERDICTS", 0),
+    map::<PrefixData, Entry>("SINGLE_SOURCES", 0),
     map::<PrefixKey, Entry>("SOURCE_VERDICTS", 0),
     map::<ServiceKey, Entry>("SERVICE_LIMITS", MAX_SERVICES as u64),
     map::<PrefixKey, u32>("ALLOWED", MAX_ALLOWED as u64),
@@ -169,7 +171,7 @@ layout!(Control {
     ceilings,
     allow_epoch,
     flow_verdicts,
-    source_verdicts,
+    source_maps,
     service_limits,
     note_known,
     exempt_slots,

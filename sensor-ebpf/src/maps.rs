@@ -62,7 +62,11 @@ pub(crate) static SERVICES: Array<Set> = Array::with_max_entries(1, BPF_F_MMAPAB
 #[map]
 pub(crate) static FLOW_VERDICTS: HashMap<FlowKey, Entry> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 
-/// Verdicts on sources and prefixes.
+/// Verdicts on single source addresses; those that find no place are in [`SOURCE_VERDICTS`].
+#[map]
+pub(crate) static SINGLE_SOURCES: HashMap<PrefixData, Entry> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+
+/// Verdicts on prefixes of sources.
 #[map]
 pub(crate) static SOURCE_VERDICTS: LpmTrie<PrefixData, Entry> = LpmTrie::with_max_entries(1, 0);
 

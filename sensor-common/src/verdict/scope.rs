@@ -25,7 +25,7 @@ pub struct PrefixKey {
     pub data: PrefixData,
 }
 
-/// What prefixes are compared by: 4 or 6, then the address in network byte order, IPv4 in the first word. The last word is
+/// What prefixes are compared by, and the key of a map of single addresses: 4 or 6, then the address in network byte order, IPv4 in the first word. The last word is
 /// zero and counts for no prefix: the kernel puts an entry right behind its key, and programs add to numbers of eight bytes
 /// in entries atomically. Where such a number crosses a cache line, the CPU locks the memory bus (more than a microsecond a
 /// packet), and kernels that detect split locks stop.

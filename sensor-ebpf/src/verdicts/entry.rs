@@ -1,5 +1,5 @@
 //! Entries of the maps of verdicts: which one concerns a packet, its rate, and the sums of what it dropped. Called by `obey`,
-//! `screen` and `service`; `allowed` takes the look-up of prefixes.
+//! `screen` and `service`; `allowed` and `source` take the look-up of prefixes.
 //!
 //! An entry's lock guards its rate alone; the agent writes the rest, and the sums are added to by all CPUs.
 
@@ -9,7 +9,7 @@ use sensor_common::counter::InterfaceCounters;
 use sensor_common::flow::FlowKey;
 use sensor_common::verdict::{Entry, PrefixData, PrefixKey};
 
-use crate::maps::{FLOW_VERDICTS, SOURCE_VERDICTS};
+use crate::maps::FLOW_VERDICTS;
 use crate::table::Visit;
 use crate::{atomic, lock};
 
@@ -21,26 +21,12 @@ pub(super) fn flow_entry(key: &FlowKey) -> *mut Entry {
     FLOW_VERDICTS.get_ptr_mut(key).unwrap_or(core::ptr::null_mut())
 }
 
-/// The verdict on the longest prefix around the remote end's address, or null.
-#[inline(always)]
-pub(super) fn source_entry(visit: &Visit) -> *mut Entry {
-    prefix_entry(&SOURCE_VERDICTS, &peer(visit))
-}
-
 /// The value of the longest prefix around an address, or null.
 #[inline(always)]
 pub(super) fn prefix_entry<V>(map: &'static LpmTrie<PrefixData, V>, key: &PrefixKey) -> *mut V {
     // aya's own key is packed: it would be put together byte by byte.
     // SAFETY: the key is of the map's size.
     unsafe { bpf_map_lookup_elem(core::ptr::from_ref(map).cast_mut().cast(), core::ptr::from_ref(key).cast()).cast() }
-}
-
-/// Key of the remote end's address: the sender of what comes in, the receiver of what goes out.
-#[inline(always)]
-fn peer(visit: &Visit) -> PrefixKey {
-    let packet = &visit.packet;
-    let low = packet.from_low != visit.is_egress();
-    PrefixKey::of(if low { packet.key.low } else { packet.key.high }, packet.key.family)
 }
 
 /// What a rate says of a packet: there is none for it …

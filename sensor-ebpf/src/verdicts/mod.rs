@@ -10,6 +10,7 @@ mod entry;
 mod obey;
 mod screen;
 mod service;
+mod source;
 
 use sensor_common::control::Control;
 use sensor_common::counter::{ACTION_SLOTS, InterfaceCounters, ORIGIN_SLOTS};
@@ -32,7 +33,7 @@ pub(crate) const HALF_OPEN: u64 = 1 << 9;
 /// Whether there is anything that a packet without a record could meet.
 #[inline(always)]
 pub(crate) fn any(control: &Control) -> bool {
-    control.flow_verdicts | control.source_verdicts | control.service_limits != 0
+    control.flow_verdicts | control.source_maps | control.service_limits != 0
 }
 
 /// The verdict word of a record.

@@ -6,7 +6,8 @@ use sensor_common::flow::{FlowRecord, state};
 use sensor_common::verdict::{Action, Verdict};
 
 use super::allowed::sensor_protected;
-use super::entry::{ALLOWED_FLOW, NONE, OVER, charge, flow_entry, source_entry};
+use super::entry::{ALLOWED_FLOW, NONE, OVER, charge, flow_entry};
+use super::source::source_entry;
 use super::{CLEARED, settled};
 use crate::datapath::control;
 use crate::table::Visit;
@@ -58,7 +59,7 @@ unsafe extern "C" fn sensor_obey(
         }
         answer = CLEARED;
         // A source's rate is for what it sends.
-        if action == Action::Limit && limit == NONE && control.source_verdicts != 0 && !visit.is_egress() {
+        if action == Action::Limit && limit == NONE && control.source_maps != 0 && !visit.is_egress() {
             // SAFETY: a map value; either value of a race will do.
             let initiator_high = unsafe { (*record).state } & state::INITIATOR_HIGH != 0;
             if visit.packet.from_low != initiator_high {
@@ -113,7 +114,8 @@ unsafe extern "C" fn sensor_source_limit(visit: *const Visit, counters: *mut Int
     }
     // SAFETY: just tested, and the caller's.
     let (visit, counters) = unsafe { (&*visit, &mut *counters) };
-    let entry = source_entry(visit);
+    let Some(control) = control() else { return NONE };
+    let entry = source_entry(visit, control.source_maps);
     // SAFETY: a map value.
     if entry.is_null() || unsafe { &*entry }.action_at(visit.now_ns) != Action::Limit {
         return NONE;

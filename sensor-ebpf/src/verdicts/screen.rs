@@ -10,9 +10,10 @@ use sensor_common::tcp;
 use sensor_common::verdict::{Action, Entry, Verdict};
 
 use super::allowed::sensor_protected;
-use super::entry::{OVER, acted, charge, flow_entry, source_entry};
+use super::entry::{OVER, acted, charge, flow_entry};
 use super::service::{is_attempt, sensor_half_open};
 use super::settled;
+use super::source::source_entry;
 use crate::datapath::control;
 use crate::table::Visit;
 
@@ -21,7 +22,7 @@ use crate::table::Visit;
 #[inline(always)]
 pub(crate) fn screen(visit: &mut Visit, control: &Control, counters: &mut InterfaceCounters) -> u64 {
     let mut answer = NO_VERDICT;
-    if control.flow_verdicts | control.source_verdicts != 0 {
+    if control.flow_verdicts | control.source_maps != 0 {
         // SAFETY: both pointers come from references.
         answer = unsafe { sensor_screen(visit, counters) };
     }
@@ -65,8 +66,8 @@ unsafe extern "C" fn sensor_screen(visit: *mut Visit, counters: *mut InterfaceCo
             }
         }
     }
-    if control.source_verdicts != 0 && action != Action::Drop && source_concerns(visit) {
-        let entry = source_entry(visit);
+    if control.source_maps != 0 && action != Action::Drop && source_concerns(visit) {
+        let entry = source_entry(visit, control.source_maps);
         if !entry.is_null() {
             // SAFETY: a map value.
             let wanted = unsafe { &*entry }.action_at(now_ns);

@@ -30,7 +30,7 @@ pub struct Memory {
 const BY_SETTING: [(&str, &[&str]); 3] = [
     ("kernel.flows", &["INDEX", "RECORDS"]),
     ("context.sources and context.services", &["SOURCES", "SERVICES"]),
-    ("policy.max_verdicts", &["FLOW_VERDICTS", "SOURCE_VERDICTS"]),
+    ("policy.max_verdicts", &["FLOW_VERDICTS", "SOURCE_VERDICTS", "SINGLE_SOURCES"]),
 ];
 
 impl Memory {
@@ -97,6 +97,8 @@ fn of_map(name: &str, map: &Map) -> anyhow::Result<Memory> {
         _ => entries * value.next_multiple_of(8),
     };
     let grows = match kind {
+        // What is in it is not in SOURCE_VERDICTS, where it would be larger: together they hold what that one does.
+        MapType::Hash if name == "SINGLE_SOURCES" => 0,
         MapType::Hash => entries * (HASH_ENTRY + key.next_multiple_of(8) + value.next_multiple_of(8)),
         // With a node between each two prefixes, which has no value.
         MapType::LpmTrie => entries * (2 * (PREFIX_NODE + key + ROUNDED) + value),

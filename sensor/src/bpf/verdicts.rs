@@ -3,22 +3,22 @@
 //!
 //! Invariant: the control page never says that a map is empty while it is not, and the epoch of the never-drop list moves
 //! on after each change of it. Owned by the poll thread ([`super::load::Kernel::verdicts`]); expired entries have no effect, but stay
-//! until they are removed, and one hides a shorter prefix around it.
+//! until they are removed, and one of a prefix hides a shorter prefix around it.
 
 mod allow;
+mod sources;
 
-use std::collections::HashSet;
 use std::net::IpAddr;
 
 use anyhow::Context as _;
 use aya::Ebpf;
-use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError};
 use ipnet::IpNet;
 use sensor_common::flow::FlowKey;
 use sensor_common::hash::Seed;
 use sensor_common::verdict::{Action, Entry, KnownSet, Origin, PrefixData, ServiceKey, known};
 
+use self::sources::Sources;
 use super::sys::{ControlPage, Plain};
 
 /// 16 bytes of an address, IPv4 mapped ([`sensor_common::verdict::mapped`]).
@@ -27,30 +27,27 @@ type Address = [u8; 16];
 /// Verdict maps and never-drop list of the loaded programs.
 pub struct Verdicts {
     flows: HashMap<MapData, Plain<FlowKey>, Plain<Entry>>,
-    sources: LpmTrie<MapData, Plain<PrefixData>, Plain<Entry>>,
+    sources: Sources,
     services: HashMap<MapData, Plain<ServiceKey>, Plain<Entry>>,
     allowed: LpmTrie<MapData, Plain<PrefixData>, u32>,
     ports: Array<MapData, u64>,
     known: Array<MapData, KnownSet>,
     seed: Seed,
     control: ControlPage,
-    /// Prefixes in `sources`.
-    prefixes: HashSet<IpNet>,
-    /// Entries of `flows`, `sources` and `services`.
-    entries: [u32; 3],
+    /// Entries of `flows` and `services`.
+    entries: [u32; 2],
     epoch: u32,
 }
 
 impl std::fmt::Debug for Verdicts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Verdicts").field("entries", &self.entries).field("epoch", &self.epoch).finish_non_exhaustive()
+        f.debug_struct("Verdicts").field("entries", &self.len()).field("epoch", &self.epoch).finish_non_exhaustive()
     }
 }
 
 /// Places in [`Verdicts::entries`].
 const FLOWS: usize = 0;
-const SOURCES: usize = 1;
-const SERVICES: usize = 2;
+const SERVICES: usize = 1;
 
 /// A destination service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -76,7 +73,7 @@ impl Verdicts {
         };
         let mut verdicts = Verdicts {
             flows: HashMap::try_from(take("FLOW_VERDICTS")?).context("map FLOW_VERDICTS")?,
-            sources: LpmTrie::try_from(take("SOURCE_VERDICTS")?).context("map SOURCE_VERDICTS")?,
+            sources: Sources::new(take("SINGLE_SOURCES")?, take("SOURCE_VERDICTS")?)?,
             services: HashMap::try_from(take("SERVICE_LIMITS")?).context("map SERVICE_LIMITS")?,
             allowed: LpmTrie::try_from(take("ALLOWED")?).context("map ALLOWED")?,
             ports: Array::try_from(take("ALLOWED_PORTS")?).context("map ALLOWED_PORTS")?,
@@ -84,8 +81,7 @@ impl Verdicts {
             epoch: 0,
             seed,
             control,
-            prefixes: HashSet::new(),
-            entries: [0; 3],
+            entries: [0; 2],
         };
         if !adopted {
             verdicts.look_again()?;
@@ -98,9 +94,8 @@ impl Verdicts {
     /// # Errors
     /// If the kernel refuses to read a map.
     pub(super) fn look_again(&mut self) -> anyhow::Result<()> {
-        self.prefixes = self.sources()?.into_iter().map(|(prefix, _)| prefix).collect();
-        self.entries =
-            [self.flows.keys().count() as u32, self.prefixes.len() as u32, self.services.keys().count() as u32];
+        self.sources.look_again()?;
+        self.entries = [self.flows.keys().count() as u32, self.services.keys().count() as u32];
         self.publish();
         self.move_on();
         Ok(())
@@ -108,12 +103,13 @@ impl Verdicts {
 
     /// Entries of verdicts on flows, on sources and prefixes, and of services with a limit, expired ones included.
     pub fn len(&self) -> [u32; 3] {
-        self.entries
+        let [flows, services] = self.entries;
+        [flows, self.sources.len(), services]
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.entries == [0; 3]
+        self.len() == [0; 3]
     }
 
     /// The strongest action that is done for verdicts of each origin. One store: it holds for the next packet.
@@ -177,12 +173,9 @@ impl Verdicts {
     /// # Errors
     /// If the map is full (`policy.max_verdicts`), or the kernel refuses.
     pub fn set_source(&mut self, prefix: IpNet, entry: &Entry) -> anyhow::Result<()> {
-        let key = prefix_key(prefix);
-        let before = self.exact_source(prefix)?.map(Plain);
-        let value = renewed(entry, before);
-        self.sources.insert(&key, value, 0).context("writing map SOURCE_VERDICTS (full? see policy.max_verdicts)")?;
-        self.prefixes.insert(prefix.trunc());
-        self.count(SOURCES, before.is_none(), 1);
+        if self.sources.set(prefix, entry)? {
+            self.publish();
+        }
         Ok(())
     }
 
@@ -191,22 +184,19 @@ impl Verdicts {
     /// # Errors
     /// If the kernel refuses.
     pub fn remove_source(&mut self, prefix: IpNet) -> anyhow::Result<Option<Entry>> {
-        let before = self.exact_source(prefix)?;
+        let before = self.sources.remove(prefix)?;
         if before.is_some() {
-            self.sources.remove(&prefix_key(prefix)).context("writing map SOURCE_VERDICTS")?;
-            self.prefixes.remove(&prefix.trunc());
-            self.count(SOURCES, true, -1);
+            self.publish();
         }
         Ok(before)
     }
 
-    /// The verdict that holds for a source: that of the longest prefix.
+    /// The verdict on exactly this prefix.
     ///
     /// # Errors
     /// If the kernel refuses.
-    pub fn source(&self, address: IpAddr) -> anyhow::Result<Option<Entry>> {
-        let entry = found(self.sources.get(&prefix_key(address.into()), 0)).context("reading map SOURCE_VERDICTS")?;
-        Ok(entry.map(|entry| entry.0))
+    pub fn source(&self, prefix: IpNet) -> anyhow::Result<Option<Entry>> {
+        self.sources.get(prefix)
     }
 
     /// All verdicts on sources and prefixes.
@@ -214,8 +204,7 @@ impl Verdicts {
     /// # Errors
     /// If the kernel refuses.
     pub fn sources(&self) -> anyhow::Result<Vec<(IpNet, Entry)>> {
-        let all = self.sources.iter().map(|pair| pair.map(|(key, entry)| (prefix_of(&key), entry.0)));
-        all.collect::<Result<_, _>>().context("reading map SOURCE_VERDICTS")
+        self.sources.all()
     }
 
     /// Bounds the half-open attempts to a service by the entry's packet rate: TCP SYNs that would begin a flow, but for
@@ -299,15 +288,6 @@ impl Verdicts {
         known::place(&bytemuck::cast(address_key(source)), |position| self.seed[position])
     }
 
-    /// The entry of exactly this prefix. (The kernel's look-up would give that of a shorter one, too.)
-    fn exact_source(&self, prefix: IpNet) -> anyhow::Result<Option<Entry>> {
-        if !self.prefixes.contains(&prefix.trunc()) {
-            return Ok(None);
-        }
-        let entry = found(self.sources.get(&prefix_key(prefix), 0)).context("reading map SOURCE_VERDICTS")?;
-        Ok(entry.map(|entry| entry.0))
-    }
-
     fn count(&mut self, map: usize, changed: bool, by: i32) {
         if changed {
             self.entries[map] = self.entries[map].saturating_add_signed(by);
@@ -316,7 +296,8 @@ impl Verdicts {
     }
 
     fn publish(&self) {
-        self.control.set_verdict_counts(self.entries);
+        let [flows, services] = self.entries;
+        self.control.set_verdict_counts(flows, self.sources.maps(), services);
     }
 
     /// A flow that is allowed now, or is not any more, changes the never-drop list.
@@ -356,50 +337,7 @@ fn address_of(key: Address) -> IpAddr {
     IpAddr::from(key).to_canonical()
 }
 
-fn prefix_key(prefix: IpNet) -> Key<Plain<PrefixData>> {
-    let mut data = PrefixData::default();
-    match prefix.network() {
-        IpAddr::V4(address) => data[..2].copy_from_slice(&[4, u32::from(address).to_be()]),
-        IpAddr::V6(address) => {
-            let words: [u32; 4] = bytemuck::cast(address.octets());
-            data[0] = 6;
-            data[1..5].copy_from_slice(&words);
-        }
-    }
-    Key::new(32 + u32::from(prefix.prefix_len()), Plain(data))
-}
-
-fn prefix_of(key: &Key<Plain<PrefixData>>) -> IpNet {
-    let [family, a, b, c, d, _] = key.data().0;
-    let address = match family {
-        4 => IpAddr::from(u32::from_be(a).to_be_bytes()),
-        _ => IpAddr::from(bytemuck::cast::<[u32; 4], [u8; 16]>([a, b, c, d])),
-    };
-    // The maps hold only what came from a prefix.
-    IpNet::new(address, key.prefix_len().saturating_sub(32) as u8).unwrap_or_else(|_| address.into())
-}
-
 fn service_key(service: Service) -> ServiceKey {
     let Service { address, port, protocol } = service;
     ServiceKey { address: bytemuck::cast(address_key(address)), port, protocol, reserved: 0 }
-}
-
-#[cfg(test)]
-mod tests {
-    use sensor_common::verdict::PrefixKey;
-
-    use super::*;
-
-    #[test]
-    fn prefixes_survive_the_way_into_a_key_and_back() {
-        for text in ["198.18.0.0/15", "198.18.0.1/32", "0.0.0.0/0", "2001:db8::/32", "2001:db8::1/128", "::/0"] {
-            let prefix: IpNet = text.parse().expect("a prefix");
-            assert_eq!(prefix_of(&prefix_key(prefix)), prefix, "{text}");
-        }
-        let looked_up = PrefixKey::of([u32::from_be_bytes([198, 18, 0, 1]), 0, 0, 0], 4);
-        let host = prefix_key("198.18.0.1/32".parse().expect("a prefix"));
-        assert_eq!((host.prefix_len(), host.data().0), (looked_up.bits, looked_up.data));
-        let host_bits: IpNet = "198.18.7.9/16".parse().expect("a prefix");
-        assert_eq!(prefix_of(&prefix_key(host_bits)).to_string(), "198.18.0.0/16");
-    }
 }

@@ -78,12 +78,16 @@ fn in_kernel(pins: &Path) -> [usize; 2] {
     let flows = HashMap::<_, [u8; size_of::<FlowKey>()], [u8; size_of::<Entry>()]>::try_from(Map::HashMap(open(
         "FLOW_VERDICTS",
     )));
-    let sources = LpmTrie::<_, [u8; size_of::<PrefixData>()], [u8; size_of::<Entry>()]>::try_from(Map::LpmTrie(open(
+    let singles = HashMap::<_, [u8; size_of::<PrefixData>()], [u8; size_of::<Entry>()]>::try_from(Map::HashMap(open(
+        "SINGLE_SOURCES",
+    )));
+    let prefixes = LpmTrie::<_, [u8; size_of::<PrefixData>()], [u8; size_of::<Entry>()]>::try_from(Map::LpmTrie(open(
         "SOURCE_VERDICTS",
     )));
     let flows = flows.map_err(Into::into).must("read FLOW_VERDICTS");
-    let sources = sources.map_err(Into::into).must("read SOURCE_VERDICTS");
-    [flows.keys().count(), sources.keys().count()]
+    let singles = singles.map_err(Into::into).must("read SINGLE_SOURCES");
+    let prefixes = prefixes.map_err(Into::into).must("read SOURCE_VERDICTS");
+    [flows.keys().count(), singles.keys().count() + prefixes.keys().count()]
 }
 
 fn held(agent: &Agent) -> u64 {

@@ -16,4 +16,5 @@ mod verdicts_allow;
 mod verdicts_limits;
 mod verdicts_modes;
 mod verdicts_scopes;
+mod verdicts_sources;
 mod wire;

@@ -244,6 +244,6 @@ fn a_renewed_verdict_keeps_its_counts() {
     (0..3).for_each(|_| assert_eq!(run(&kernel, Hook::Ingress, &frame), XDP_DROP));
     kernel.verdicts.set_source(prefix("198.18.1.1/32"), &entry(Action::Drop)).expect("renewed");
     assert_eq!(run(&kernel, Hook::Ingress, &frame), XDP_DROP);
-    let held = kernel.verdicts.source("198.18.1.1".parse().expect("address")).expect("read").expect("set");
+    let held = kernel.verdicts.source(prefix("198.18.1.1/32")).expect("read").expect("set");
     assert_eq!((held.packets, kernel.verdicts.len()), (4, [0, 1, 0]));
 }

@@ -231,14 +231,14 @@ impl Poller {
         }
         let entry = match &verdict.scope {
             Scope::Flow(key) => self.kernel.verdicts.flow(key).ok().flatten(),
-            Scope::Source(prefix) => self.kernel.verdicts.source(prefix.addr()).ok().flatten(),
+            Scope::Source(prefix) => self.kernel.verdicts.source(*prefix).ok().flatten(),
             Scope::Service(service) => {
                 let wanted = kernel_service(service);
                 let all = self.kernel.verdicts.services().unwrap_or_default();
                 all.into_iter().find(|(service, _)| *service == wanted).map(|(_, entry)| entry)
             }
         };
-        // The look-up by address gives the longest prefix, which may be that of another verdict.
+        // One that could not be written has left that of another in its place.
         entry.filter(|entry| entry.id == verdict.id).map_or((0, 0), |entry| (entry.packets, entry.bytes))
     }
 

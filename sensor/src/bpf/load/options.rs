@@ -81,6 +81,9 @@ impl LoadOptions {
             verdicts("FLOW_VERDICTS", ALLOWED_FLOWS),
             // Full, a prefix map refuses to replace what is in it (kernels before 6.13).
             verdicts("SOURCE_VERDICTS", 1),
+            // Its index takes memory at the load; an address beyond goes into the map before. Behind the others, whose number is
+            // the setting's: that is what an error about pinned maps names.
+            size("SINGLE_SOURCES", 1 << self.max_verdicts.max(1).ilog2(), "policy.max_verdicts", 1),
         ]
     }
 }

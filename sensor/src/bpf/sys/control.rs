@@ -55,10 +55,10 @@ impl ControlPage {
         self.field(std::mem::offset_of!(Control, allow_epoch)).store(epoch, Ordering::Release);
     }
 
-    /// Numbers of entries: flows, sources, services.
-    pub(in crate::bpf) fn set_verdict_counts(&self, [flows, sources, services]: [u32; 3]) {
+    /// Entries on flows, which maps of those on sources hold any ([`Control::source_maps`]), and entries on services.
+    pub(in crate::bpf) fn set_verdict_counts(&self, flows: u32, source_maps: u32, services: u32) {
         self.field(std::mem::offset_of!(Control, flow_verdicts)).store(flows, Ordering::Release);
-        self.field(std::mem::offset_of!(Control, source_verdicts)).store(sources, Ordering::Release);
+        self.field(std::mem::offset_of!(Control, source_maps)).store(source_maps, Ordering::Release);
         self.field(std::mem::offset_of!(Control, service_limits)).store(services, Ordering::Release);
     }
 

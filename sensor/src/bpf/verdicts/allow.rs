@@ -4,7 +4,8 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use sensor_common::verdict::{ALLOWED_FLAG, Action, EPOCHS, PORT_WORDS, port_bit};
 
-use super::{Verdicts, prefix_key, prefix_of};
+use super::Verdicts;
+use super::sources::{prefix_key, prefix_of};
 
 /// Of an entry, beside [`ALLOWED_FLAG`], for agents only: it was added by command …
 const COMMAND_FLAG: u32 = 2;

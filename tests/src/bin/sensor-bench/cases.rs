@@ -19,13 +19,15 @@ pub(crate) enum Load {
     Flooded,
     /// With all tunnels read.
     Tunnels,
-    /// With sources that are blocked, and an empty table.
+    /// With networks that are blocked, and an empty table.
     Blocked,
+    /// With single addresses that are blocked, and an empty table.
+    Addresses,
 }
 
 /// All of them.
-pub(crate) const LOADS: [Load; 6] =
-    [Load::Large, Load::Small, Load::NoContext, Load::Flooded, Load::Tunnels, Load::Blocked];
+pub(crate) const LOADS: [Load; 7] =
+    [Load::Large, Load::Small, Load::NoContext, Load::Flooded, Load::Tunnels, Load::Blocked, Load::Addresses];
 
 /// What the case's flow is brought to before the first round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,19 +181,20 @@ fn stack() -> Result<Group> {
 
 /// SYNs, each of another flow.
 fn flood() -> Result<Group> {
-    let frame = frames::flood("198.18.0.0")?;
+    let frame = frames::flood("198.18.0.0", 32)?;
     let mut group = group("SYNs, each a new flow", Load::Flooded, &frame, 1 << 20, &[]);
     // A hash map that does not evict is full after the first of them.
     group.references.truncate(2);
-    let mut add = |name, load, warm, network: &str| {
-        let frame = frames::flood(network)?;
+    let mut add = |name, load, warm, network: &str, bits| {
+        let frame = frames::flood(network, bits)?;
         group.cases.push(Case { warm, ..case(name, load, Hook::Ingress, frame) });
         Ok::<_, anyhow::Error>(())
     };
-    add("table full of flows with history", Load::Small, 0, "198.18.0.0")?;
-    add("… without host context", Load::NoContext, 0, "198.18.0.0")?;
-    add("each evicts another", Load::Flooded, 1 << 20, "198.18.0.0")?;
-    add("from a blocked network", Load::Blocked, WARM, "198.18.0.0")?;
-    add("from one of 16,384 blocked prefixes", Load::Blocked, WARM, "198.19.0.0")?;
+    add("table full of flows with history", Load::Small, 0, "198.18.0.0", 32)?;
+    add("… without host context", Load::NoContext, 0, "198.18.0.0", 32)?;
+    add("each evicts another", Load::Flooded, 1 << 20, "198.18.0.0", 32)?;
+    add("from a blocked network", Load::Blocked, WARM, "198.18.0.0", 32)?;
+    add("from one of 16,384 blocked prefixes", Load::Blocked, WARM, "198.19.0.0", 32)?;
+    add("from one of 16,384 blocked addresses", Load::Addresses, WARM, "198.19.0.0", frames::ADDRESS_BITS)?;
     Ok(group)
 }

@@ -4,7 +4,7 @@
 //! in each repeat ([`Plan`]; `sensor-ebpf/src/vary.rs`): the sequence number of a connection that goes on, or the
 //! client of a crowd. That costs a few nanoseconds, which the floors have, too.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result};
 use sensor_common::tcp::{ACK, SYN};
@@ -114,14 +114,26 @@ pub(crate) fn crowd(bits: u8, port: u16) -> Result<Vec<u8>> {
     Ok(planned(frame, Plan { word: (ACKNOWLEDGED, 1), flow: (SOURCE, PORT, bits), ..Plan::default() }))
 }
 
-/// SYNs of anybody in a network of 16 bits, `198.18.0.0` or `198.19.0.0`: each is a new flow. With the options that Linux
-/// sends: MSS, SACK permitted, timestamps, window scale.
-pub(crate) fn flood(network: &str) -> Result<Vec<u8>> {
+/// Logarithm of the single addresses that are blocked.
+pub(crate) const ADDRESS_BITS: u8 = 14;
+
+/// SYNs of anybody in a network of 16 bits, `198.18.0.0` or `198.19.0.0`: with 32 `bits` each is a new flow, with 16 or fewer
+/// there are 2^`bits` of them, of the sources in [`sources`]. With the options that Linux sends: MSS, SACK permitted,
+/// timestamps, window scale.
+pub(crate) fn flood(network: &str, bits: u8) -> Result<Vec<u8>> {
     const OPTIONS: [u8; 20] = [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
     let (client, server) = (address(&format!("{network}:0"))?, address("198.19.0.2:443")?);
     let mut frame = Frame::tcp(client, server, SYN).seq(1, 0).tcp_options(OPTIONS.len()).build();
     frame[PORT + 20..PORT + 40].copy_from_slice(&OPTIONS);
-    Ok(planned(frame, Plan { flow: (SOURCE, PORT, 32), ..Plan::default() }))
+    Ok(planned(frame, Plan { flow: (SOURCE, PORT, bits), ..Plan::default() }))
+}
+
+/// The sources of [`flood`] from 198.19.0.0 with [`ADDRESS_BITS`]: programs write a source's number as this machine has it.
+pub(crate) fn sources() -> impl Iterator<Item = Ipv4Addr> {
+    (0..1u16 << ADDRESS_BITS).map(|number| {
+        let [third, fourth] = number.to_ne_bytes();
+        Ipv4Addr::new(198, 19, third, fourth)
+    })
 }
 
 /// Eight datagrams in a row of each of 65,536 clients.

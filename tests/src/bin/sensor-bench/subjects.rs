@@ -1,5 +1,6 @@
 //! The loaded programs, and the rounds in which the cases of [`crate::cases`] run on them.
 
+use std::net::IpAddr;
 use std::ops::Range;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +19,8 @@ use crate::report::{GroupSamples, Samples};
 const IFINDEX: u32 = 1;
 /// Table of the crowds: so large that hardly a bucket overflows (125 MB).
 pub(crate) const FLOWS: usize = 131_072;
+/// Loads in which all packets come from blocked sources.
+const BLOCKED: [Load; 2] = [Load::Blocked, Load::Addresses];
 /// Table of the floods: the smallest.
 const FEW_FLOWS: usize = 8192;
 /// Where the source port of a UDP datagram over IPv4 is, without VLAN tags.
@@ -32,8 +35,8 @@ const TC_SHOT: u32 = 2;
 pub(crate) struct Subjects {
     kernels: Vec<Kernel>,
     groups: Vec<Group>,
-    /// Packets that [`Load::Blocked`] was given.
-    blocked: u64,
+    /// Packets that [`Load::Blocked`] and [`Load::Addresses`] were given.
+    blocked: [u64; 2],
 }
 
 /// Programs that watch loopback, under a lease, in mode enforce. The host context, hash and floors are as in `options`.
@@ -58,11 +61,12 @@ fn load(what: Load) -> Result<Kernel> {
         Load::NoContext => LoadOptions { context: None, ..options },
         Load::Flooded => options,
         Load::Tunnels => LoadOptions { parser: tunnels, ..options },
-        Load::Blocked => LoadOptions { max_verdicts: 1 << 15, ..options },
+        Load::Blocked | Load::Addresses => LoadOptions { max_verdicts: 1 << 15, ..options },
     })?;
     match what {
         Load::Large => kernel.load_stack_ingress()?,
         Load::Blocked => block(&mut kernel)?,
+        Load::Addresses => block_addresses(&mut kernel)?,
         Load::Small | Load::NoContext | Load::Flooded | Load::Tunnels => {}
     }
     Ok(kernel)
@@ -77,6 +81,12 @@ fn block(kernel: &mut Kernel) -> Result<()> {
         kernel.verdicts.set_source(format!("198.19.{high}.{low}/30").parse()?, &entry)?;
     }
     Ok(())
+}
+
+/// Blocks 16,384 single addresses.
+fn block_addresses(kernel: &mut Kernel) -> Result<()> {
+    let entry = Entry::new(Action::Drop, Origin::Operator, 1, u64::MAX);
+    frames::sources().try_for_each(|source| kernel.verdicts.set_source(IpAddr::from(source).into(), &entry))
 }
 
 /// As [`run_on`].
@@ -120,7 +130,7 @@ impl Subjects {
             number == 1 || !group.cases.is_empty()
         });
         let kernels = LOADS.into_iter().map(load).collect::<Result<Vec<_>>>()?;
-        let mut loaded = Subjects { kernels, groups: Vec::new(), blocked: 0 };
+        let mut loaded = Subjects { kernels, groups: Vec::new(), blocked: [0; 2] };
         for group in &mut groups {
             for case in group.references.iter_mut().chain(&mut group.cases) {
                 loaded.prepare(case).with_context(|| format!("{}: {}", group.name, case.name))?;
@@ -232,8 +242,10 @@ impl Subjects {
     }
 
     fn run(&mut self, case: &mut Case, packets: u32) -> Result<(f64, u32)> {
-        if case.load == Load::Blocked && case.hook == Hook::Ingress {
-            self.blocked += u64::from(packets);
+        if let Some(number) = BLOCKED.iter().position(|load| *load == case.load)
+            && case.hook == Hook::Ingress
+        {
+            self.blocked[number] += u64::from(packets);
         }
         run(self.kernel(case.load)?, case.hook, &mut case.frame, packets)
     }
@@ -268,13 +280,14 @@ impl Subjects {
             let held = self.with_history(load)?;
             ensure!(held == FEW_FLOWS, "the flood pushed out {} flows with history", FEW_FLOWS - held);
         }
-        let sent = self.blocked;
-        let kernel = self.kernel(Load::Blocked)?;
-        let taken =
-            (0..kernel.table.buckets()).map(|number| occupied_ways(&kernel.table.bucket(number).tags)).sum::<u32>();
-        ensure!(taken == 0, "blocked sources took {taken} slots");
-        let dropped = counters(kernel)?.dropped_new;
-        ensure!(dropped == sent, "{dropped} of {sent} packets of blocked sources were dropped without a record");
+        for (load, sent) in BLOCKED.into_iter().zip(self.blocked) {
+            let kernel = self.kernel(load)?;
+            let taken =
+                (0..kernel.table.buckets()).map(|number| occupied_ways(&kernel.table.bucket(number).tags)).sum::<u32>();
+            ensure!(taken == 0, "blocked sources took {taken} slots");
+            let dropped = counters(kernel)?.dropped_new;
+            ensure!(dropped == sent, "{dropped} of {sent} packets of blocked sources were dropped without a record");
+        }
         Ok(())
     }
 }
