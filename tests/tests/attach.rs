@@ -11,6 +11,7 @@ use sensor_tests::checks::{Must as _, assert_clean, flow, has_xdp, wait_for};
 use sensor_tests::clients::{download, ping};
 use sensor_tests::counters::{Received, Total};
 use sensor_tests::netns::NetNs;
+use sensor_tests::pins::PinMount;
 use sensor_tests::process::ChildGuard;
 use sensor_tests::servers::Nginx;
 use sensor_tests::stop::Stop;
@@ -283,6 +284,40 @@ fn interfaces_are_those_of_the_network_namespace_and_not_of_sysfs() {
     });
     assert!(agent.stop().must("stop the agent").success(), "{}", agent.log());
     assert_clean(&netns, "only0");
+}
+
+#[test]
+fn an_interface_that_cannot_be_watched_again_is_tried_at_growing_pauses() {
+    if !sensor::bpf::probe::kernel().tcx {
+        return;
+    }
+    let (edge, mount) = (NetNs::new("edge").must("make a namespace"), PinMount::new().must("mount a BPF file system"));
+    let make = |number: u32| {
+        edge.ip(&format!("link add eth0 index {number} type veth peer name peer0")).must("make a link");
+        edge.ip("link set eth0 up").must("set the link up");
+    };
+    make(100);
+    let pins = mount.path();
+    let args = ["-i", "eth0", "--model", "", "--pins", &pins.to_string_lossy()];
+    let agent = Agent::start(&edge, &args).must("start the agent");
+    // In the place of the pin that comes after XDP was attached.
+    let obstacle = pins.join("link-200-egress");
+    std::fs::create_dir(&obstacle).map_err(Into::into).must("make a directory");
+    edge.ip("link del eth0").must("delete the link");
+    make(200);
+    wait_for("the third attempt fails", Duration::from_secs(10), || agent.log().contains("next attempt in 4 s"));
+    let attempts =
+        |agent: &Agent| agent.log().matches("is there again, and cannot be watched, next attempt in").count();
+    assert_eq!(attempts(&agent), 3, "{}", agent.log());
+    assert!(!has_xdp(&edge, "eth0"), "nothing of it stays");
+    std::fs::remove_dir(&obstacle).map_err(Into::into).must("remove the directory");
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(!agent.log().contains("is there again: attached"), "the pause is not over");
+    wait_for("it is watched", Duration::from_secs(6), || agent.log().contains("is there again: attached"));
+    assert_eq!(attempts(&agent), 3, "{}", agent.log());
+    agent.stop().must("stop the agent");
+    assert_clean(&edge, "eth0");
+    assert_eq!(mount.pins(), None, "pins are left");
 }
 
 #[test]

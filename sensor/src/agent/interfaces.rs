@@ -29,8 +29,42 @@ pub(super) struct Interfaces {
 struct Missing {
     interface: String,
     egress: TcAttachment,
-    /// It has been said that it is there again and cannot be watched.
-    told: bool,
+    attempts: Attempts,
+}
+
+/// The most seconds between two attempts.
+const LONGEST_PAUSE: u32 = 60;
+
+/// Attempts to watch an interface that is there again. One that fails may have had XDP on it for a moment, for which some drivers
+/// stop the link: so each pause is twice the one before.
+#[derive(Debug, Default)]
+struct Attempts {
+    /// Number of the interface that was tried.
+    ifindex: u32,
+    /// Seconds after the last one.
+    pause: u32,
+    /// Seconds of it that are left.
+    left: u32,
+    error: String,
+}
+
+impl Attempts {
+    /// Whether it is time for one. Called once a second.
+    fn due(&mut self, ifindex: u32) -> bool {
+        if self.ifindex != ifindex {
+            *self = Attempts { ifindex, ..Attempts::default() };
+        }
+        self.left = self.left.saturating_sub(1);
+        self.left == 0
+    }
+
+    /// It failed. Whether that is to be said: the error is another one, or the pause is longer than before.
+    fn failed(&mut self, error: String) -> bool {
+        let pause = (2 * self.pause).clamp(1, LONGEST_PAUSE);
+        let is_news = pause > self.pause || error != self.error;
+        (self.pause, self.left, self.error) = (pause, pause, error);
+        is_news
+    }
 }
 
 impl Interfaces {
@@ -51,9 +85,12 @@ impl Poller {
             self.let_go(position);
         }
         for mut missing in std::mem::take(&mut self.interfaces.missing) {
-            if attach::ifindex(&missing.interface).is_err() || !self.watch_again(&mut missing) {
-                self.interfaces.missing.push(missing);
+            match attach::ifindex(&missing.interface) {
+                Ok(ifindex) if missing.attempts.due(ifindex) && self.watch_again(&mut missing) => continue,
+                Ok(_) => {}
+                Err(_) => missing.attempts = Attempts::default(),
             }
+            self.interfaces.missing.push(missing);
         }
         self.follow_tagging();
         for interface in &self.config.interfaces {
@@ -70,7 +107,7 @@ impl Poller {
             Ok(counters) => self.keep_counters(&interface, &counters),
             Err(error) => tracing::warn!("{interface}, number {ifindex}: {error:#}"),
         }
-        self.interfaces.missing.push(Missing { interface, egress, told: false });
+        self.interfaces.missing.push(Missing { interface, egress, attempts: Attempts::default() });
     }
 
     /// What an interface counted under a number under which it is not watched any more.
@@ -82,7 +119,7 @@ impl Poller {
 
     /// Whether it worked.
     fn watch_again(&mut self, missing: &mut Missing) -> bool {
-        let Missing { interface, egress, told } = missing;
+        let Missing { interface, egress, attempts } = missing;
         let exempt = self.is_exempt(interface);
         match self.kernel.try_attach(interface, self.config.kernel.xdp_mode, *egress == TcAttachment::Tcx, exempt) {
             Ok(one) => {
@@ -98,8 +135,11 @@ impl Poller {
             }
             Err(Refused { error, counted }) => {
                 self.keep_counters(interface, &counted);
-                if !std::mem::replace(told, true) {
-                    tracing::warn!("{interface} is there again, and cannot be watched: {error:#}");
+                if attempts.failed(format!("{error:#}")) {
+                    let pause = attempts.pause;
+                    tracing::warn!(
+                        "{interface} is there again, and cannot be watched, next attempt in {pause} s: {error:#}"
+                    );
                 }
                 false
             }
@@ -125,5 +165,30 @@ impl Poller {
         if self.interfaces.gone.seen != InterfaceCounters::zeroed().seen {
             self.metrics.kernel(GONE, &self.interfaces.gone);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_minute_and_only_news_are_told() {
+        let mut attempts = Attempts::default();
+        let (mut tried, mut told) = (Vec::new(), Vec::new());
+        for second in 0..300 {
+            if attempts.due(3) {
+                tried.push(second);
+                if attempts.failed("no place".to_owned()) {
+                    told.push(second);
+                }
+            }
+        }
+        assert_eq!(tried, [0, 1, 3, 7, 15, 31, 63, 123, 183, 243]);
+        assert_eq!(told, [0, 1, 3, 7, 15, 31, 63]);
+        assert!((300..303).all(|_| !attempts.due(3)) && attempts.due(3));
+        assert!(attempts.failed("no memory".to_owned()), "another reason");
+        assert!(!attempts.due(3) && attempts.due(4), "another interface of that name");
+        assert!(attempts.failed("no memory".to_owned()) && attempts.pause == 1);
     }
 }
