@@ -3,6 +3,8 @@
 
 #[path = "takeover/clsact.rs"]
 mod clsact;
+#[path = "takeover/qdisc.rs"]
+mod qdisc;
 #[path = "takeover/scene.rs"]
 mod scene;
 

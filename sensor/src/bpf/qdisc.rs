@@ -1,4 +1,4 @@
-//! Filters under the clsact qdisc (kernels before 6.6): aya adds them, but cannot list them all or take the qdisc off.
+//! The clsact qdisc (kernels before 6.6) and filters under it: aya adds both, but cannot say what is there or take the qdisc off.
 
 use std::os::fd::OwnedFd;
 
@@ -7,7 +7,9 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 /// rtnetlink numbers (linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h).
+const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
+const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
@@ -17,6 +19,7 @@ const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLA_TYPE_MASK: u16 = 0x3fff;
+const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_ID: u16 = 11;
@@ -25,6 +28,9 @@ const CLSACT_HANDLE: u32 = 0xffff_0000;
 /// nlmsghdr and tcmsg.
 const HEADER_LEN: usize = 16;
 const TCMSG_LEN: usize = 20;
+
+/// What [`kind`] says of the qdisc that has both sides.
+pub const CLSACT: &str = "clsact";
 
 /// Where a filter hangs under clsact.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +67,25 @@ pub struct Filter {
     pub program: Option<u32>,
 }
 
+/// What an interface has in the one place that clsact takes: that, or the older "ingress", which has one side only; `None` if nothing, or
+/// the interface is gone.
+///
+/// # Errors
+/// If netlink fails.
+pub fn kind(ifindex: u32) -> anyhow::Result<Option<String>> {
+    let socket = open()?;
+    let mut found = None;
+    // The answer to a question for one qdisc goes to whoever listens; a list is the asker's.
+    send(&socket, RTM_GETQDISC, NLM_F_DUMP, 0, 0, 0, 0)?;
+    while !read(&socket, |kind, body| {
+        if kind == RTM_NEWQDISC && (word(body, 4), word(body, 12)) == (ifindex, TC_H_CLSACT) {
+            let name = attributes(body.get(TCMSG_LEN..).unwrap_or_default()).find(|(kind, _)| *kind == TCA_KIND);
+            found = name.map(|(_, value)| text(value));
+        }
+    })? {}
+    Ok(found)
+}
+
 /// All filters under an interface's clsact; none if it has no such qdisc, or is gone.
 ///
 /// # Errors
@@ -94,6 +119,10 @@ pub fn remove(ifindex: u32, filter: &Filter) -> anyhow::Result<()> {
 /// # Errors
 /// If the kernel refuses.
 pub fn remove_clsact(ifindex: u32) -> anyhow::Result<bool> {
+    // Somebody may have deleted it, and put another one in its place.
+    if kind(ifindex)?.as_deref() != Some(CLSACT) {
+        return Ok(true);
+    }
     if !filters(ifindex)?.is_empty() {
         return Ok(false);
     }
@@ -180,7 +209,7 @@ fn filter(body: &[u8], side: Side) -> Option<Filter> {
     let options = attributes(body.get(TCMSG_LEN..)?).find(|(kind, _)| *kind == TCA_OPTIONS);
     for (kind, value) in attributes(options.map_or(&[], |(_, value)| value)) {
         match kind {
-            TCA_BPF_NAME => filter.name = String::from_utf8_lossy(value).trim_end_matches('\0').to_owned(),
+            TCA_BPF_NAME => filter.name = text(value),
             TCA_BPF_ID => filter.program = Some(word(value, 0)),
             _ => {}
         }
@@ -196,6 +225,10 @@ fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some(((head >> 16) as u16 & NLA_TYPE_MASK, value))
     })
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
 }
 
 /// The 32-bit word at `at`; 0 beyond the end.

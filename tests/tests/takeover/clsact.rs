@@ -22,22 +22,22 @@ use sensor_tests::topology::{EDGE_V4, HostSpec, Lab, LabSpec, UPLINK};
 use crate::scene::{STREAM_PORT, Stream};
 
 /// A classic filter that matches nothing.
-const OTHERS: [&str; 7] = ["protocol", "ip", "pref", "7", "bpf", "bytecode", "1,6 0 0 0,"];
+pub(crate) const OTHERS: [&str; 7] = ["protocol", "ip", "pref", "7", "bpf", "bytecode", "1,6 0 0 0,"];
 
-fn lab() -> Lab {
+pub(crate) fn lab() -> Lab {
     Lab::build(&LabSpec { clients: vec![HostSpec::default()], ..LabSpec::default() }).must("build the hosts")
 }
 
 /// One agent's time on the edge's interface.
-struct Turn {
-    kernel: Kernel,
-    attached: Vec<Attached>,
+pub(crate) struct Turn {
+    pub(crate) kernel: Kernel,
+    pub(crate) attached: Vec<Attached>,
     /// `sensor_tag` was attached by the agent before, and replaced.
     went_on_tagging: bool,
 }
 
 impl Turn {
-    fn begin(netns: &Ns, mount: &PinMount, choice: XdpMode, tcx: bool) -> Turn {
+    pub(crate) fn begin(netns: &Ns, mount: &PinMount, choice: XdpMode, tcx: bool) -> Turn {
         let mut pins = Pins::open(&mount.path()).must("open the pins");
         assert!(pins.own().must("lock the pins"), "nobody else has them");
         let options = LoadOptions { frags: probe::kernel().xdp_frags, tagging: true, ..LoadOptions::default() };
@@ -54,11 +54,11 @@ impl Turn {
         within.must("enter the edge").must("load and attach")
     }
 
-    fn leave(self) -> Left {
+    pub(crate) fn leave(self) -> Left {
         self.kernel.leave(self.attached).must("leave")
     }
 
-    fn end(mut self, netns: &Ns) {
+    pub(crate) fn end(mut self, netns: &Ns) {
         let detach = || self.attached.into_iter().try_for_each(|one| self.kernel.detach(one));
         netns.within(detach).must("enter the edge").must("detach");
     }
@@ -72,7 +72,7 @@ impl Turn {
     }
 }
 
-fn filters(netns: &Ns) -> Vec<String> {
+pub(crate) fn filters(netns: &Ns) -> Vec<String> {
     let list = |side| netns.run("tc", &["filter", "show", "dev", UPLINK, side]).must("list the filters");
     let lines: Vec<String> = [list("ingress"), list("egress")].concat().lines().map(str::to_owned).collect();
     lines.into_iter().filter(|line| line.contains("handle")).collect()
