@@ -1,4 +1,5 @@
-//! The agent's poll without interfaces, sockets and a thread of its own: for `sensor-bench poll`, which says when a poll is.
+//! The agent's poll without interfaces, sockets and a thread of its own: for `sensor-bench poll`, which says when a poll is (feature
+//! `bench`).
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -4,6 +4,7 @@
 //! Order: checks → model → sockets → programs → attach → poll. Traffic is touched by none of it before the last step. Where an
 //! agent runs already and is to be replaced, it goes on up to the sockets ([`start`]).
 
+#[cfg(feature = "bench")]
 pub mod bench;
 mod clock;
 mod context;

@@ -52,6 +52,7 @@ pub(super) struct Files(Vec<(ModelRole, Watched)>);
 
 impl Files {
     /// Nothing is watched.
+    #[cfg(feature = "bench")]
     pub(super) const fn none() -> Files {
         Files(Vec::new())
     }

@@ -1,5 +1,5 @@
 //! All packets that were seen, against all places where they can be: added up from the pinned maps, from outside of the agent,
-//! while programs and agent go on. Called by tests; whoever may open the pins can ask the same of an agent that stands still.
+//! while programs and agent go on. Called by tests (feature `bench`).
 //!
 //! Parts are read one after the other while records move from the table to the ring and to the agent's books, so one sum
 //! cannot be exact. Two are taken, which must hold the truth between them. `at_most` looks at each place before those that

@@ -113,6 +113,7 @@ impl Table {
     }
 
     /// What is in a slot, `Some(None)` = nothing; `None` if writers were inside at every try.
+    #[cfg(feature = "bench")]
     pub fn contents(&self, slot: Slot) -> Option<Option<FlowRecord>> {
         let sequence = self.records.half(slot * RECORD_WORDS, 0);
         for _ in 0..COPY_TRIES {
@@ -214,7 +215,8 @@ impl Table {
         freed
     }
 
-    /// Takes a free lock and keeps it, as an agent does that is killed while it releases a slot; whether it did. For tests.
+    /// Takes a free lock and keeps it, as an agent does that is killed while it releases a slot; whether it did.
+    #[cfg(feature = "bench")]
     pub fn seize(&self, slot: Slot) -> bool {
         let sequence = self.records.half(slot * RECORD_WORDS, 0);
         let free = sequence.load(Ordering::Relaxed);
