@@ -10,9 +10,16 @@ pub const SEED_WORDS: usize = KEY_WORDS + 1;
 /// The random keys of one load, drawn by the agent and given to the programs as a load-time constant.
 pub type Seed = [u64; SEED_WORDS];
 
-/// The 32 universal bits of `key`'s hash. `seed` gives the i-th key, i < [`SEED_WORDS`].
+/// The hash of `key`. `seed` gives the i-th key, i < [`SEED_WORDS`].
 #[inline(always)]
 pub fn hash(key: &FlowKey, seed: impl Fn(usize) -> u64) -> u32 {
+    mix(universal(key, seed))
+}
+
+/// The 32 universal bits of the sum. They are linear in each word of the key: words in sequence give multiples of a random number, whose
+/// lower bits may leave out most buckets.
+#[inline(always)]
+fn universal(key: &FlowKey, seed: impl Fn(usize) -> u64) -> u32 {
     let words = key.words();
     // Pairs share a multiplication ("multilinear-HM" in the paper), which halves their number.
     let pair = |a: usize, b: usize, position: usize| {
@@ -25,44 +32,23 @@ pub fn hash(key: &FlowKey, seed: impl Fn(usize) -> u64) -> u32 {
     (sum >> 32) as u32
 }
 
-/// A hash of up to eight words (a source, a service, a port …), mixed so that its parts can be used on their own: words in
-/// sequence would else fall into places in sequence. The mixing is the finaliser of MurmurHash3, a permutation, which
-/// keeps what the universal hash before it promises. `seed` as in [`hash`].
+/// The finaliser of MurmurHash3: a permutation, which keeps what the universal hash before it promises, and breaks its sequences.
+#[inline(always)]
+const fn mix(mut hash: u32) -> u32 {
+    hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
+    hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
+    hash ^ hash >> 16
+}
+
+/// A hash of up to eight words (a source, a service, a port …). `seed` as in [`hash()`].
 #[inline(always)]
 pub fn hash_words(words: &[u32], seed: impl Fn(usize) -> u64) -> u32 {
     let mut sum = seed(0);
     for (position, word) in words.iter().enumerate() {
         sum = sum.wrapping_add((*word as u64).wrapping_mul(seed(position + 1)));
     }
-    let mut hash = (sum >> 32) as u32;
-    hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
-    hash = (hash ^ hash >> 13).wrapping_mul(0xc2b2_ae35);
-    hash ^ hash >> 16
+    mix((sum >> 32) as u32)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::flow::Domain;
-
-    fn key(host: u32, port: u16) -> FlowKey {
-        FlowKey::canonical([host, 0, 0, 0], [0xc612_0001, 0, 0, 0], port, 443, 6, 4, Domain::default()).0
-    }
-
-    /// Flows chosen to share a bucket under one seed must spread under another: that is what the seed is for.
-    #[test]
-    fn collisions_under_one_seed_do_not_hold_under_another() {
-        let known = |i: usize| 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(i as u64 * 2 + 1);
-        let other = |i: usize| 0xd1b5_4a32_d192_ed03u64.wrapping_mul(i as u64 * 2 + 3).rotate_left(17);
-        let aimed: Vec<_> = (0..400_000u32)
-            .map(|i| key(i.wrapping_mul(2_654_435_761), (i >> 3) as u16))
-            .filter(|key| hash(key, known) % 4096 == 7)
-            .collect();
-        assert!(aimed.len() > 60, "found {}", aimed.len());
-        let mut load = std::collections::HashMap::new();
-        for key in &aimed {
-            *load.entry(hash(key, other) % 4096).or_insert(0u32) += 1;
-        }
-        assert!(load.values().max() < Some(&6), "{:?}", load.values().max());
-    }
-}
+mod tests;
