@@ -16,8 +16,8 @@ pub fn hash(key: &FlowKey, seed: impl Fn(usize) -> u64) -> u32 {
     mix(universal(key, seed))
 }
 
-/// The 32 universal bits of the sum. They are linear in each word of the key: words in sequence give multiples of a random number, whose
-/// lower bits may leave out most buckets.
+/// The 32 universal bits of the sum. They are linear in each word of the key: what counts up gives multiples of a random
+/// number, which under one seed of fourteen crowd in a part of the buckets.
 #[inline(always)]
 fn universal(key: &FlowKey, seed: impl Fn(usize) -> u64) -> u32 {
     let words = key.words();
@@ -32,7 +32,8 @@ fn universal(key: &FlowKey, seed: impl Fn(usize) -> u64) -> u32 {
     (sum >> 32) as u32
 }
 
-/// The finaliser of MurmurHash3: a permutation, which keeps what the universal hash before it promises, and breaks its sequences.
+/// The finaliser of MurmurHash3, so that parts of a hash can be used on their own: words in sequence fall into places as by
+/// chance. It is a permutation, which keeps what the universal hash before it promises.
 #[inline(always)]
 const fn mix(mut hash: u32) -> u32 {
     hash = (hash ^ hash >> 16).wrapping_mul(0x85eb_ca6b);
