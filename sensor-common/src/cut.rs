@@ -1,5 +1,5 @@
-//! Where `cargo xtask bench profile` cuts the way of a packet short, to see what each part of it costs. The agent loads the
-//! programs with 0, and the kernel removes what asks.
+//! Where `cargo xtask bench profile` cuts the way of a packet short, to see what each part of it costs. Only programs
+//! for benches ask.
 
 /// How far a packet goes that is cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -103,7 +103,7 @@ pub struct Map {
     layout: u64,
 }
 
-/// Every map of the object, but for its constants, its messages and those of benches.
+/// Every map of the agent's object, but for its constants and its messages.
 pub const MAPS: &[Map] = &[
     map::<u32, Bucket>("INDEX", 0),
     map::<u32, FlowRecord>("RECORDS", 0),

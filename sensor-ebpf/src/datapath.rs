@@ -9,7 +9,8 @@ use sensor_common::fragment;
 use sensor_common::packet::{Packet, mark};
 use sensor_common::verdict::Action;
 
-use crate::maps::{CLOCK, CONTROL, cut};
+use crate::bench::cut;
+use crate::maps::{CLOCK, CONTROL};
 use crate::parse::Source;
 use crate::table::{self, Visit};
 use crate::{atomic, fragments, quotes};

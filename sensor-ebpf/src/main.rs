@@ -8,15 +8,14 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
-mod aggregate;
-#[cfg(target_arch = "bpf")]
 mod atomic;
+#[cfg(target_arch = "bpf")]
+#[cfg_attr(not(feature = "bench"), path = "bench/off.rs")]
+mod bench;
 #[cfg(target_arch = "bpf")]
 mod context;
 #[cfg(target_arch = "bpf")]
 mod datapath;
-#[cfg(target_arch = "bpf")]
-mod floor;
 #[cfg(target_arch = "bpf")]
 mod fragments;
 #[cfg(target_arch = "bpf")]
@@ -34,13 +33,9 @@ mod quotes;
 #[cfg(target_arch = "bpf")]
 mod record;
 #[cfg(target_arch = "bpf")]
-mod shared;
-#[cfg(target_arch = "bpf")]
 mod table;
 #[cfg(target_arch = "bpf")]
 mod tag;
-#[cfg(target_arch = "bpf")]
-mod vary;
 #[cfg(target_arch = "bpf")]
 mod verdicts;
 

@@ -3,11 +3,10 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use sensor_common::context::Set;
 use sensor_common::control::Control;
 use sensor_common::counter::{COUNTER_ENTRIES, INTERFACE_PROBES, InterfaceCounters, interface_slot};
-use sensor_common::cut::Cut;
 use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
@@ -41,14 +40,6 @@ pub(crate) static FRAGMENTS: Array<fragment::Slot> = Array::with_max_entries(fra
 /// Records that were given up for a new flow, whole.
 #[map]
 pub(crate) static EVICTED: RingBuf = RingBuf::with_byte_size(EVICTED_BYTES, 0);
-
-/// What most agents keep their flows in, for benches. The agent leaves it as small as it is.
-#[map]
-pub(crate) static BENCH_LRU: LruHashMap<FlowKey, FlowRecord> = LruHashMap::with_max_entries(1, 0);
-
-/// A record to begin with, for [`BENCH_LRU`].
-#[map]
-pub(crate) static BENCH_RECORD: PerCpuArray<FlowRecord> = PerCpuArray::with_max_entries(1, 0);
 
 /// Sources and services of the host context, mmapped by the agent.
 #[map]
@@ -120,20 +111,6 @@ pub(crate) fn parser_options() -> Options {
 /// How long a packet waits for a lock at most, ns. Benches try others.
 #[unsafe(no_mangle)]
 pub(crate) static LOCK_PATIENCE_NS: Global<u64> = Global::new(PATIENCE_NS);
-
-/// 1: frames are changed before they are read, as they ask for themselves (see [`crate::vary`]). For benches.
-#[unsafe(no_mangle)]
-pub(crate) static VARY: Global<u8> = Global::new(0);
-
-/// How far packets go, a number of [`Cut`], 0 = to the end. For benches.
-#[unsafe(no_mangle)]
-static CUT: Global<u8> = Global::new(0);
-
-/// Whether packets go no farther.
-#[inline(always)]
-pub(crate) fn cut(at: Cut) -> bool {
-    CUT.load() == at as u8
-}
 
 /// 1 on CPUs that do not reorder stores (x86-64), where giving a lock back needs no barrier.
 #[unsafe(no_mangle)]

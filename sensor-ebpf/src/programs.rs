@@ -8,12 +8,12 @@ use aya_log_ebpf::{debug, trace};
 use sensor_common::counter::{Hook, InterfaceCounters};
 use sensor_common::verdict::Action;
 
+use crate::bench;
 use crate::datapath::observe;
 use crate::frame::{SkbFrame, XdpFrame};
 use crate::maps::counters;
 use crate::parse::{Skb, Xdp};
 use crate::tag::tag;
-use crate::vary;
 
 /// Let the next program, or the stack, see the packet.
 const TC_NEXT: i32 = -1;
@@ -34,7 +34,7 @@ pub(crate) fn sensor_xdp_frags(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn ingress(ctx: &XdpContext, frags: bool) -> u32 {
-    vary::next(ctx);
+    bench::vary(ctx);
     let ifindex = ctx.ingress_ifindex() as u32;
     let Some(counters) = counters(ifindex) else { return xdp_action::XDP_PASS };
     let created = counters.flows_created;

@@ -31,7 +31,7 @@ pub(crate) struct DocsArgs {
 /// When the agent cannot be built or run, or (with `--check`) a document is out of date.
 pub(crate) fn docs(args: DocsArgs) -> Result<()> {
     setup::ensure(setup::Options::BUILD)?;
-    ebpf::build()?;
+    ebpf::build(ebpf::Objects::All)?;
     generate(args.check)
 }
 

@@ -1,6 +1,7 @@
-//! `cargo xtask ebpf`: compiles `sensor-ebpf` for the kernel and leaves the object where the agent's build finds it.
+//! `cargo xtask ebpf`: compiles `sensor-ebpf` for the kernel and leaves the object where the agent's build finds it, and beside it that
+//! of benches, which the agent's build embeds for the tests' crate only (feature `bench`).
 //!
-//! Invariant: the object's bytes depend on the source and the toolchain, not on the folder, the user or the host's
+//! Invariant: an object's bytes depend on the source and the toolchain, not on the folder, the user or the host's
 //! cargo settings; the file is only written when its content changed, so that the agent is not rebuilt for nothing.
 
 use std::{
@@ -23,8 +24,21 @@ mod stack;
 const TARGET: &str = "bpfel-unknown-none";
 /// What the agent's build script embeds, from the workspace root, unless SENSOR_EBPF_OBJECT names another file.
 const OBJECT: &str = "target/bpf/sensor-ebpf.o";
+/// What it embeds for benches, beside the other: `SENSOR_EBPF_OBJECT`, too, has it beside it if the tests' crate is built.
+const BENCH_OBJECT: &str = "sensor-ebpf-bench.o";
+/// What makes it that.
+const BENCH_FEATURE: [&str; 2] = ["--features", "bench"];
 /// ELF `e_machine` of BPF.
 const EM_BPF: u16 = 247;
+
+/// Which objects a build embeds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Objects {
+    /// The agent's.
+    Agent,
+    /// That of benches as well, as every build does that the tests' crate takes part in.
+    All,
+}
 
 /// What to say of the object.
 #[derive(Args)]
@@ -37,7 +51,7 @@ pub(crate) struct EbpfArgs {
     update_budget: bool,
 }
 
-/// An object that is there.
+/// The agent's object, which is there.
 pub(crate) struct Built {
     object: PathBuf,
     /// What compiled it, if that was done here.
@@ -50,7 +64,7 @@ pub(crate) struct Built {
 /// As [`build`]; or a program is over a limit of `budget`, or this kernel refuses it.
 pub(crate) fn ebpf(args: EbpfArgs) -> Result<()> {
     let EbpfArgs { load, update_budget } = args;
-    let built = build()?;
+    let built = build(Objects::All)?;
     let costs = costs(&built, load || update_budget)?;
     if update_budget {
         budget::update(&built, &costs)?;
@@ -75,54 +89,67 @@ fn costs(built: &Built, load: bool) -> Result<budget::Costs> {
     Ok(costs)
 }
 
-/// Builds the object, or checks the one that `SENSOR_EBPF_OBJECT` names.
+/// Builds the objects, or checks the one that `SENSOR_EBPF_OBJECT` names.
 ///
 /// # Errors
 /// When no toolchain or linker is found (the message says how to get them) or the compilation fails.
-pub(crate) fn build() -> Result<Built> {
+pub(crate) fn build(objects: Objects) -> Result<Built> {
     if let Some(path) = env::var_os("SENSOR_EBPF_OBJECT").map(PathBuf::from) {
         let bytes = fs::read(&path).with_context(|| format!("cannot read SENSOR_EBPF_OBJECT={}", path.display()))?;
         check_is_bpf(&bytes).with_context(|| format!("SENSOR_EBPF_OBJECT={} is no eBPF object", path.display()))?;
         println!("eBPF object: {} as it is, {} bytes (SENSOR_EBPF_OBJECT)", path.display(), bytes.len());
         return Ok(Built { object: path, compiler: None });
     }
-    let root = cmd::workspace_root();
     let toolchain = toolchain::require()?;
     println!("eBPF toolchain: {} ({}, LLVM {})", toolchain.rustc.display(), toolchain.release, toolchain.llvm_major);
-    let mut cargo = cargo_for_bpf(&toolchain, "cargo", "build")?;
-    let flags = flags(&toolchain, &linker::require(&toolchain)?);
-    cmd::run(cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")))?;
-
-    let built = root.join("target/bpf").join(TARGET).join("release/sensor-ebpf");
-    let object = root.join(OBJECT);
-    let bytes = stripped(&built, &toolchain)?;
-    check_is_bpf(&bytes).with_context(|| format!("{} is no eBPF object", built.display()))?;
-    let state = if write_if_changed(&object, &bytes)? { "new" } else { "unchanged" };
-    println!("eBPF object: {OBJECT}, {} bytes, {state}", bytes.len());
+    let linker = linker::require(&toolchain)?;
+    let object = cmd::workspace_root().join(OBJECT);
+    compile(&toolchain, &linker, &[], &object)?;
+    if objects == Objects::All {
+        compile(&toolchain, &linker, &BENCH_FEATURE, &object.with_file_name(BENCH_OBJECT))?;
+    }
     Ok(Built { object, compiler: Some(format!("rustc {}, LLVM {}", toolchain.release, toolchain.llvm_major)) })
 }
 
-/// Clippy on `sensor-ebpf` for the BPF target: the host's run sees only its empty host `main`.
+/// Compiles the crate with these features, as `object`.
+fn compile(toolchain: &Toolchain, linker: &Path, features: &[&str], object: &Path) -> Result<()> {
+    let mut cargo = cargo_for_bpf(toolchain, "cargo", "build", features)?;
+    cmd::run(cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain, linker).join("\u{1f}")))?;
+
+    let root = cmd::workspace_root();
+    let built = root.join("target/bpf").join(TARGET).join("release/sensor-ebpf");
+    let bytes = stripped(&built, toolchain)?;
+    check_is_bpf(&bytes).with_context(|| format!("{} is no eBPF object", built.display()))?;
+    let state = if write_if_changed(object, &bytes)? { "new" } else { "unchanged" };
+    let shown = object.strip_prefix(&root).unwrap_or(object);
+    println!("eBPF object: {}, {} bytes, {state}", shown.display(), bytes.len());
+    Ok(())
+}
+
+/// Clippy on `sensor-ebpf` for the BPF target, of both objects: the host's run sees only its empty host `main`.
 ///
 /// # Errors
 /// When the toolchain has no clippy, or clippy finds something.
 pub(crate) fn clippy() -> Result<()> {
     let toolchain = toolchain::require()?;
-    let mut clippy = cargo_for_bpf(&toolchain, "cargo-clippy", "clippy")?;
     let flags = flags(&toolchain, &linker::require(&toolchain)?);
-    // cargo-clippy starts `$CARGO`; unset, it would be the first cargo in PATH, of another toolchain.
-    clippy.env("CARGO", toolchain.program("cargo").context("the eBPF toolchain has no cargo")?);
-    clippy.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
-    // Not sensor-common, which the host's clippy sees: two versions of clippy need not agree on one `#[expect]`.
-    cmd::run(clippy.args(["--no-deps", "--", "-D", "warnings"]))
+    for features in [&[][..], &BENCH_FEATURE] {
+        let mut clippy = cargo_for_bpf(&toolchain, "cargo-clippy", "clippy", features)?;
+        // cargo-clippy starts `$CARGO`; unset, it would be the first cargo in PATH, of another toolchain.
+        clippy.env("CARGO", toolchain.program("cargo").context("the eBPF toolchain has no cargo")?);
+        clippy.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+        // Not sensor-common, which the host's clippy sees: two versions of clippy need not agree on one `#[expect]`.
+        cmd::run(clippy.args(["--no-deps", "--", "-D", "warnings"]))?;
+    }
+    Ok(())
 }
 
-fn cargo_for_bpf(toolchain: &Toolchain, program: &str, subcommand: &str) -> Result<Command> {
+fn cargo_for_bpf(toolchain: &Toolchain, program: &str, subcommand: &str, features: &[&str]) -> Result<Command> {
     let root = cmd::workspace_root();
     let mut cargo = toolchain.command(program)?;
     cargo.current_dir(&root).arg(subcommand);
     cargo.args(["--release", "--target", TARGET, "-Z", "build-std=core", "-p", "sensor-ebpf", "--target-dir"]);
-    cargo.arg(root.join("target/bpf"));
+    cargo.arg(root.join("target/bpf")).args(features);
     Ok(cargo)
 }
 

@@ -55,7 +55,7 @@ pub(crate) fn fuzz(args: FuzzArgs) -> Result<()> {
     if targets.iter().any(|target| target == MODEL) {
         // The agent embeds the kernel programs.
         setup::ensure(setup::Options::BUILD)?;
-        ebpf::build()?;
+        ebpf::build(ebpf::Objects::Agent)?;
     }
     let (sources, work) = (cmd::workspace_root().join("fuzz"), cmd::workspace_root().join("target/fuzz"));
     let host = host()?;

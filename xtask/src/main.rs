@@ -37,10 +37,11 @@ enum Task {
     /// As root on Debian 12 that is Debian's own rustc-web with LLVM 22; elsewhere rustup's nightly with rust-src.
     /// bpf-linker goes into target/tools, apart from your own ~/.cargo/bin. Nothing is done when all is there.
     Setup(setup::Options),
-    /// Build the eBPF object into target/bpf/sensor-ebpf.o; the agent's build embeds that file.
+    /// Build the eBPF object into target/bpf/sensor-ebpf.o, which the agent's build embeds, and that of benches beside it.
     ///
-    /// The toolchain is the first of: $SENSOR_EBPF_OBJECT (a prebuilt object, used as it is), $SENSOR_BPF_RUSTC,
-    /// rustup's newest nightly with rust-src, any rustc with rust-src. The object has the same bytes from any folder.
+    /// The toolchain is the first of: $SENSOR_EBPF_OBJECT (a prebuilt object, used as it is; tests and benches need
+    /// sensor-ebpf-bench.o beside it), $SENSOR_BPF_RUSTC, rustup's newest nightly with rust-src, any rustc with rust-src.
+    /// Objects have the same bytes from any folder.
     /// Then says what each program costs, beside its budget (sensor-ebpf/budget.toml), and fails if one is over a limit.
     Ebpf(ebpf::EbpfArgs),
     /// Build everything and run the agent, by default with its live summary.

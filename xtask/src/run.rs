@@ -34,7 +34,7 @@ pub(crate) struct BenchArgs {
 pub(crate) fn run(args: RunArgs) -> Result<()> {
     let RunArgs { demo, debug, mut args } = args;
     setup::ensure(if demo { setup::Options::TESTS } else { setup::Options::BUILD })?;
-    ebpf::build()?;
+    ebpf::build(if demo { ebpf::Objects::All } else { ebpf::Objects::Agent })?;
     let mut build = cmd::cargo();
     build.args(["build", "-p", "sensor", "--bin", "sensor"]);
     if demo {
@@ -70,7 +70,7 @@ pub(crate) fn bench(args: BenchArgs) -> Result<()> {
     let programs = ["datapath", "scaling", "profile", "cpus"];
     let tools = args.args.first().is_none_or(|name| !programs.contains(&name.as_str()));
     setup::ensure(if tools { setup::Options::TESTS } else { setup::Options::BUILD })?;
-    ebpf::build()?;
+    ebpf::build(ebpf::Objects::All)?;
     let mut build = cmd::cargo();
     build.args(["build", "--release", "-p", "sensor-tests", "--bin", "sensor-bench"]);
     if tools {
@@ -95,7 +95,7 @@ pub(crate) struct ParityArgs {
 /// As [`run`].
 pub(crate) fn parity(args: ParityArgs) -> Result<()> {
     setup::ensure(setup::Options::BUILD)?;
-    ebpf::build()?;
+    ebpf::build(ebpf::Objects::All)?;
     // With debug assertions: a silent overflow would be a difference, too.
     cmd::run(cmd::cargo().args(["build", "-p", "sensor-tests", "--bin", "sensor-parity"]))?;
     cmd::exec_as_root(&cmd::host_binary("debug", "sensor-parity")?, &args.args)

@@ -24,7 +24,7 @@ pub(crate) struct TestArgs {
 /// When setup or a build fails, a test fails, or another user than root has no sudo.
 pub(crate) fn test(args: TestArgs) -> Result<()> {
     setup::ensure(setup::Options::TESTS)?;
-    ebpf::build()?;
+    ebpf::build(ebpf::Objects::All)?;
     // Over the whole workspace, so that dependencies get the same features as in the test build: built once.
     cmd::run(cmd::cargo().args(["build", "--workspace", "--bin", "sensor"]))?;
     become_able_to_attach()?;

@@ -9,7 +9,8 @@ use sensor_common::packet::Packet;
 use sensor_common::table::{WAYS, bucket_of, tag_of};
 
 use super::Found;
-use crate::maps::{BUCKETS, INDEX, RECORDS, cut};
+use crate::bench::cut;
+use crate::maps::{BUCKETS, INDEX, RECORDS};
 
 /// The way that holds the packet's flow, without any lock: `update` looks again under the record's.
 #[inline(always)]

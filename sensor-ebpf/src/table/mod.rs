@@ -29,9 +29,10 @@ use self::obey::{drop_packet, obey};
 use self::update::{fetch, update};
 pub(crate) use self::update::{lock_found, unlock};
 use crate::atomic;
+use crate::bench::cut;
 use crate::context;
 use crate::datapath::{control, now_ns};
-use crate::maps::{cut, seed};
+use crate::maps::seed;
 use crate::verdicts::{self, HALF_OPEN};
 
 /// A packet on its visit to the table.

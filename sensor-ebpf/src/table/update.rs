@@ -12,8 +12,8 @@ use sensor_common::table::{Bucket, STAGE_HELD, WAYS, stage_of, tick_of};
 
 use super::insert::inherit;
 use super::{Found, Visit};
+use crate::bench::cut;
 use crate::datapath::control;
-use crate::maps::cut;
 use crate::record::{self, restart};
 use crate::{atomic, lock, verdicts};
 

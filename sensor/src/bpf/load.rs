@@ -12,7 +12,7 @@ use std::io::Read as _;
 
 use anyhow::{Context as _, bail};
 use aya::maps::{Array, MapData, PerCpuArray, RingBuf};
-use aya::programs::{SchedClassifier, Xdp};
+use aya::programs::{Program, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
@@ -29,12 +29,11 @@ use super::books;
 pub use super::context::ContextTables;
 use super::context::context_sets;
 use super::memory::Memory;
+use super::object::Object;
 use super::pins::{Pins, Size};
-pub use super::run::{Floor, Hook, ProgramInfo, Runner, TestRunOptions, TestRunResult};
+pub use super::run::{Hook, ProgramInfo, Runner, TestRunOptions, TestRunResult};
 use super::sys::{ControlPage, Counters, Sets, Table};
 use super::verdicts::Verdicts;
-
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("SENSOR_EBPF_OBJECT_PATH"));
 
 /// Ring of the programs' messages.
 const LOG_BYTES: u32 = 1 << 17;
@@ -129,12 +128,19 @@ impl Kernel {
         // x86-64 does not reorder stores; elsewhere a lock is given back with a full barrier.
         let strong_order = cfg!(target_arch = "x86_64") as u8;
         let xdp = if options.frags { "sensor_xdp_frags" } else { "sensor_xdp" };
+        let object = Object::of(options);
         let mut loader = EbpfLoader::new();
         for map in pins.iter().flat_map(|_| schema::MAPS) {
             loader.map_pin_path(map.name, pins.as_ref().map_or_else(Default::default, |pins| pins.map_path(map.name)));
         }
         for Size { map, entries, setting: _, spare: _ } in &sizes {
             loader.map_max_entries(map, *entries);
+        }
+        for (map, entries) in &object.entries {
+            loader.map_max_entries(map, *entries);
+        }
+        for (name, value) in &object.globals {
+            loader.override_global(name, value, true);
         }
         let mut ebpf = loader
             .override_global("BUCKETS", &buckets, true)
@@ -144,26 +150,20 @@ impl Kernel {
             .override_global("PAYLOAD_HINTS", &(options.parser.payload_hints as u8), true)
             .override_global("STRONG_ORDER", &strong_order, true)
             .override_global("LOCK_PATIENCE_NS", &options.lock_patience_ns, true)
-            .override_global("VARY", &(options.floors as u8), true)
-            .override_global("CUT", &options.cut.map_or(0, |cut| cut as u8), true)
-            .map_max_entries("BENCH_LRU", if options.floors { options.flows as u32 } else { 1 })
-            .map_max_entries("BENCH_AGGREGATE", if options.floors { options.flows as u32 } else { 1 })
             .map_max_entries("AYA_LOGS", log_bytes)
             .override_global("AYA_LOG_LEVEL", &options.log_level, false)
             .override_global("SOURCE_SETS", &source_sets, true)
             .override_global("SERVICE_SETS", &service_sets, true)
-            .load(OBJECT)
+            .load(object.bytes)
             .context("the kernel refused the maps (is this root, or CAP_BPF and CAP_NET_ADMIN? see `sensor doctor`)")?;
-        check_maps(&ebpf)?;
+        check_maps(&ebpf, &object)?;
         let memory = Memory::of(&ebpf)?;
         memory.check(&ebpf, options.max_memory)?;
         let mut kernel_programs = vec![xdp, "sensor_egress"];
         if options.tagging {
             kernel_programs.push("sensor_tag");
         }
-        if options.floors {
-            kernel_programs.extend(Floor::ALL.map(Floor::name));
-        }
+        kernel_programs.extend(object.programs);
         for name in kernel_programs {
             load_program(&mut ebpf, name)?;
         }
@@ -335,26 +335,29 @@ fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut P>
 where
     &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = aya::programs::ProgramError>,
 {
-    let program = ebpf
-        .program_mut(name)
-        .with_context(|| format!("the eBPF object has no program {name}: rebuild it (`cargo xtask ebpf`)"))?;
+    let program = ebpf.program_mut(name).with_context(|| no_program(name))?;
     program.try_into().with_context(|| format!("program {name} is of another type"))
 }
 
+fn no_program(name: &str) -> String {
+    format!("the eBPF object has no program {name}: rebuild it (`cargo xtask ebpf`)")
+}
+
 pub(super) fn load_program(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
-    let result = if name.starts_with("sensor_xdp") || name.starts_with("floor") && !name.starts_with("floor_tc") {
-        program::<Xdp>(ebpf, name)?.load()
-    } else {
-        program::<SchedClassifier>(ebpf, name)?.load()
+    let result = match ebpf.program_mut(name).with_context(|| no_program(name))? {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => bail!("program {name} is of another type"),
     };
     result.with_context(|| format!("the kernel's verifier refused program {name}"))
 }
 
 /// What is not in the schema would not be carried over to the next agent, or with another layout.
-fn check_maps(ebpf: &Ebpf) -> anyhow::Result<()> {
+fn check_maps(ebpf: &Ebpf, object: &Object) -> anyhow::Result<()> {
     for (name, map) in ebpf.maps() {
-        // Constants, the messages of the programs, and what only benches use.
-        if name.starts_with('.') || name.starts_with("AYA_LOG") || name.starts_with("BENCH_") {
+        // Constants, the messages of the programs, and what no agent has.
+        let is_own = object.own_maps.is_some_and(|prefix| name.starts_with(prefix));
+        if name.starts_with('.') || name.starts_with("AYA_LOG") || is_own {
             continue;
         }
         let data = super::pins::map_data(map).with_context(|| format!("map {name} is of a type that is not pinned"))?;

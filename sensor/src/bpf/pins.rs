@@ -241,7 +241,9 @@ impl Pins {
             Hook::Egress => "egress",
             Hook::StackIngress => "ingress",
             Hook::Tag => "tag",
-            Hook::Ingress | Hook::Floor(_) | Hook::Bench(_) => "xdp",
+            Hook::Ingress => "xdp",
+            #[cfg(feature = "bench")]
+            Hook::Floor(_) | Hook::Bench(_) => "xdp",
         };
         // The file system does not take dots.
         self.path.join(format!("{LINK}{ifindex}-{hook}"))

@@ -3,11 +3,11 @@
 
 use anyhow::{Context as _, bail};
 use aya::Ebpf;
-use aya::maps::Array;
 use aya::programs::{Program, TestRun as _};
 pub use aya::programs::{TestRunOptions, TestRunResult};
-use sensor_common::flow::FlowRecord;
 
+#[cfg(feature = "bench")]
+use super::bench::Floor;
 use super::load::Kernel;
 
 /// Which of the object's programs.
@@ -21,59 +21,12 @@ pub enum Hook {
     StackIngress,
     /// `sensor_tag`, received frames after XDP.
     Tag,
-    /// What benches measure the others against; the agent never loads these.
+    /// What benches measure the others against.
+    #[cfg(feature = "bench")]
     Floor(Floor),
     /// One of those that [`Kernel::load_bench`] loads, by name.
+    #[cfg(feature = "bench")]
     Bench(&'static str),
-}
-
-/// The programs that benches measure the others against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Floor {
-    /// Nothing but the call.
-    Drop,
-    /// A frame that changes from run to run.
-    Vary,
-    /// The parser.
-    Parse,
-    /// Parse and clock.
-    Clock,
-    /// The same record in a hash map of the kernel.
-    Lru,
-    /// Eight counters in a hash map of the kernel, as flow exporters keep them.
-    Aggregate,
-    /// At TC: nothing but the call.
-    StackNext,
-    /// At TC: parse and clock.
-    StackClock,
-}
-
-impl Floor {
-    /// All of them.
-    pub const ALL: [Floor; 8] = [
-        Floor::Drop,
-        Floor::Vary,
-        Floor::Parse,
-        Floor::Clock,
-        Floor::Lru,
-        Floor::Aggregate,
-        Floor::StackNext,
-        Floor::StackClock,
-    ];
-
-    /// Name of the program.
-    pub fn name(self) -> &'static str {
-        match self {
-            Floor::Drop => "floor_drop",
-            Floor::Vary => "floor_vary",
-            Floor::Parse => "floor_parse",
-            Floor::Clock => "floor_clock",
-            Floor::Lru => "floor_lru",
-            Floor::Aggregate => "floor_aggregate",
-            Floor::StackNext => "floor_tc_next",
-            Floor::StackClock => "floor_tc_clock",
-        }
-    }
 }
 
 /// What the kernel says of a loaded program.
@@ -104,49 +57,6 @@ impl Kernel {
         options.repeat = repeat;
         let result = self.runner().run(hook, options)?;
         Ok((result.return_value, result.duration.as_nanos() as u32))
-    }
-
-    /// Loads an XDP program that only benches run ([`Hook::Bench`]).
-    ///
-    /// # Errors
-    /// If there is none of that name, or the kernel refuses it.
-    pub fn load_bench(&mut self, name: &'static str) -> anyhow::Result<()> {
-        super::load::load_program(&mut self.ebpf, name)
-    }
-
-    /// What the programs `floor_record_*` and `floor_sums_*` did with packets of `frame_len` bytes since the last call; none of them
-    /// runs now: packets that are counted, and packets that found a lock taken for too long. Those counted in records are told by the
-    /// sum of both directions, which is what two CPUs write in any case.
-    ///
-    /// # Errors
-    /// If the kernel refuses to read or write their maps.
-    pub fn take_shared(&mut self, frame_len: u64) -> anyhow::Result<(u64, u64)> {
-        let records = self.take_values("BENCH_SHARED", |bytes: &[u8; size_of::<FlowRecord>()]| {
-            let record = bytemuck::pod_read_unaligned::<FlowRecord>(bytes);
-            (record.frame_bytes, record.lost.into())
-        })?;
-        let sums = self.take_values("BENCH_SUMS", |bytes: &[u8; 192]| {
-            // Locks and the busy ones, and a line for each direction that begins with its packets.
-            let words: [u64; 24] = bytemuck::pod_read_unaligned(bytes);
-            (words[8] + words[16], words[1])
-        })?;
-        Ok((records.0 / frame_len.max(1) + sums.0, records.1 + sums.1))
-    }
-
-    fn take_values<const N: usize>(
-        &mut self,
-        map: &str,
-        packets: fn(&[u8; N]) -> (u64, u64),
-    ) -> anyhow::Result<(u64, u64)> {
-        let data = self.ebpf.map_mut(map).with_context(|| format!("the eBPF object has no map {map}: rebuild it"))?;
-        let mut values = Array::<_, [u8; N]>::try_from(data).with_context(|| format!("map {map}"))?;
-        let mut total = (0, 0);
-        for number in 0..values.len() {
-            let (counted, busy) = packets(&values.get(&number, 0).with_context(|| format!("reading map {map}"))?);
-            total = (total.0 + counted, total.1 + busy);
-            values.set(number, [0; N], 0).with_context(|| format!("writing map {map}"))?;
-        }
-        Ok(total)
     }
 
     /// Test runs that several threads can do at once.
@@ -199,7 +109,9 @@ impl Runner<'_> {
             Hook::Egress => "sensor_egress",
             Hook::StackIngress => "sensor_ingress",
             Hook::Tag => "sensor_tag",
+            #[cfg(feature = "bench")]
             Hook::Floor(floor) => floor.name(),
+            #[cfg(feature = "bench")]
             Hook::Bench(name) => name,
         };
         match self.ebpf.program(name) {

@@ -18,8 +18,6 @@ const MAX_STACK: u32 = 480;
 /// Most instructions that the verifier may walk, of its 1,000,000 (BPF_COMPLEXITY_LIMIT_INSNS in the kernel's include/linux/bpf.h):
 /// other kernels walk other numbers, and no other than this one is looked at.
 const MAX_VERIFIED: u32 = 600_000;
-/// Programs that only benches load.
-const BENCH: &str = "floor_";
 
 /// What the programs cost.
 pub(super) struct Costs {
@@ -52,7 +50,7 @@ impl Costs {
     /// If the kernel says nothing of a program of the object.
     pub(super) fn new(programs: &[Program], loaded: Option<Loaded>) -> Result<Costs> {
         let mut costs = BTreeMap::new();
-        for program in programs.iter().filter(|program| !program.name.starts_with(BENCH)) {
+        for program in programs {
             let Program { name, instructions, stack, chain } = program;
             let mut cost = Cost { instructions: *instructions, stack: *stack, verified: None, jited: None };
             if let Some(loaded) = &loaded {
@@ -213,7 +211,7 @@ mod tests {
             kernel: kernel.to_owned(),
             programs: [("sensor_egress".to_owned(), Numbers { verified: Some(verified), jited: 48_540 })].into(),
         });
-        Costs::new(&[program("floor_lru"), program("sensor_egress")], loaded).unwrap()
+        Costs::new(&[program("sensor_egress")], loaded).unwrap()
     }
 
     fn budget() -> Budget {

@@ -2,7 +2,6 @@
 //! configuration, and by tests and benches.
 
 use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, ENTRIES};
-use sensor_common::cut::Cut;
 use sensor_common::hash::Seed;
 use sensor_common::lock::PATIENCE_NS;
 use sensor_common::packet;
@@ -35,10 +34,9 @@ pub struct LoadOptions {
     pub log_level: u8,
     /// Packets are stamped by [`crate::bpf::sys::ControlPage::set_replay_clock`] instead of the kernel's clock.
     pub replay_clock: bool,
-    /// Whether the floors of `cargo xtask bench` are loaded beside the real programs.
-    pub floors: bool,
-    /// How far packets go, for `cargo xtask bench`; `None`, which production always has: to the end.
-    pub cut: Option<Cut>,
+    /// What benches ask of the object made for them; `None`, which production always has: the agent's own is loaded.
+    #[cfg(feature = "bench")]
+    pub bench: Option<crate::bpf::bench::Bench>,
     /// How long a packet waits for a lock at most, ns, up to about 25,000. For benches.
     pub lock_patience_ns: u64,
     /// Hash keys; `None` draws them from the kernel's random source, which production always does.
@@ -57,8 +55,8 @@ impl Default for LoadOptions {
             parser: packet::Options::NONE,
             log_level: 0,
             replay_clock: false,
-            floors: false,
-            cut: None,
+            #[cfg(feature = "bench")]
+            bench: None,
             lock_patience_ns: PATIENCE_NS,
             seed: None,
         }

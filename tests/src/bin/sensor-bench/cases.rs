@@ -2,7 +2,8 @@
 //! the floor over the same frames.
 
 use anyhow::Result;
-use sensor::bpf::load::{Floor, Hook};
+use sensor::bpf::bench::Floor;
+use sensor::bpf::load::Hook;
 
 use crate::frames;
 

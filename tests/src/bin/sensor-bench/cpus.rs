@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, bail, ensure};
+use sensor::bpf::bench::Bench;
 use sensor::bpf::load::{Hook, Kernel, LoadOptions};
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::Cause;
@@ -61,7 +62,13 @@ struct Samples {
 }
 
 fn load(patience_ns: u64) -> Result<Kernel> {
-    let options = LoadOptions { flows: 8192, frags: false, lock_patience_ns: patience_ns, ..LoadOptions::default() };
+    let options = LoadOptions {
+        flows: 8192,
+        frags: false,
+        lock_patience_ns: patience_ns,
+        bench: Some(Bench::default()),
+        ..LoadOptions::default()
+    };
     let mut kernel = Kernel::load(&options)?;
     kernel.watch(IFINDEX)?;
     let idle = u32::from(u16::MAX);

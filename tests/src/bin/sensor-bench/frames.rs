@@ -1,7 +1,7 @@
 //! Frames for program runs that change from run to run.
 //!
 //! A program run repeats one frame. Where packets of a flow differ, or flows do, the frame itself says what becomes other
-//! in each repeat ([`Plan`]; `sensor-ebpf/src/vary.rs`): the sequence number of a connection that goes on, or the
+//! in each repeat ([`Plan`]; `sensor-ebpf/src/bench/vary.rs`): the sequence number of a connection that goes on, or the
 //! client of a crowd. That costs a few nanoseconds, which the floors have, too.
 
 use std::net::{Ipv4Addr, SocketAddr};

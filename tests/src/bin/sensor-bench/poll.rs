@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use rustix::thread::{gettid, sched_getcpu};
 use sensor::agent::bench::Polls;
-use sensor::bpf::load::{Floor, Hook, Kernel, LoadOptions};
+use sensor::bpf::bench::{Bench, Floor};
+use sensor::bpf::load::{Hook, Kernel, LoadOptions};
 use sensor::config::Config;
 use sensor::model::contract::Thresholds;
 use sensor::model::{Model, accept};
@@ -53,7 +54,7 @@ pub(crate) fn run(repeats: u32, as_json: bool) -> Result<()> {
 }
 
 fn polls(model: Option<Model>) -> Result<Polls> {
-    let options = LoadOptions { flows: SLOTS, floors: true, ..LoadOptions::default() };
+    let options = LoadOptions { flows: SLOTS, bench: Some(Bench::FLOORS), ..LoadOptions::default() };
     let mut kernel = Kernel::load(&options)?;
     // Where the kernel says that the frames of test runs come from.
     kernel.watch(1)?;
@@ -68,7 +69,7 @@ fn polls(model: Option<Model>) -> Result<Polls> {
 /// Flows of one client address each, through both the table and the hash map.
 fn fill(polls: &mut Polls) -> Result<()> {
     let mut frame = Frame::tcp("198.18.0.0:10000".parse()?, "198.19.0.2:443".parse()?, ACK).payload(64).build();
-    // See sensor-ebpf/src/vary.rs: the flow's number goes into the low half of the address and the port.
+    // See sensor-ebpf/src/bench/vary.rs: the flow's number goes into the low half of the address and the port.
     frame[..12].fill(0);
     frame[5..8].copy_from_slice(&[14 + 14, 14 + 20, FLOW_BITS]);
     frame[10] = PACKETS_SHIFT;

@@ -6,7 +6,8 @@
 //! in the row of the clock, not in the one that asks for them. The same record in an LRU hash stands below, from the same run.
 
 use anyhow::{Result, ensure};
-use sensor::bpf::load::{Floor, Hook, LoadOptions};
+use sensor::bpf::bench::{Bench, Floor};
+use sensor::bpf::load::{Hook, LoadOptions};
 use sensor_common::cut::Cut;
 use serde_json::json;
 
@@ -34,8 +35,10 @@ const CROWDS: [u8; 4] = [0, 10, 14, 16];
 
 /// Medians over `repeats` rounds of `packets` each, on the CPU that the caller chose.
 pub(crate) fn run(repeats: u32, packets: u32, as_json: bool) -> Result<()> {
-    let options = LoadOptions { flows: FLOWS, frags: false, floors: true, ..LoadOptions::default() };
-    let load = |(cut, _): &(Option<Cut>, _)| ready(&LoadOptions { cut: *cut, ..options.clone() });
+    let options = LoadOptions { flows: FLOWS, frags: false, ..LoadOptions::default() };
+    let load = |(cut, _): &(Option<Cut>, _)| {
+        ready(&LoadOptions { bench: Some(Bench { floors: true, cut: *cut }), ..options.clone() })
+    };
     let kernels = PARTS.iter().map(load).collect::<Result<Vec<_>>>()?;
     let mut rows = vec![(&kernels[0], Hook::Floor(CALL.0))];
     rows.extend(kernels.iter().map(|kernel| (kernel, Hook::Ingress)));

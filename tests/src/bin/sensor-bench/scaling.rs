@@ -4,7 +4,8 @@
 use std::fmt::Write as _;
 
 use anyhow::{Result, bail};
-use sensor::bpf::load::{Floor, Hook, Kernel, LoadOptions, Runner};
+use sensor::bpf::bench::{Bench, Floor};
+use sensor::bpf::load::{Hook, Kernel, LoadOptions, Runner};
 use sensor_common::counter::Cause;
 use sensor_tests::cpus::{first_two, stay_on};
 use serde_json::{Value, json};
@@ -39,7 +40,7 @@ struct Crowd {
 }
 
 fn load(flows: usize) -> Result<Kernel> {
-    ready(&LoadOptions { flows, floors: true, ..LoadOptions::default() })
+    ready(&LoadOptions { flows, bench: Some(Bench::FLOORS), ..LoadOptions::default() })
 }
 
 fn homeless(kernel: &Kernel) -> Result<u64> {

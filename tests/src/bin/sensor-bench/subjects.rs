@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
+use sensor::bpf::bench::Bench;
 use sensor::bpf::load::{Hook, Kernel, LoadOptions, ProgramInfo, Runner, TestRunOptions};
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::InterfaceCounters;
@@ -48,7 +49,7 @@ pub(crate) fn ready(options: &LoadOptions) -> Result<Kernel> {
 }
 
 fn load(what: Load) -> Result<Kernel> {
-    let options = LoadOptions { flows: FEW_FLOWS, floors: true, ..LoadOptions::default() };
+    let options = LoadOptions { flows: FEW_FLOWS, bench: Some(Bench::FLOORS), ..LoadOptions::default() };
     let tunnels = packet::Options { tunnels: u8::MAX, ..packet::Options::NONE };
     let mut kernel = ready(&match what {
         Load::Large => LoadOptions { flows: FLOWS, tagging: true, ..options },

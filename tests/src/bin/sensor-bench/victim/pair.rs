@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use sensor::bpf::attach::Attached;
-use sensor::bpf::bench::Bare;
+use sensor::bpf::bench::{Bare, Bench};
 use sensor::bpf::load::{Kernel, LoadOptions, ProgramInfo};
 use sensor::config::XdpMode;
 use sensor_common::cut::Cut;
@@ -60,7 +60,8 @@ enum Programs {
 
 impl Programs {
     fn parts(cut: Option<Cut>, tagging: bool) -> Result<Programs> {
-        let mut kernel = Kernel::load(&LoadOptions { cut, tagging, ..LoadOptions::default() })?;
+        let bench = Some(Bench { floors: false, cut });
+        let mut kernel = Kernel::load(&LoadOptions { bench, tagging, ..LoadOptions::default() })?;
         let mut attached = kernel.attach(DEVICE, XdpMode::Native, true)?;
         if tagging {
             kernel.set_tagging(&mut attached, true)?;

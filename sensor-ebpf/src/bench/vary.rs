@@ -1,6 +1,5 @@
 //! Frames of `cargo xtask bench` that change from run to run: a program run repeats one frame, and one flow whose packets
-//! all carry the same sequence number, or one flow at all, is not what a datapath meets. Off (and then not in the loaded
-//! programs) but for benches.
+//! all carry the same sequence number, or one flow at all, is not what a datapath meets. Off unless the bench asks for it.
 //!
 //! What changes is said by the frame, in the 12 bytes of its link addresses, which nothing else reads:
 //! 0–3 counter, 4 where a 32-bit number is (0 = none) to which 8–9 are added, 5 and 6 where the low and the high
@@ -9,9 +8,12 @@
 
 use core::arch::asm;
 
+use aya_ebpf::Global;
 use aya_ebpf::programs::XdpContext;
 
-use crate::maps::VARY;
+/// 1: frames are changed before they are read, as they ask for themselves.
+#[unsafe(no_mangle)]
+static VARY: Global<u8> = Global::new(0);
 
 /// Link addresses.
 const PLAN: usize = 12;
@@ -35,7 +37,7 @@ macro_rules! store {
 
 /// Makes the frame the next one.
 #[inline(always)]
-pub(crate) fn next(ctx: &XdpContext) {
+pub(super) fn next(ctx: &XdpContext) {
     if VARY.load() == 0 {
         return;
     }

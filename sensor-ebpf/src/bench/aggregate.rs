@@ -1,7 +1,7 @@
 //! What `cargo xtask bench` measures as "aggregating agent": the usual way to count flows in the kernel, as flow exporters do
 //! it (netobserv's eBPF agent among them): a hash map of the kernel that takes memory as entries come, keyed by the
 //! addresses and ports of one direction; and in it packets, bytes, first and last time, TCP flags, DSCP, interface and
-//! direction, under a `bpf_spin_lock`. The agent never loads it.
+//! direction, under a `bpf_spin_lock`.
 //!
 //! It is written anew after that description, with this project's parser, and at XDP. It is not any of those programs: they
 //! run at TC, and parse, filter, sample and watch more than this. Nothing is sent to user space here, either: a flow that
@@ -14,9 +14,9 @@ use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use sensor_common::packet::Packet;
 
+use super::vary;
 use crate::frame::XdpFrame;
 use crate::parse::{Source as _, Xdp};
-use crate::vary;
 
 /// One direction of a flow.
 #[derive(Clone, Copy)]
@@ -52,7 +52,7 @@ pub(crate) static BENCH_AGGREGATE: HashMap<Key, Metrics, 1, { BPF_F_NO_PREALLOC 
 /// Parse, clock, look up, count.
 #[xdp]
 pub(crate) fn floor_aggregate(ctx: XdpContext) -> u32 {
-    vary::next(&ctx);
+    vary(&ctx);
     let source = Xdp { ctx: ctx.ctx };
     // SAFETY: the context is this program's own.
     let len = unsafe { XdpFrame::len(ctx.ctx, false) };

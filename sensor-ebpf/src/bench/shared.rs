@@ -1,5 +1,4 @@
-//! Other ways to let several CPUs count in one record, which `cargo xtask bench cpus` measures beside the real one. The agent never
-//! loads these.
+//! Other ways to let several CPUs count in one record, which `cargo xtask bench cpus` measures beside the real one.
 //!
 //! Each parses, reads the clock and counts, like the real program; there is neither an index nor a verdict. A packet that finds a
 //! lock taken for too long is counted as busy, as in the real program. One that is counted nowhere was lost: the bench knows

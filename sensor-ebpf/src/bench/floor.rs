@@ -1,24 +1,34 @@
-//! What `cargo xtask bench` measures beside the real programs: the least that any program can cost. The agent never
-//! loads these.
+//! What `cargo xtask bench` measures beside the real programs: the least that any program can cost, and the usual
+//! design.
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::macros::{classifier, map, xdp};
+use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use sensor_common::counter::Cause;
+use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::packet::Packet;
 
+use super::vary;
+use crate::atomic;
 use crate::frame::{SkbFrame, XdpFrame};
-use crate::maps::{BENCH_LRU, BENCH_RECORD};
 use crate::parse::{Skb, Source, Xdp};
 use crate::record::{count, start, update};
 use crate::table::Visit;
-use crate::{atomic, vary};
 
 /// Let the next program, or the stack, see the packet.
 const TC_NEXT: i32 = -1;
 /// Drop the packet.
 const TC_SHOT: i32 = 2;
+
+/// What most agents keep their flows in. Its size is set at load.
+#[map]
+static BENCH_LRU: LruHashMap<FlowKey, FlowRecord> = LruHashMap::with_max_entries(1, 0);
+
+/// A record to begin with, for [`BENCH_LRU`].
+#[map]
+static BENCH_RECORD: PerCpuArray<FlowRecord> = PerCpuArray::with_max_entries(1, 0);
 
 /// Nothing but the call.
 #[xdp]
@@ -35,7 +45,7 @@ pub(crate) fn floor_pass(_ctx: XdpContext) -> u32 {
 /// A frame that is made the next one of its kind, and nothing else.
 #[xdp]
 pub(crate) fn floor_vary(ctx: XdpContext) -> u32 {
-    vary::next(&ctx);
+    vary(&ctx);
     xdp_action::XDP_DROP
 }
 
@@ -53,7 +63,7 @@ pub(crate) fn floor_clock(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn least(ctx: &XdpContext, clock: bool) -> u32 {
-    vary::next(ctx);
+    vary(ctx);
     // SAFETY: the context is this program's own.
     let len = unsafe { XdpFrame::len(ctx.ctx, false) };
     match read(Xdp { ctx: ctx.ctx }, len, clock) {
@@ -106,7 +116,7 @@ fn read<S: Source>(source: S, len: u32, clock: bool) -> Option<u64> {
 /// locks, no verdicts, no counters.
 #[xdp]
 pub(crate) fn floor_lru(ctx: XdpContext) -> u32 {
-    vary::next(&ctx);
+    vary(&ctx);
     let source = Xdp { ctx: ctx.ctx };
     // SAFETY: the context is this program's own.
     let len = unsafe { XdpFrame::len(ctx.ctx, false) };
