@@ -89,6 +89,16 @@ unsafe extern "C" fn sensor_wait(word: *mut u32, patience_ns: u64) -> u64 {
     BUSY
 }
 
+/// The free word of a lock that this CPU holds, read again: to keep it from [`take`] on can take stack where there is none.
+///
+/// # Safety
+/// As [`give_back`].
+#[inline(always)]
+pub(crate) unsafe fn free_word(word: *const u32) -> u32 {
+    // SAFETY: the caller's; volatile, because others count in it that they waited in vain.
+    unsafe { word.read_volatile() & !(TAKEN | STALLED) }
+}
+
 /// Gives the lock back.
 ///
 /// # Safety

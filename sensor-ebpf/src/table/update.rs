@@ -109,7 +109,8 @@ pub(super) fn update(
             }
         }
     }
-    unlock(found.record, sequence);
+    // SAFETY: a map value, whose lock this CPU holds.
+    unlock(found.record, unsafe { lock::free_word(&raw const (*found.record).sequence) });
     if established && control().is_some_and(|control| control.note_known != 0) {
         verdicts::note_known(found.record, visit);
     }
