@@ -1,5 +1,5 @@
 //! A packet whose record holds a verdict: [`obey`], which the table calls unless the record itself remembers enough to drop
-//! the packet. A rate is looked up where the verdict came from, in the map of flows or of sources.
+//! the packet. A rate is looked up where the verdict came from, in the map of flows or in those of sources.
 
 use sensor_common::counter::InterfaceCounters;
 use sensor_common::flow::{FlowRecord, state};

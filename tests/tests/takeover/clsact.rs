@@ -28,6 +28,13 @@ pub(crate) fn lab() -> Lab {
     Lab::build(&LabSpec { clients: vec![HostSpec::default()], ..LabSpec::default() }).must("build the hosts")
 }
 
+/// The directory of the pins, as an agent has it for its life.
+fn own(mount: &PinMount) -> Pins {
+    let mut pins = Pins::open(&mount.path()).must("open the pins");
+    assert!(pins.own().must("lock the pins"), "nobody else has them");
+    pins
+}
+
 /// One agent's time on the edge's interface.
 pub(crate) struct Turn {
     pub(crate) kernel: Kernel,
@@ -38,8 +45,7 @@ pub(crate) struct Turn {
 
 impl Turn {
     pub(crate) fn begin(netns: &Ns, mount: &PinMount, choice: XdpMode, tcx: bool) -> Turn {
-        let mut pins = Pins::open(&mount.path()).must("open the pins");
-        assert!(pins.own().must("lock the pins"), "nobody else has them");
+        let pins = own(mount);
         let options = LoadOptions { frags: probe::kernel().xdp_frags, tagging: true, ..LoadOptions::default() };
         let within = netns.within(|| -> anyhow::Result<Turn> {
             let mut kernel = Kernel::load_pinned(&options, pins)?;
@@ -134,8 +140,7 @@ fn filters_that_were_left_go_with_the_pins() {
     first.kernel.control.set_lease(u64::MAX);
     drop(first.leave());
     assert_eq!(ours(&filters(edge)), 3);
-    let mut pins = Pins::open(&mount.path()).must("open the pins");
-    assert!(pins.own().must("lock the pins"), "nobody else has them");
+    let pins = own(&mount);
     edge.within(|| sensor::bpf::attach::clear(&pins)).must("enter the edge").must("clear");
     assert_clean(edge, UPLINK);
     assert_eq!(mount.pins(), Some(Vec::new()), "pins are left");
@@ -206,8 +211,7 @@ fn an_interface_that_cannot_be_watched_takes_no_slot_and_one_that_goes_takes_its
     }
     let (lab, mount) = (lab(), PinMount::new().must("mount a BPF file system"));
     let edge = &lab.edge.netns;
-    let mut pins = Pins::open(&mount.path()).must("open the pins");
-    assert!(pins.own().must("lock the pins"), "nobody else has them");
+    let pins = own(&mount);
     let mut kernel = Kernel::load_pinned(&LoadOptions::default(), pins).must("load");
     let ifindex = edge.within(|| ifindex(UPLINK)).must("enter the edge").must("find the interface");
     // In the place of the pin that comes after XDP was attached.

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use rustix::thread::{CpuSet, sched_setaffinity};
 use sensor_tests::content;
+use sensor_tests::cpus;
 use sensor_tests::netns::Ns;
 use sensor_tests::process::output;
 use serde_json::Value;
@@ -133,10 +133,8 @@ fn wrk(client: &Ns, seconds: u32, more: &[&str]) -> Result<f64> {
 
 /// Keeps the thread on one CPU, if there is that one.
 fn stay_on(cpu: usize) {
-    let mut set = CpuSet::new();
-    set.set(cpu);
     // Where it may not be used, the scheduler chooses: noisier, not wrong.
-    let _ = sched_setaffinity(None, &set);
+    let _ = cpus::stay_on(cpu);
 }
 
 /// Answers a second of a closed loop between two threads, each on a CPU of its own.
