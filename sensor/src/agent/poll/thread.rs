@@ -1,0 +1,163 @@
+//! The thread itself: when it polls, what it does once a second, and how it answers between two polls.
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::clock::now_ns;
+use super::super::report;
+use super::end::{Ending, Heir};
+use super::Poller;
+use crate::bpf::pins::Left;
+use crate::summary::{self, Summary};
+use crate::view::Request;
+
+/// How often the programs' messages are read.
+const LOG_INTERVAL: Duration = Duration::from_millis(100);
+
+impl Poller {
+    /// Polls until it is to end, then ends all flows and takes the programs off, or leaves all to another agent. `begun`
+    /// hears of the end of the first poll.
+    ///
+    /// # Errors
+    /// If the programs could not be taken off an interface.
+    pub(in crate::agent) fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        ending: &Ending,
+        begun: oneshot::Sender<()>,
+    ) -> anyhow::Result<Option<Left>> {
+        let interval = self.config.agent.poll_interval;
+        let mut begun = Some(begun);
+        self.begin_enforcement();
+        let mut next = Instant::now();
+        let mut second = Instant::now();
+        let printer = report::print_lines().context("cannot start the thread that prints the summary")?;
+        if let Some(mut flush) = self.kernel.take_logs() {
+            // A thread of its own, which ends with the process: in a flood, formatting is slower than the programs write.
+            let read = move || loop {
+                flush();
+                std::thread::sleep(LOG_INTERVAL);
+            };
+            std::thread::Builder::new()
+                .name("sensor-bpf-log".to_owned())
+                .spawn(read)
+                .context("cannot start the thread that reads the programs' messages")?;
+        }
+        if self.kernel.adopted() {
+            self.adopt_counters();
+        }
+        let mut summary = self
+            .config
+            .log
+            .summary
+            .then(|| Summary::new(self.enforcer.mode, std::io::stdout().is_terminal(), self.metrics.totals()));
+        while !ending.is_asked_for() && self.heir.is_none() {
+            // Between two polls, so that every flow of a poll is scored by one model.
+            self.take_loaded();
+            let started = Instant::now();
+            self.poll(started);
+            self.last_poll = started.elapsed();
+            if let Some(begun) = begun.take() {
+                // Nobody waits for it if the agent is told to end already.
+                let _ = begun.send(());
+            }
+            self.metrics.poll(self.last_poll, self.last_poll > interval);
+            self.health.tick(Instant::now());
+            let elapsed = second.elapsed();
+            if elapsed >= Duration::from_secs(1) {
+                second = Instant::now();
+                self.every_second();
+                if let Some(summary) = &mut summary {
+                    summary.set_mode(self.enforcer.mode);
+                    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+                    let line = summary.line(&summary::clock(now), elapsed, self.metrics.totals());
+                    // A reader that stopped reading must not stop the agent: the line is lost instead.
+                    let _ = printer.try_send(line);
+                }
+            }
+            next = (next + interval).max(Instant::now());
+            loop {
+                // One request at most between two looks at the clock, and one even when polls are late.
+                let answered = requests.try_recv().map(|request| self.answer(request)).is_ok();
+                if self.heir.is_some() {
+                    break;
+                }
+                let Some(wait) = next.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) else {
+                    break;
+                };
+                if !answered {
+                    // Short naps, so that a request does not wait for the next poll.
+                    std::thread::sleep(wait.min(Duration::from_millis(10)));
+                }
+            }
+        }
+        if self.heir.is_some() || (ending.leaves() && self.kernel.pins().is_some()) {
+            return self.leave().map(Some);
+        }
+        self.shut_down().map(|()| None)
+    }
+
+    /// What the programs counted under an agent before this one is not of the first second.
+    fn adopt_counters(&mut self) {
+        for attached in &self.attached {
+            self.publish_counters(&attached.interface, attached.ifindex);
+        }
+        if let Some(follower) = &mut self.follower {
+            follower.begin_with(self.metrics.interface_counters().iter());
+        }
+    }
+
+    fn every_second(&mut self) {
+        self.follow_interfaces();
+        for attached in &self.attached {
+            self.publish_counters(&attached.interface, attached.ifindex);
+        }
+        self.publish_books();
+        self.context_second();
+        for program in self.kernel.programs() {
+            self.metrics.program(&program.name, Duration::from_nanos(program.run_time_ns), program.run_count);
+        }
+        if self.unlogged > 0 {
+            tracing::info!(verdicts = self.unlogged, "more verdicts in the last second, not logged one by one");
+        }
+        (self.logged, self.unlogged) = (0, 0);
+        self.enforcement_second();
+        let packets = |interface: &str| self.metrics.packets_view(Some(interface)).seen;
+        if self.seen_check.as_mut().is_some_and(|check| check.is_done(packets)) {
+            self.seen_check = None;
+        }
+    }
+
+    /// Lost flows into the ledger, entries in use into the metrics.
+    fn context_second(&mut self) {
+        let (Some(follower), Some(tables)) = (&mut self.follower, &self.kernel.context) else { return };
+        let now = now_ns();
+        follower.lost(self.metrics.interface_counters().iter(), now);
+        let [sources, services] = tables.used(now);
+        self.metrics.context(sources, services);
+    }
+
+    fn answer(&mut self, request: Request) {
+        // Nobody waits any more if a reply cannot be sent, and then the work is not done either.
+        match request {
+            request if request.is_abandoned() => {}
+            Request::Load { path, shadow, by, reply } => self.request_load(path, shadow, by, reply),
+            Request::Features { id, reply } => drop(reply.send(report::features(self, &id))),
+            Request::HandOver { pid, pins, reply } => match self.kernel.pins_identity() {
+                Ok(Some(own)) if own == pins => self.heir = Some(Heir { pid, reply }),
+                Ok(Some(_)) => {
+                    let path = self.kernel.pins().unwrap_or(std::path::Path::new("")).display();
+                    drop(reply.send(Err(format!("this agent's pins are others, at {path}"))));
+                }
+                Ok(None) => drop(reply.send(Err("nothing is pinned, so nothing can be handed over".to_owned()))),
+                Err(error) => drop(reply.send(Err(format!("{error:#}")))),
+            },
+            Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
+            Request::Enforce(request) => self.answer_enforce(request),
+            Request::Status { reply } => drop(reply.send(report::status(self))),
+        }
+    }
+}
