@@ -1,10 +1,11 @@
 //! The poll thread: lease, scan, score ([`super::score`]); between two polls it answers the control socket. The parts: [`thread`] (when
-//! it does what), [`scan`] (the table), [`end`].
+//! it does what), [`inbox`] (what it waits for), [`scan`] (the table), [`end`].
 //!
 //! Owns the kernel programs, the model and the memory of every slot, so nothing here is locked. A failure inside one
 //! poll (a model that cannot be run, a record that writers keep) is counted and the next poll goes on.
 
 mod end;
+mod inbox;
 mod scan;
 mod thread;
 

@@ -8,8 +8,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::super::clock::now_ns;
 use super::super::report;
-use super::end::{Ending, Heir};
 use super::Poller;
+use super::end::{Ending, Heir};
+use super::inbox::Inbox;
 use crate::bpf::pins::Left;
 use crate::summary::{self, Summary};
 use crate::view::Request;
@@ -25,12 +26,13 @@ impl Poller {
     /// If the programs could not be taken off an interface.
     pub(in crate::agent) fn run(
         mut self,
-        mut requests: mpsc::Receiver<Request>,
+        requests: mpsc::Receiver<Request>,
         ending: &Ending,
         begun: oneshot::Sender<()>,
     ) -> anyhow::Result<Option<Left>> {
         let interval = self.config.agent.poll_interval;
         let mut begun = Some(begun);
+        let mut inbox = Inbox::new(requests);
         self.begin_enforcement();
         let mut next = Instant::now();
         let mut second = Instant::now();
@@ -79,18 +81,15 @@ impl Poller {
                 }
             }
             next = (next + interval).max(Instant::now());
-            loop {
-                // One request at most between two looks at the clock, and one even when polls are late.
-                let answered = requests.try_recv().map(|request| self.answer(request)).is_ok();
-                if self.heir.is_some() {
-                    break;
+            // One request at most between two looks at the clock, and one even when polls are late.
+            while self.heir.is_none() {
+                let wait = next.saturating_duration_since(Instant::now());
+                let request = inbox.next(wait);
+                if let Some(request) = request {
+                    self.answer(request);
                 }
-                let Some(wait) = next.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero()) else {
+                if wait.is_zero() {
                     break;
-                };
-                if !answered {
-                    // Short naps, so that a request does not wait for the next poll.
-                    std::thread::sleep(wait.min(Duration::from_millis(10)));
                 }
             }
         }
