@@ -2,12 +2,17 @@
 //! time go in, a [`Step`] comes out.
 //!
 //! Invariant: a slot is scored at most once per stage and once per rescore interval, and is released at most once per
-//! flow. The scan needs one byte per way (the stage) to see that nothing is to be done.
+//! flow. A scan passes by flows for which nothing is to be done ([`Memories`]).
+
+mod memories;
 
 use std::time::Duration;
 
-use sensor_common::table::{STAGE_CLOSED, STAGE_HELD, STAGE_MASK, TICK_SHIFT, idle_of};
+use sensor_common::flow::FlowRecord;
+use sensor_common::lock::{STALLED, TAKEN};
+use sensor_common::table::{STAGE_CLOSED, STAGE_HELD, STAGE_MASK, TICK_SHIFT, idle_of, tick_of};
 
+pub use self::memories::{Counts, Memories};
 use crate::metrics::EndReason;
 use crate::model::Score;
 
@@ -38,6 +43,12 @@ impl Timeouts {
         }
     }
 
+    /// Whether a flow of this stage is scored. The record of one that is being dropped does not change: when its verdict has
+    /// expired, the next packet takes the mark off, and the flow is judged by what it does then.
+    fn judges(&self, stage: u8) -> bool {
+        stage & STAGE_MASK >= self.min_stage && stage & STAGE_HELD == 0
+    }
+
     /// Another model may want more packets, or fewer.
     pub fn set_min_packets(&mut self, min_packets: u64) {
         self.min_stage = sensor_common::table::stage_of(min_packets.max(1), false);
@@ -47,6 +58,11 @@ impl Timeouts {
 /// A duration in table ticks, rounded up. Settings end at 60 minutes, which the 73 of a tick's range can hold.
 pub fn ticks(duration: Duration) -> u16 {
     duration.as_nanos().div_ceil(1 << TICK_SHIFT).min(u16::MAX as u128) as u16
+}
+
+/// Ticks that are over, wherever in one they begin, no later than this many ns.
+fn whole_ticks(ns: u64) -> u16 {
+    (ns >> TICK_SHIFT).min(u16::MAX.into()) as u16
 }
 
 /// What a scan is to do with a slot.
@@ -70,7 +86,8 @@ pub struct Memory {
     stage: u8,
     scored_stage: u8,
     seen_scored: u16,
-    scored: bool,
+    /// Lock word of the record that `score` is of; `None` if it is another model's.
+    judged: Option<u32>,
     /// Generation of the record when it was last copied.
     pub generation: u32,
     /// The last score.
@@ -82,11 +99,6 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Whether the slot held a flow at the last look.
-    pub fn is_occupied(&self) -> bool {
-        self.tag != 0
-    }
-
     /// Whether a verdict of drop holds: the flow is not judged again before it ends. So it is in every mode, or what observe
     /// counts would not be what enforce does.
     pub fn is_condemned(&self, now_ns: u64) -> bool {
@@ -117,9 +129,7 @@ impl Memory {
         if now_ms.wrapping_sub(self.born_ms) >= timeouts.active_ms {
             return Step::Release(EndReason::Active);
         }
-        // The record of a flow that is being dropped does not change. When its verdict has expired, the next packet takes
-        // the mark off, and the flow is judged by what it does then.
-        if length < timeouts.min_stage || stage & STAGE_HELD != 0 {
+        if !timeouts.judges(stage) {
             return Step::Leave;
         }
         let due = length > self.scored_stage
@@ -130,13 +140,50 @@ impl Memory {
         Step::Score
     }
 
+    /// Ticks after a look that answered [`Step::Leave`], for which another does the same while the index shows the same.
+    pub fn rest(&self, stage: u8, seen: u16, now_ns: u64, now_ms: u32, timeouts: &Timeouts) -> u16 {
+        let after_ms = |since_ms: u32, ms: u32| {
+            whole_ticks(u64::from(ms.saturating_sub(now_ms.wrapping_sub(since_ms))) * 1_000_000)
+        };
+        let idle = idle_of(tick_of(now_ns), seen);
+        let mut rest = timeouts.idle_ticks.saturating_sub(idle).min(after_ms(self.born_ms, timeouts.active_ms));
+        if stage & STAGE_CLOSED != 0 {
+            rest = rest.min(timeouts.linger_ticks.saturating_sub(idle));
+        }
+        if timeouts.judges(stage) && self.seen_scored != seen {
+            rest = rest.min(after_ms(self.scored_ms, timeouts.rescore_ms));
+        }
+        match self.verdict {
+            // Then it is not condemned any more.
+            Some((_, until)) if self.is_condemned(now_ns) => rest.min(whole_ticks(until - now_ns)),
+            _ => rest,
+        }
+    }
+
     /// The flow was copied for scoring at `now_ms`, when the index showed `seen`.
     pub fn mark_scored(&mut self, seen: u16, now_ms: u32, generation: u32) {
         self.scored_stage = self.stage;
         self.scored_ms = now_ms;
         self.seen_scored = seen;
-        self.scored = true;
         self.generation = generation;
+    }
+
+    /// The copy of the record got a score; the one before it.
+    pub fn judged(&mut self, record: &FlowRecord, score: Score) -> Option<Score> {
+        self.judged = Some(version(record));
+        self.score.replace(score)
+    }
+
+    /// What the same model said of this record when it was as it is now, if it did.
+    pub fn score_of(&self, record: &FlowRecord) -> Option<Score> {
+        let same = self.generation == record.generation && self.judged == Some(version(record));
+        self.score.filter(|_| same)
+    }
+
+    /// Another model judges from now on. `keep`: its labels are the same, so that the last score can be shown still.
+    pub fn another_model(&mut self, keep: bool) {
+        self.judged = None;
+        self.score = self.score.filter(|_| keep);
     }
 
     /// The slot was released.
@@ -145,8 +192,15 @@ impl Memory {
     }
 }
 
+/// The record's lock word without whoever is inside: each writer moves it on.
+fn version(record: &FlowRecord) -> u32 {
+    record.sequence & !(TAKEN | STALLED)
+}
+
 #[cfg(test)]
 mod tests {
+    use sensor_common::lock::STEP;
+
     use super::*;
 
     fn timeouts() -> Timeouts {
@@ -170,6 +224,78 @@ mod tests {
         assert_eq!(memory.look(7, 7, 100, 260, 10_700, &timeouts), Step::Leave);
         assert_eq!(memory.look(7, 7, 250, 260, 10_500, &timeouts), Step::Leave);
         assert_eq!(memory.look(7, 7, 250, 260, 10_600, &timeouts), Step::Score);
+    }
+
+    #[test]
+    fn nothing_is_due_while_a_flow_rests() {
+        use sensor_common::verdict::Action;
+        let timeouts = timeouts();
+        let mut state = 1u64;
+        // Knuth's MMIX.
+        let mut random = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let (mut rests, mut ends) = (0, 0);
+        for _ in 0..20_000 {
+            let now_ns = 10_000_000_000_000 + random(1 << 36);
+            let now_ms = |now_ns: u64| (now_ns / 1_000_000) as u32;
+            let seen = |ago_ms: u64| tick_of(now_ns - ago_ms * 1_000_000);
+            let stage = (random(6) as u8 + 1) | [0, STAGE_CLOSED, STAGE_HELD][random(3) as usize];
+            let last = seen(random(70_000));
+            let mut memory = Memory {
+                tag: 7,
+                born_ms: now_ms(now_ns) - random(1_900_000) as u32,
+                scored_ms: now_ms(now_ns) - random(20_000) as u32,
+                stage: 1,
+                scored_stage: random(7) as u8,
+                seen_scored: if random(2) == 0 { last } else { seen(80_000) },
+                score: Some(Score { label: 1, score: 1.0 }),
+                verdict: (random(2) == 0).then_some((Action::Drop, now_ns + random(40_000_000_000))),
+                ..Memory::default()
+            };
+            let look = |memory: &mut Memory, at: u64| {
+                (memory.look(7, stage, last, tick_of(at), now_ms(at), &timeouts), memory.is_condemned(at))
+            };
+            let first = look(&mut memory, now_ns);
+            if first.0 != Step::Leave {
+                continue;
+            }
+            let rest = memory.rest(stage, last, now_ns, now_ms(now_ns), &timeouts);
+            rests += u32::from(rest > 0);
+            for after in [0, rest / 2, rest.saturating_sub(1)].into_iter().filter(|after| *after < rest) {
+                let latest = (((now_ns >> TICK_SHIFT) + u64::from(after) + 1) << TICK_SHIFT) - 1;
+                assert_eq!(look(&mut memory, latest), first, "{after} of {rest} ticks: {memory:?}, stage {stage}");
+            }
+            // Not much longer than it may: what ends it comes within two ticks.
+            let over = (((now_ns >> TICK_SHIFT) + u64::from(rest) + 2) << TICK_SHIFT) - 1;
+            ends += u32::from(look(&mut memory, over) != first);
+        }
+        assert!(rests > 1_000 && ends > 1_000, "{rests} rests, {ends} ends");
+    }
+
+    #[test]
+    fn a_score_is_that_of_a_record_until_it_changes() {
+        let (mut memory, timeouts) = (Memory::default(), timeouts());
+        let mut record = FlowRecord::zeroed();
+        (record.sequence, record.generation) = (16, 3);
+        let score = Score { label: 1, score: 0.5 };
+        memory.look(7, 3, 100, 100, 0, &timeouts);
+        memory.mark_scored(100, 0, 3);
+        assert_eq!(memory.score_of(&record), None, "copied, and the model failed");
+        assert_eq!((memory.judged(&record, score), memory.score_of(&record)), (None, Some(score)));
+        let other = |sequence, generation| {
+            let mut other = record;
+            (other.sequence, other.generation) = (sequence, generation);
+            other
+        };
+        assert_eq!(memory.score_of(&other(16 | TAKEN, 3)), Some(score), "the agent itself holds it");
+        assert_eq!(memory.score_of(&other(16 + STEP, 3)), None, "a packet came");
+        assert_eq!(memory.score_of(&other(16, 4)), None, "another connection");
+        memory.another_model(true);
+        assert_eq!((memory.score_of(&record), memory.score), (None, Some(score)));
+        memory.another_model(false);
+        assert_eq!(memory.score, None);
     }
 
     #[test]
@@ -206,6 +332,6 @@ mod tests {
         assert_eq!(memory.look(7, 1, 100, 100, 1_800_000, &timeouts), Step::Leave, "a shorter flow is another flow");
         assert_eq!(memory.look(7, 1, 101, 100, 3_600_000, &timeouts), Step::Release(EndReason::Active));
         assert_eq!(memory.look(0, 0, 0, 100, 0, &timeouts), Step::Leave);
-        assert!(!memory.is_occupied());
+        assert_eq!(memory, Memory::default());
     }
 }

@@ -66,7 +66,7 @@ impl Polls {
 
     /// Forgets what is known of the flows: to the next poll, each is new, and due if it has packets enough.
     pub fn forget(&mut self) {
-        self.0.memories.fill(Memory::default());
+        self.0.memories.iter_mut().for_each(Memory::forget);
     }
 
     /// Flows that one poll scores at most.
@@ -77,6 +77,7 @@ impl Polls {
     /// Flows that are idle for as long as this have ended.
     pub fn set_idle_ticks(&mut self, ticks: u16) {
         self.0.timeouts.idle_ticks = ticks;
+        self.0.memories.wake();
     }
 
     /// Copies the records of all flows, in slot order; with `features`, and makes the model's row of each. How many, and

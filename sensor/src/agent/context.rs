@@ -60,18 +60,19 @@ impl Follower {
         self.looks = 0;
     }
 
-    /// The index shows `tag` and `seen` for this slot.
-    pub(super) fn look(&mut self, table: &Table, slot: Slot, tag: u32, seen: u16, now_ns: u64) {
+    /// The index shows `tag` and `seen` for this slot. Ticks for which there is nothing to look at, while it shows the same.
+    pub(super) fn look(&mut self, table: &Table, slot: Slot, tag: u32, seen: u16, now_ns: u64) -> u32 {
         let now = tick_of(now_ns);
-        if !self.watches[slot].is_due(tag, seen, now) || self.looks >= LOOKS {
-            return;
-        }
         // Writers inside at every try: the next poll looks again.
-        if let Some(record) = table.copy(slot) {
+        if self.watches[slot].is_due(tag, seen, now)
+            && self.looks < LOOKS
+            && let Some(record) = table.copy(slot)
+        {
             self.looks += 1;
             self.watches[slot].looked(seen, now);
             self.enter(Some(slot), &record, now_ns, false);
         }
+        self.watches[slot].rest(seen, now)
     }
 
     /// A flow was released from this slot, or (without a slot) came out of the eviction ring.

@@ -169,11 +169,9 @@ impl Poller {
 
     fn swap(&mut self, model: Model, path: std::path::PathBuf) {
         let same_labels = self.model.as_ref().is_some_and(|old| old.labels == model.labels);
-        if !same_labels {
-            // A score's label is a number in the old model's list. Verdicts stay as they are until they expire, or the new
-            // model clears the flow.
-            self.memories.iter_mut().for_each(|memory| memory.score = None);
-        }
+        // A score's label is a number in the old model's list. Verdicts stay as they are until they expire, or the new model
+        // clears the flow.
+        self.memories.iter_mut().for_each(|memory| memory.another_model(same_labels));
         // The same model again has the same drift: what was counted, and a fallback, go on.
         if self.model.as_ref().is_none_or(|old| old.hash != model.hash) {
             self.policy = policy(&self.config, Some(&model));

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use sensor_common::context::HostContext;
 use sensor_common::features::Sample;
+use sensor_common::flow::FlowRecord;
 use sensor_common::verdict::{Action, Origin, Verdict};
 
 use super::clock::now_ns;
@@ -50,7 +51,7 @@ impl Poller {
             for (number, score) in (first..last).zip(&scores) {
                 match self.candidates[number] {
                     Candidate { slot: Some(slot) } => self.judge(number, slot, *score, now),
-                    Candidate { slot: None } => self.judge_ended(number, *score),
+                    Candidate { slot: None } => self.judge_ended(&self.records[number], *score),
                 }
             }
             first = last;
@@ -95,7 +96,7 @@ impl Poller {
             (memory.verdict, memory.would) = (None, None);
         }
         let cleared = self.policy.clears(score) && memory.verdict.take().is_some();
-        let reported_before = memory.score.replace(score).is_some_and(|before| self.policy.reports(before));
+        let reported_before = memory.judged(record, score).is_some_and(|before| self.policy.reports(before));
         let new_report = decision.reported && !reported_before;
         let announced = memory.would.take();
         if cleared {
@@ -239,11 +240,11 @@ impl Poller {
     }
 
     /// The flow has ended: nothing can be stored, but what would have been is counted, unless it had a verdict: that was.
-    fn judge_ended(&mut self, number: usize, score: Score) {
-        if Verdict(self.records[number].verdict).is_some() {
+    pub(super) fn judge_ended(&self, record: &FlowRecord, score: Score) {
+        if Verdict(record.verdict).is_some() {
             return;
         }
-        let decision = self.policy.decide(&self.records[number], score, &self.enforcer.allow);
+        let decision = self.policy.decide(record, score, &self.enforcer.allow);
         if decision.would != Action::Pass {
             self.metrics.would_verdicts(decision.would, self.label(score), 1);
         } else if decision.reported {

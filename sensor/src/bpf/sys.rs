@@ -89,6 +89,15 @@ impl Mapping {
         unsafe { word.as_ref() }
     }
 
+    /// `N` words from `base` on: one test for them all.
+    fn words<const N: usize>(&self, base: usize) -> &[AtomicU64; N] {
+        assert!(base.saturating_add(N) <= self.len.get(), "{N} words from {base} on are outside of the map");
+        // SAFETY: in bounds of the mapping.
+        let first = unsafe { self.start.add(base) };
+        // SAFETY: as in `word`, for each of the words.
+        unsafe { first.cast::<[AtomicU64; N]>().as_ref() }
+    }
+
     /// The 32-bit half (0 = first in memory) of a word.
     fn half(&self, position: usize, half: usize) -> &AtomicU32 {
         let word: *const AtomicU64 = self.word(position);
@@ -106,8 +115,8 @@ impl Mapping {
             let before = sequence.load(Ordering::Acquire);
             if before & TAKEN == 0 {
                 let mut words = [0u64; N];
-                for (position, word) in words.iter_mut().enumerate() {
-                    *word = self.word(base + position).load(Ordering::Relaxed);
+                for (copy, word) in words.iter_mut().zip(self.words::<N>(base)) {
+                    *copy = word.load(Ordering::Relaxed);
                 }
                 fence(Ordering::Acquire);
                 if sequence.load(Ordering::Relaxed) == before {

@@ -160,6 +160,7 @@ fn looks_come_after_the_time_for_an_answer_and_then_only_for_news() {
     assert!(!watch.is_due(0, 0, 100), "a free slot");
     assert!(!watch.is_due(9, 100, 100), "just noticed");
     assert!(!watch.is_due(9, 105, 115));
+    assert_eq!((watch.rest(105, 100), watch.rest(105, 115)), (16, 1));
     assert!(watch.is_due(9, 105, 116));
     watch.looked(105, 116);
     let mut ledger = Ledger::new(64, 64);
@@ -170,6 +171,7 @@ fn looks_come_after_the_time_for_an_answer_and_then_only_for_news() {
     watch.enter(&Brief::of(&record), &ends_of(&record, &REPLAY_SEED), 8 * SECOND, false, &mut ledger);
     assert!(watch.is_of(9, 1));
     assert!(!watch.is_due(9, 105, 500), "judged, and no packet since");
+    assert_eq!((watch.rest(105, 120), watch.rest(106, 120), watch.rest(106, 500)), (u32::MAX, 12, 0));
     assert!(watch.is_due(9, 499, 500));
     assert!(!watch.is_due(8, 499, 500), "another flow");
 }

@@ -72,6 +72,14 @@ impl Watch {
         tag != 0 && (!self.judged || self.seen != seen) && now.wrapping_sub(self.visited) >= VISIT_TICKS
     }
 
+    /// Ticks for which it stays not due, while the index shows the same.
+    pub fn rest(&self, seen: u16, now: u32) -> u32 {
+        if self.tag == 0 || (self.judged && self.seen == seen) {
+            return u32::MAX;
+        }
+        VISIT_TICKS.saturating_sub(now.wrapping_sub(self.visited))
+    }
+
     /// The look is taken; the index showed `seen`.
     pub fn looked(&mut self, seen: u16, now: u32) {
         self.visited = now;

@@ -93,7 +93,7 @@ impl Poller {
         for (interface, ifindex) in interfaces {
             self.publish_counters(&interface, ifindex);
         }
-        self.take_evicted();
+        self.take_evicted(now_ns());
         self.publish_books();
         self.metrics.flows_ended(EndReason::Shutdown, self.occupied);
         let totals = self.metrics.totals();

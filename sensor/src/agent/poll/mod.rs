@@ -28,7 +28,7 @@ use super::start::lease_until;
 use crate::bpf::attach::Attached;
 use crate::bpf::load::Kernel;
 use crate::config::Config;
-use crate::harvest::{Memory, Timeouts};
+use crate::harvest::{Memories, Timeouts};
 use crate::http::Health;
 use crate::metrics::{LoadSource, Metrics, ModelRole};
 use crate::model::{Model, Score};
@@ -60,10 +60,10 @@ pub(super) struct Poller {
     pub(super) drift: DriftState,
     pub(super) loader: Loader,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) memories: Vec<Memory>,
-    /// By bucket, whether one of its memories may hold a flow: an empty bucket's memories are not read at every poll.
-    remembered: Vec<bool>,
+    pub(super) memories: Memories,
     pub(super) started: Instant,
+    /// The same on the clock of the programs.
+    started_ns: u64,
     pub(super) lease_until_ns: u64,
     pub(super) last_poll: Duration,
     health: Arc<Health>,
@@ -114,8 +114,7 @@ impl Poller {
             agent.rescore_interval,
             policy.min_packets(),
         );
-        let memories = vec![Memory::default(); kernel.table.capacity()];
-        let remembered = vec![false; kernel.table.buckets()];
+        let memories = Memories::new(kernel.table.buckets());
         let memory = kernel.memory();
         metrics.map_memory(memory.taken, memory.mapped);
         Poller {
@@ -133,8 +132,8 @@ impl Poller {
             enforcer,
             metrics,
             memories,
-            remembered,
             started: Instant::now(),
+            started_ns: now_ns(),
             lease_until_ns: 0,
             last_poll: Duration::ZERO,
             health,
@@ -161,7 +160,7 @@ impl Poller {
             follower.begin();
         }
         self.keep_verdicts(now);
-        self.take_evicted();
+        self.take_evicted(now);
         self.scan(now);
         self.enforcer.scored = self.enforcer.counting;
         self.score(now, begun + self.config.agent.poll_interval);

@@ -22,6 +22,8 @@ const VERDICT_WORD: usize = std::mem::offset_of!(FlowRecord, verdict) / 8;
 /// Number of a slot: bucket · WAYS + way.
 pub type Slot = usize;
 
+/// The word with a record's last arrival.
+const LAST_AT: usize = std::mem::offset_of!(FlowRecord, last_ns) / 8;
 /// The word at which a record's key begins.
 const KEY_AT: usize = std::mem::offset_of!(FlowRecord, key) / 8;
 /// The byte at which its state is.
@@ -71,11 +73,8 @@ impl Table {
 
     /// A bucket line as it stands; its ways may change at once.
     pub fn bucket(&self, number: usize) -> Bucket {
-        let mut words = [0u64; BUCKET_WORDS];
-        for (position, word) in words.iter_mut().enumerate() {
-            *word = self.index.word(number * BUCKET_WORDS + position).load(Ordering::Relaxed);
-        }
-        bytemuck::cast(words)
+        let words = self.index.words::<BUCKET_WORDS>(number * BUCKET_WORDS);
+        bytemuck::cast(std::array::from_fn::<u64, BUCKET_WORDS, _>(|position| words[position].load(Ordering::Relaxed)))
     }
 
     /// A whole copy of a record, or `None` if writers were inside at every try (look again at the next poll).
@@ -100,6 +99,25 @@ impl Table {
                     let mut key = [0u64; size_of::<FlowKey>() / 8];
                     key.copy_from_slice(&words[KEY_AT..]);
                     return Some(Head { verdict: words[VERDICT_WORD], key: bytemuck::cast(key), state });
+                }
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
+    /// Generation and last arrival of a record, by which it is released; `None` if writers were inside at every try.
+    pub fn stamp(&self, slot: Slot) -> Option<(u32, u64)> {
+        let base = slot * RECORD_WORDS;
+        let sequence = self.records.half(base, 0);
+        for _ in 0..COPY_TRIES {
+            let before = sequence.load(Ordering::Acquire);
+            if before & TAKEN == 0 {
+                let generation = self.records.half(base, 1).load(Ordering::Relaxed);
+                let last_ns = self.records.word(base + LAST_AT).load(Ordering::Relaxed);
+                fence(Ordering::Acquire);
+                if sequence.load(Ordering::Relaxed) == before {
+                    return Some((generation, last_ns));
                 }
             }
             std::hint::spin_loop();
@@ -160,8 +178,8 @@ impl Table {
             return None;
         }
         let mut words = [0u64; RECORD_WORDS];
-        for (position, word) in words.iter_mut().enumerate() {
-            *word = self.records.word(base + position).load(Ordering::Relaxed);
+        for (copy, word) in words.iter_mut().zip(self.records.words::<RECORD_WORDS>(base)) {
+            *copy = word.load(Ordering::Relaxed);
         }
         let record: FlowRecord = bytemuck::cast(words);
         let unchanged = record.generation == generation && record.last_ns == last_ns;
