@@ -20,8 +20,10 @@ use crate::table::Visit;
 )]
 pub(super) fn source_entry(visit: &Visit, maps: u32) -> *mut Entry {
     let key = peer(visit);
+    // By reference: where the key is on the stack already.
+    let single = &key.data;
     if maps & Control::SINGLE_SOURCES != 0
-        && let Some(entry) = SINGLE_SOURCES.get_ptr_mut(&key.data)
+        && let Some(entry) = SINGLE_SOURCES.get_ptr_mut(single)
         // SAFETY: a map value, which the agent writes whole.
         && unsafe { (*entry).until_ns } > visit.now_ns
     {
