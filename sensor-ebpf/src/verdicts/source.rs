@@ -14,10 +14,6 @@ use crate::table::Visit;
 
 /// The entry that counts for the remote end of a packet, or null. `maps`: [`Control::source_maps`].
 #[inline(always)]
-#[expect(
-    clippy::needless_borrows_for_generic_args,
-    reason = "by value, the key would be copied, on a stack of 512 bytes"
-)]
 pub(super) fn source_entry(visit: &Visit, maps: u32) -> *mut Entry {
     let key = peer(visit);
     // By reference: where the key is on the stack already.
