@@ -92,7 +92,8 @@ unsafe extern "C" fn sensor_wait(word: *mut u32, patience_ns: u64) -> u64 {
 /// The free word of a lock that this CPU holds, read again: to keep it from [`take`] on can take stack where there is none.
 ///
 /// # Safety
-/// As [`give_back`].
+/// `word` points to 4 aligned bytes of a map value, and this CPU holds the lock: nobody else moves the word on then, but may
+/// count in it.
 #[inline(always)]
 pub(crate) unsafe fn free_word(word: *const u32) -> u32 {
     // SAFETY: the caller's; volatile, because others count in it that they waited in vain.
@@ -102,7 +103,8 @@ pub(crate) unsafe fn free_word(word: *const u32) -> u32 {
 /// Gives the lock back.
 ///
 /// # Safety
-/// `word` points to 4 aligned bytes of a map value, and this CPU holds the lock, which [`take`] gave with `free`.
+/// `word` points to 4 aligned bytes of a map value, and this CPU holds the lock; `free` is what [`take`]
+/// gave, or [`free_word`] since.
 #[inline(always)]
 pub(crate) unsafe fn give_back(word: *mut u32, free: u32) {
     // SAFETY: the caller's.

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use rustix::process::Signal;
 use sensor_tests::agent::{Agent, binary};
 use sensor_tests::checks::{Must as _, assert_clean, flow, has_xdp, wait_for};
@@ -317,6 +318,46 @@ fn an_interface_that_cannot_be_watched_again_is_tried_at_growing_pauses() {
     assert_eq!(attempts(&agent), 3, "{}", agent.log());
     agent.stop().must("stop the agent");
     assert_clean(&edge, "eth0");
+    assert_eq!(mount.pins(), None, "pins are left");
+}
+
+#[test]
+fn tagging_follows_an_interface_by_its_number_and_is_refused_where_it_cannot_begin() {
+    if !sensor::bpf::probe::kernel().tcx {
+        return;
+    }
+    let (edge, mount) = (NetNs::new("edge").must("make a namespace"), PinMount::new().must("mount a BPF file system"));
+    edge.ip("link add eth0 index 100 type veth peer name peer0").must("make a link");
+    edge.ip("link set eth0 up").must("set the link up");
+    let pins = mount.path();
+    let args = ["-i", "eth0", "--model", "", "--pins", &pins.to_string_lossy()];
+    let agent = Agent::start(&edge, &args).must("start the agent");
+    let tagging = || agent.status().must("ask for the status")["interfaces"][0]["tag"].is_string();
+    let mode = |agent: &Agent| agent.status().must("ask for the status")["mode"].clone();
+
+    let obstacle = pins.join("link-100-tag");
+    std::fs::create_dir(&obstacle).map_err(Into::into).must("make a directory");
+    let refused = agent.ask_json(&["mode", "tag"]).expect_err("the pin has no place").to_string();
+    assert!(refused.contains("the mode stays observe"), "{refused}");
+    assert_eq!((mode(&agent), tagging()), ("observe".into(), false));
+    std::fs::remove_dir(&obstacle).map_err(Into::into).must("remove the directory");
+
+    // Another one gets its name.
+    for words in ["link set eth0 down", "link set eth0 name lan0", "link set lan0 up"] {
+        edge.ip(words).must("rename the link");
+    }
+    edge.ip("link add eth0 index 200 type veth peer name peer1").must("make another link");
+    agent.ask_json(&["mode", "tag"]).must("change the mode");
+    assert!(tagging());
+    let programs = |interface: &str| {
+        let query = || SchedClassifier::query_tcx(interface, TcAttachType::Ingress).map(|(_, programs)| programs.len());
+        edge.within(query).must("enter the edge").map_err(Into::into).must("ask for the programs")
+    };
+    assert_eq!((programs("lan0"), programs("eth0")), (1, 0), "it is on the interface that is watched");
+    agent.ask_json(&["mode", "observe"]).must("change the mode");
+    assert_eq!((programs("lan0"), tagging()), (0, false));
+    agent.stop().must("stop the agent");
+    assert_clean(&edge, "lan0");
     assert_eq!(mount.pins(), None, "pins are left");
 }
 

@@ -17,7 +17,7 @@ use crate::bpf::attach::{self, Attached};
 use crate::bpf::load::{Kernel, LoadOptions};
 use crate::bpf::pins::{self, Pins};
 use crate::bpf::probe::{self, Capabilities};
-use crate::config::{AgentLoss, Config};
+use crate::config::{AgentLoss, Config, Mode};
 use crate::control;
 use crate::harvest::ticks;
 
@@ -210,7 +210,16 @@ impl Beginning {
             // After a takeover verdicts are obeyed at once.
             let exempt = config.policy.never_drop_interfaces.contains(interface);
             match kernel.try_attach(interface, config.kernel.xdp_mode, capabilities.tcx, exempt) {
-                Ok(one) => attached.push(one),
+                Ok(mut one) => {
+                    // The mode may have been changed by command since; the poll thread follows that.
+                    let tags = config.mode != Mode::Observe;
+                    let tagging = if tags { kernel.set_tagging(&mut one, true) } else { Ok(()) };
+                    attached.push(one);
+                    if let Err(error) = tagging {
+                        give_up(kernel, attached);
+                        return Err(error);
+                    }
+                }
                 Err(refused) => {
                     give_up(kernel, attached);
                     return Err(refused.error);

@@ -17,7 +17,7 @@ use bytemuck::Zeroable as _;
 use self::clsact::INGRESS;
 pub(super) use self::clsact::is_filter;
 pub(crate) use self::interface::STATISTICS;
-use self::interface::check_kind;
+use self::interface::{check_kind, name};
 pub use self::interface::{ifindex, is_there};
 pub use self::replace::clear;
 use super::load::{Hook, Kernel};
@@ -304,25 +304,37 @@ impl Kernel {
     pub fn set_tagging(&mut self, attached: &mut Attached, on: bool) -> anyhow::Result<()> {
         match attached.held.iter().position(|(hook, _)| *hook == Hook::Tag) {
             None if on && self.tagging() => {
+                // What could not be taken off before.
+                self.take_off_tag(attached.ifindex)?;
                 let held = self.attach_new_tc(attached, Hook::Tag, TcAttachType::Ingress)?;
                 attached.held.push((Hook::Tag, held));
                 Ok(())
             }
-            Some(place) if !on => attached.held.swap_remove(place).1.detach(),
+            Some(place) if !on => match attached.held.swap_remove(place).1.detach() {
+                Ok(()) => Ok(()),
+                // Others may have taken it off, which is as good.
+                Err(error) => self.take_off_tag(attached.ifindex).map_err(|_| error),
+            },
             None | Some(_) => Ok(()),
         }
     }
 
     fn attach_new_tc(&mut self, attached: &Attached, hook: Hook, direction: TcAttachType) -> anyhow::Result<Held> {
         let options = match attached.egress {
+            // Ahead of programs that end the chain, whenever they came; but behind `sensor_ingress`, if that is there.
+            TcAttachment::Tcx if hook == Hook::Tag && attached.xdp != XdpAttachment::Tc => {
+                TcAttachOptions::TcxOrder(LinkOrder::first())
+            }
             TcAttachment::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
             TcAttachment::Clsact => TcAttachOptions::Netlink(NlOptions::default()),
         };
+        // It may have got another name, and another interface its own.
+        let interface = name(attached.ifindex)?;
         let program = self.tc_program(hook)?;
-        let id = program.attach_with_options(&attached.interface, direction, options);
+        let id = program.attach_with_options(&interface, direction, options);
         let link = id
             .and_then(|id| program.take_link(id))
-            .with_context(|| format!("{}: TC program for {hook:?} could not be attached", attached.interface))?;
+            .with_context(|| format!("{}: TC program for {hook:?} could not be attached", interface))?;
         match attached.egress {
             TcAttachment::Clsact => Ok(Held::Filter(link)),
             TcAttachment::Tcx => Held::link(link.try_into()?, self.pins.as_ref(), hook, attached.ifindex),

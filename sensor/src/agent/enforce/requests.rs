@@ -43,6 +43,11 @@ impl Poller {
             EnforceRequest::Disallow { item, by, reply } => drop(reply.send(self.disallow(item, by))),
             EnforceRequest::Mode { to, by, sessions, reply } => {
                 if let Some(to) = to {
+                    if let Err(error) = self.prepare_tagging(to) {
+                        let stays = self.enforcer.mode;
+                        drop(reply.send(Err(format!("the mode stays {stays}: {error:#} (tag.enabled = false does without)"))));
+                        return;
+                    }
                     self.take_sessions(sessions);
                     self.set_mode(to, format!("operator {by}"));
                 }

@@ -24,4 +24,15 @@ impl Poller {
         }
         self.enforcer.tagging_failed = failure.is_some();
     }
+
+    /// Attaches `sensor_tag` for a mode that is about to be set.
+    ///
+    /// # Errors
+    /// If an interface does not take it; then the mode is not to be set.
+    pub(super) fn prepare_tagging(&mut self, mode: Mode) -> anyhow::Result<()> {
+        if mode == Mode::Observe {
+            return Ok(());
+        }
+        self.attached.iter_mut().try_for_each(|attached| self.kernel.set_tagging(attached, true))
+    }
 }

@@ -42,6 +42,13 @@ pub fn is_there(ifindex: u32) -> bool {
         .map_or(true, |socket| index_to_name(&socket, ifindex) != Err(rustix::io::Errno::NODEV))
 }
 
+/// The present name of the interface of this number.
+pub(super) fn name(ifindex: u32) -> anyhow::Result<String> {
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .context("no socket to ask for interfaces")?;
+    index_to_name(&socket, ifindex).with_context(|| format!("there is no interface with number {ifindex}"))
+}
+
 /// Statistics of the interfaces of this thread's network namespace.
 pub(crate) const STATISTICS: &str = "/proc/thread-self/net/dev";
 
