@@ -74,7 +74,7 @@ fn shares(keys: &[FlowKey], count: usize) -> [Vec<f64>; 2] {
     shares
 }
 
-/// Addresses or ports that count up find as much room as any, whatever the seed.
+/// Addresses or ports that count up find as much room as any, under each of these seeds.
 #[test]
 fn flows_in_sequence_spread_as_by_chance() {
     let chance = share_by_chance();

@@ -45,7 +45,9 @@ impl Poller {
                 if let Some(to) = to {
                     if let Err(error) = self.prepare_tagging(to) {
                         let stays = self.enforcer.mode;
-                        drop(reply.send(Err(format!("the mode stays {stays}: {error:#} (tag.enabled = false does without)"))));
+                        drop(reply.send(Err(format!(
+                            "the mode stays {stays}: {error:#} (tag.enabled = false does without)"
+                        ))));
                         return;
                     }
                     self.take_sessions(sessions);
