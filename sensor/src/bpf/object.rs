@@ -31,3 +31,27 @@ impl Object {
         Object { bytes: AGENT, own_maps: None, entries: Vec::new(), globals: Vec::new(), programs: Vec::new() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names in the table of symbols of an ELF file.
+    fn names<'a>(object: &[u8], wanted: &[&'a str]) -> Vec<&'a str> {
+        let is_there = |name: &&&str| object.windows(name.len()).any(|bytes| bytes == name.as_bytes());
+        wanted.iter().filter(is_there).copied().collect()
+    }
+
+    #[test]
+    fn what_benches_switch_is_not_in_the_agents_object() {
+        let wanted = ["\0CUT\0", "\0VARY\0", "BENCH_", "floor_"];
+        assert_eq!(names(AGENT, &wanted), [""; 0]);
+        assert_eq!(names(AGENT, &["\0BUCKETS\0"]), ["\0BUCKETS\0"], "the table of symbols is there");
+        #[cfg(feature = "bench")]
+        {
+            let bench = Some(crate::bpf::bench::Bench::default());
+            let object = Object::of(&LoadOptions { bench, ..LoadOptions::default() });
+            assert_eq!(names(object.bytes, &wanted), wanted);
+        }
+    }
+}
