@@ -6,6 +6,7 @@
 mod clsact;
 mod interface;
 mod replace;
+mod tagging;
 
 use anyhow::{Context as _, bail};
 use aya::programs::links::{FdLink, Link as _, PinnedLink};
@@ -116,11 +117,6 @@ impl Held {
 }
 
 impl Attached {
-    /// Whether `sensor_tag` is attached.
-    pub fn tags(&self) -> bool {
-        self.held.iter().any(|(hook, _)| *hook == Hook::Tag)
-    }
-
     /// Lets go of the interface without taking anything off.
     pub(super) fn leave(self) {
         for (_, held) in self.held {
@@ -294,29 +290,6 @@ impl Kernel {
             attached.held.push((hook, held));
         }
         Ok(())
-    }
-
-    /// Attaches `sensor_tag` to an interface, or takes it off; without effect if it is not loaded. A program that does nothing
-    /// costs each packet as much as its call, so it is not there in a mode without tags.
-    ///
-    /// # Errors
-    /// If the kernel refuses.
-    pub fn set_tagging(&mut self, attached: &mut Attached, on: bool) -> anyhow::Result<()> {
-        match attached.held.iter().position(|(hook, _)| *hook == Hook::Tag) {
-            None if on && self.tagging() => {
-                // What could not be taken off before.
-                self.take_off_tag(attached.ifindex)?;
-                let held = self.attach_new_tc(attached, Hook::Tag, TcAttachType::Ingress)?;
-                attached.held.push((Hook::Tag, held));
-                Ok(())
-            }
-            Some(place) if !on => match attached.held.swap_remove(place).1.detach() {
-                Ok(()) => Ok(()),
-                // Others may have taken it off, which is as good.
-                Err(error) => self.take_off_tag(attached.ifindex).map_err(|_| error),
-            },
-            None | Some(_) => Ok(()),
-        }
     }
 
     fn attach_new_tc(&mut self, attached: &Attached, hook: Hook, direction: TcAttachType) -> anyhow::Result<Held> {

@@ -1,5 +1,6 @@
 //! Requests of the control socket, for which the poll thread waits until its next poll is due: it sleeps until one of the two
-//! comes, whichever is first, and does not wake to look.
+//! comes, whichever is first, and does not wake to look. A timer of the runtime would wake one of its threads for each poll, and
+//! that thread this one.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};

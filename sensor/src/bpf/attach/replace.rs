@@ -132,16 +132,6 @@ impl Kernel {
         Ok(())
     }
 
-    /// Takes `sensor_tag` off an interface, if it is there and nothing in this process holds it.
-    pub(super) fn take_off_tag(&self, ifindex: u32) -> anyhow::Result<()> {
-        if let Some(link) = self.pins.as_ref().map_or(Ok(None), |pins| pins.link(Hook::Tag, ifindex))? {
-            end(link)?;
-        }
-        let name = self.tc_name(Hook::Tag);
-        let filters = self.own_filters(ifindex)?;
-        filters.iter().filter(|filter| filter.name == name).try_for_each(|filter| qdisc::remove(ifindex, filter))
-    }
-
     /// Takes the programs off interfaces that the agent before watched and this one does not, and lets go of what was left:
     /// from now on it is this agent's, and ends with it.
     ///
@@ -170,7 +160,7 @@ impl Kernel {
     }
 
     /// Filters under an interface's clsact that this agent or one before it on these maps attached.
-    fn own_filters(&self, ifindex: u32) -> anyhow::Result<Vec<qdisc::Filter>> {
+    pub(super) fn own_filters(&self, ifindex: u32) -> anyhow::Result<Vec<qdisc::Filter>> {
         own_filters(ifindex, &self.filter_programs())
     }
 }
@@ -217,6 +207,6 @@ fn remove_filters(pins: &Pins) -> anyhow::Result<()> {
 }
 
 /// Takes a link's program off.
-fn end(link: PinnedLink) -> anyhow::Result<()> {
+pub(super) fn end(link: PinnedLink) -> anyhow::Result<()> {
     link.unpin().map(drop).context("removing the pin of a link")
 }
