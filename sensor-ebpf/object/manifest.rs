@@ -19,8 +19,13 @@ pub(crate) const MANIFEST: &str = "MANIFEST";
 pub(crate) const LOCK: &str = "Cargo.lock";
 /// The workspace's manifest, whose release profile is the object's too.
 pub(crate) const WORKSPACE: &str = "Cargo.toml";
-/// The tables of it that count.
-const PROFILE: &str = "[profile.release";
+/// The tables of it that count: for all crates, and for those of the object.
+const PROFILE: [&str; 4] = [
+    "[profile.release]",
+    "[profile.release.package.\"*\"]",
+    "[profile.release.package.sensor-common]",
+    "[profile.release.package.sensor-ebpf]",
+];
 
 /// What an object was made of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -96,7 +101,7 @@ impl Manifest {
         }
         match fs::read_to_string(root.join(WORKSPACE)) {
             Ok(text) if hash(profile(&text).as_bytes()) == self.profile => {}
-            _ => changed.push(format!("{WORKSPACE} ({PROFILE}…])")),
+            _ => changed.push(format!("{WORKSPACE} ({})", PROFILE[0])),
         }
         let locked = fs::read_to_string(root.join(LOCK)).map(|text| locked(&text)).unwrap_or_default();
         let gone = self.packages.difference(&locked);
@@ -127,7 +132,7 @@ pub(crate) fn profile(text: &str) -> String {
     let mut within = false;
     let lines = text.lines().map(str::trim).filter(|line| {
         if line.starts_with('[') {
-            within = line.starts_with(PROFILE);
+            within = PROFILE.contains(&line);
         }
         within && !line.is_empty() && !line.starts_with('#')
     });

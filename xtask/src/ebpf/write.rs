@@ -102,7 +102,7 @@ mod tests {
         change("sensor-ebpf/object/sensor-ebpf.o", "other", &["sensor-ebpf/object/sensor-ebpf.o"]);
         change("Cargo.lock", &LOCKED.replace("\"aa\"", "\"bb\""), &["Cargo.lock (one 1.0.0)"]);
         change("Cargo.lock", &LOCKED.replace("0.1.0", "0.2.0"), &[]);
-        change("Cargo.toml", &ROOT.replace("debug = 1", "debug = 0"), &["Cargo.toml ([profile.release…])"]);
+        change("Cargo.toml", &ROOT.replace("debug = 1", "debug = 0"), &["Cargo.toml ([profile.release])"]);
         change("Cargo.toml", &ROOT.replace("debug = 2", "debug = 0").replace("# why", "# because"), &[]);
         fs::remove_file(folder.path().join("src/a file.rs")).unwrap();
         assert!(changes()[0].starts_with("src/a file.rs ("), "{:?}", changes());
