@@ -1,12 +1,22 @@
-//! Log lines on standard error, as text or JSON. Called once, by `cli`, before the agent starts.
+//! Log lines on standard error, as text or JSON, or in the journal with their fields. Called once, by `cli`, before the agent
+//! starts.
 //!
 //! Level: `SENSOR_LOG`, else `RUST_LOG`, else the configuration. Messages of crates that use `log` arrive here too.
+
+mod journal;
 
 use std::io::IsTerminal;
 
 use anyhow::{Context, Result, anyhow, bail};
-use tracing_subscriber::EnvFilter;
+use tracing::Subscriber;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
+
+use self::journal::Journal;
+pub(crate) use self::journal::SOCKET as JOURNAL;
 
 use crate::config::{BpfLog, LogConfig, LogFormat};
 
@@ -35,12 +45,39 @@ pub fn init(config: &LogConfig, programs: BpfLog) -> Result<()> {
         let directive = format!("{PROGRAMS}={}", programs.name());
         filter = filter.add_directive(directive.parse().with_context(|| format!("log directive {directive}"))?);
     }
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    }
-    .map_err(|error| anyhow!("cannot start logging: {error}"))
+    let lines = lines(config.format)?;
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .try_init()
+        .map_err(|error| anyhow!("cannot start logging: {error}"))
+}
+
+/// What an error of the process begins with on standard error, so that the journal files it as an error, too.
+pub fn error_prefix() -> &'static str {
+    if journal::is_stderr() { "<3>" } else { "" }
+}
+
+type Lines<S> = Box<dyn Layer<S> + Send + Sync>;
+
+/// Where lines go, and how.
+fn lines<S: Subscriber + for<'a> LookupSpan<'a>>(format: LogFormat) -> Result<Lines<S>> {
+    let text = || -> Lines<S> {
+        let ansi = std::io::stderr().is_terminal();
+        Box::new(fmt::layer().with_writer(std::io::stderr).with_ansi(ansi).with_target(false))
+    };
+    Ok(match format {
+        LogFormat::Auto if journal::is_stderr() => match Journal::open() {
+            Ok(journal) => Box::new(journal),
+            Err(_) => text(),
+        },
+        LogFormat::Auto | LogFormat::Text => text(),
+        LogFormat::Json => Box::new(fmt::layer().with_writer(std::io::stderr).json().flatten_event(true)),
+        LogFormat::Journald => {
+            let cannot = || format!("log.format = \"journald\": nobody listens at {JOURNAL}; use \"auto\"");
+            Box::new(Journal::open().with_context(cannot)?)
+        }
+    })
 }
 
 fn filter(level: &str) -> Result<EnvFilter> {

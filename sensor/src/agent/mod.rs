@@ -8,6 +8,7 @@
 pub mod bench;
 mod clock;
 mod context;
+mod detach;
 mod enforce;
 mod interfaces;
 mod life;
@@ -26,6 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+pub use self::detach::detach;
 use self::enforce::Around;
 use self::poll::{Ending, Models, Poller};
 use self::reload::{Files, Job, Loader};
@@ -40,6 +42,7 @@ use crate::control::{Access, ControlSocket};
 use crate::http::{self, Health, HttpState};
 use crate::metrics::Metrics;
 use crate::model::{Model, accept, isolate};
+use crate::service;
 
 /// Requests that may wait for the poll thread.
 const REQUESTS: usize = 16;
@@ -56,8 +59,11 @@ pub fn run(mut config: Config, takeover: Option<Takeover>) -> Result<()> {
         config.interfaces = vec![probe::default_interface()?];
     }
     let files = Files::now(&config);
+    service::starting(&config, "checking the model");
     let model = load_model(config.model.path.as_deref(), &config)?;
+    service::starting(&config, "checking the shadow model");
     let shadow = load_model(config.model.shadow.as_deref(), &config)?;
+    service::starting(&config, "loading and attaching programs");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -164,6 +170,7 @@ async fn serve(
             mib(maps.taken),
             mib(maps.mapped)
         );
+        service::ready();
         tracing::info!("ready");
     }
     let reason = loop {
@@ -181,6 +188,7 @@ async fn serve(
             },
         }
     };
+    service::stopping(reason);
     tracing::info!("stopping because of {reason}");
     ending.stop();
     // The thread looks at the flag once a poll, at most a second; a second signal is not needed.

@@ -24,7 +24,7 @@ use crate::bpf::probe;
 use crate::config::{self, BpfLog, Config, LogFormat, Mode, XdpMode};
 use crate::replay::View;
 use crate::view::SortKey;
-use crate::{control, doctor, logging};
+use crate::{control, doctor, logging, service};
 use print::Format;
 
 /// Watches the flows of a host's interfaces, scores them with a model, and acts on the scores.
@@ -45,6 +45,12 @@ enum Command {
         takeover: Option<Takeover>,
         #[command(flatten)]
         settings: Settings,
+    },
+    /// Take off the programs that an agent which is gone left attached, and its pins
+    Detach {
+        /// Directory of the pins
+        #[arg(long, value_name = "DIR", default_value_os_t = Config::default().agent.pins.unwrap_or_default())]
+        pins: PathBuf,
     },
     /// Show the largest flows of the running agent
     Flows {
@@ -267,7 +273,8 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sensor: error: {error:#}");
+            service::failed(&error);
+            eprintln!("{}sensor: error: {error:#}", logging::error_prefix());
             ExitCode::FAILURE
         }
     }
@@ -286,6 +293,13 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             let config = settings.resolve()?;
             logging::init(&config.log, config.kernel.bpf_log)?;
             crate::agent::run(config, takeover)?;
+        }
+        Command::Detach { pins } => {
+            let left = crate::agent::detach(&pins)?;
+            say(&match left {
+                true => format!("took off what an agent had left at {}\n", pins.display()),
+                false => format!("nothing is left at {}\n", pins.display()),
+            })?;
         }
         Command::Flows { socket, sort, limit, json } => {
             let limit = limit.unwrap_or(if json { 0 } else { 50 });

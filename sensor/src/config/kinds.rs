@@ -138,11 +138,15 @@ pub enum HostEntry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Journald where standard error is the journal, else text.
     #[default]
+    Auto,
+    /// For people.
     Text,
     /// One JSON object a line.
     Json,
+    /// To the journal, with the fields of each line.
+    Journald,
 }
 
 macro_rules! names {

@@ -17,6 +17,8 @@ use crate::view::Request;
 
 /// How often the programs' messages are read.
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
+/// Interfaces that the status names.
+const NAMED: usize = 4;
 
 impl Poller {
     /// Polls until it is to end, then ends all flows and takes the programs off, or leaves all to another agent. `begun`
@@ -128,6 +130,25 @@ impl Poller {
         if self.seen_check.as_mut().is_some_and(|check| check.is_done(packets)) {
             self.seen_check = None;
         }
+        self.tell_status();
+    }
+
+    /// What `systemctl status` shows.
+    fn tell_status(&mut self) {
+        let Poller { watchdog, enforcer, attached, metrics, .. } = self;
+        let state = || {
+            let names: Vec<_> = attached.iter().take(NAMED).map(|one| one.interface.as_str()).collect();
+            let more = attached.len() - names.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let breaker = if enforcer.breaker.trip().is_some() { ", the breaker is open" } else { "" };
+            format!("mode {} on {}{more}{breaker}", enforcer.mode, names.join(", "))
+        };
+        let numbers = || {
+            let totals = metrics.totals();
+            let (flows, verdicts) = (totals.flows_active, enforcer.book.len());
+            format!("{flows} flows, {verdicts} verdicts, {} packets dropped", totals.dropped)
+        };
+        watchdog.status(state, numbers);
     }
 
     /// Lost flows into the ledger, entries in use into the metrics.
