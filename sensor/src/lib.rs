@@ -25,6 +25,7 @@ pub mod policy;
 pub mod replay;
 pub mod store;
 pub mod summary;
+pub mod support;
 pub mod vector;
 pub mod verdicts;
 pub mod view;

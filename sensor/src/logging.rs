@@ -1,17 +1,42 @@
-//! Log lines on standard error, as text or JSON. Called once, by `cli`, before the agent starts.
+//! Log lines on standard error, as text or JSON; the last of them are kept for `sensor support`. Set up once, by `cli`, before the
+//! agent starts; level and format change when the agent reloads its configuration.
 //!
 //! Level: `SENSOR_LOG`, else `RUST_LOG`, else the configuration. Messages of crates that use `log` arrive here too.
 
-use std::io::IsTerminal;
+use std::collections::VecDeque;
+use std::io::{self, IsTerminal};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::config::{BpfLog, LogConfig, LogFormat};
 
 /// Where messages of the kernel programs come from, as log directives name it.
 const PROGRAMS: &str = "sensor_ebpf";
+/// Bytes of the last lines that are kept for `sensor support`.
+const KEPT: usize = 256 << 10;
+
+type Lines = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// The process's logger, to be changed while it runs.
+#[derive(Clone)]
+pub struct Logger {
+    programs: BpfLog,
+    recent: Recent,
+    format: reload::Handle<Lines, Registry>,
+    filter: reload::Handle<EnvFilter, tracing_subscriber::layer::Layered<reload::Layer<Lines, Registry>, Registry>>,
+}
+
+impl std::fmt::Debug for Logger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Logger").finish_non_exhaustive()
+    }
+}
 
 /// Checks directives such as `info,sensor::policy=debug`.
 ///
@@ -25,7 +50,35 @@ pub fn check(level: &str) -> Result<()> {
 ///
 /// # Errors
 /// The directives of the environment or the configuration cannot be parsed, or there is a logger already.
-pub fn init(config: &LogConfig, programs: BpfLog) -> Result<()> {
+pub fn init(config: &LogConfig, programs: BpfLog) -> Result<Logger> {
+    let recent = Recent::default();
+    let (lines, format) = reload::Layer::new(lines(config.format, &recent));
+    let (level, filter) = reload::Layer::new(directives(config, programs)?);
+    let subscriber = tracing_subscriber::registry().with(lines).with(level);
+    subscriber.try_init().map_err(|error| anyhow!("cannot start logging: {error}"))?;
+    Ok(Logger { programs, recent, format, filter })
+}
+
+impl Logger {
+    /// Takes another level and another format.
+    ///
+    /// # Errors
+    /// The directives cannot be parsed.
+    pub fn set(&self, config: &LogConfig) -> Result<()> {
+        let filter = directives(config, self.programs)?;
+        self.filter.reload(filter).context("cannot change the log level")?;
+        self.format.reload(lines(config.format, &self.recent)).context("cannot change the log format")
+    }
+
+    /// The last lines, some 256 KiB at most.
+    pub fn recent(&self) -> String {
+        let kept = self.recent.lock();
+        kept.lines.iter().map(|line| String::from_utf8_lossy(line)).collect()
+    }
+}
+
+/// What is logged: as the environment says, else as the configuration does.
+fn directives(config: &LogConfig, programs: BpfLog) -> Result<EnvFilter> {
     let mut filter = match ["SENSOR_LOG", "RUST_LOG"].iter().find_map(|name| Some((name, std::env::var(name).ok()?))) {
         Some((name, level)) => filter(&level).with_context(|| format!("environment variable {name}=\"{level}\""))?,
         None => filter(&config.level)?,
@@ -35,12 +88,64 @@ pub fn init(config: &LogConfig, programs: BpfLog) -> Result<()> {
         let directive = format!("{PROGRAMS}={}", programs.name());
         filter = filter.add_directive(directive.parse().with_context(|| format!("log directive {directive}"))?);
     }
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    Ok(filter)
+}
+
+fn lines(format: LogFormat, recent: &Recent) -> Lines {
+    let layer = tracing_subscriber::fmt::layer().with_writer(recent.clone());
+    match format {
+        LogFormat::Text => layer.with_ansi(io::stderr().is_terminal()).with_target(false).boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
     }
-    .map_err(|error| anyhow!("cannot start logging: {error}"))
+}
+
+/// Standard error, and the last lines that were written there.
+#[derive(Clone, Default)]
+struct Recent(Arc<Mutex<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    lines: VecDeque<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Recent {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+        // Whoever panicked left whole lines behind.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn keep(&mut self, line: &[u8]) {
+        self.bytes += line.len();
+        self.lines.push_back(line.to_vec());
+        while self.bytes > KEPT {
+            let Some(oldest) = self.lines.pop_front() else { break };
+            self.bytes -= oldest.len();
+        }
+    }
+}
+
+/// One line, as it comes out of the formatter.
+impl io::Write for Recent {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.lock().keep(line);
+        io::stderr().write_all(line)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+impl<'a> MakeWriter<'a> for Recent {
+    type Writer = Recent;
+
+    fn make_writer(&'a self) -> Recent {
+        self.clone()
+    }
 }
 
 fn filter(level: &str) -> Result<EnvFilter> {
@@ -58,6 +163,17 @@ fn filter(level: &str) -> Result<EnvFilter> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_lines_are_kept() {
+        let mut kept = Kept::default();
+        let line = [b'x'; 1000];
+        (0..1000).for_each(|_| kept.keep(&line));
+        kept.keep(b"the last");
+        assert!(kept.bytes <= KEPT && kept.bytes > KEPT - 2000, "{}", kept.bytes);
+        assert_eq!(kept.bytes, kept.lines.iter().map(Vec::len).sum::<usize>());
+        assert_eq!(kept.lines.back().map(Vec::as_slice), Some(&b"the last"[..]));
+    }
 
     #[test]
     fn misspelt_levels_are_refused() {

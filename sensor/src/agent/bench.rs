@@ -8,12 +8,14 @@ use anyhow::Result;
 use sensor_common::features::Sample;
 use sensor_common::table::WAYS;
 
+use super::apply::Settled;
 use super::clock::now_ns;
 use super::enforce::Around;
 use super::poll::{Models, Poller};
 use super::reload::{Files, Loader};
 use crate::bpf::load::Kernel;
-use crate::config::Config;
+use crate::config::{Config, Source};
+use crate::control::SharedPolicy;
 use crate::harvest::Memory;
 use crate::http::Health;
 use crate::metrics::Metrics;
@@ -35,11 +37,13 @@ impl Polls {
     /// # Errors
     /// If no thread can be started.
     pub fn new(config: Config, kernel: Kernel, model: Option<Model>) -> Result<Polls> {
-        let loader = Loader::start(&config, Files::none())?;
+        let loader = Loader::start(&config, Source::default(), Files::none())?;
         let health = Arc::new(Health::new(Instant::now(), config.agent.lease));
         let around = Around::look(&config);
         let models = Models { active: model, shadow: None, loader };
-        Ok(Polls(Poller::new(config, kernel, Vec::new(), models, Arc::new(Metrics::new()), health, around)))
+        let settled = Settled::new(None, config.clone(), SharedPolicy::default(), None);
+        let metrics = Arc::new(Metrics::new());
+        Ok(Polls(Poller::new(config, kernel, Vec::new(), models, metrics, health, around, settled)))
     }
 
     /// One poll: what the agent does every poll interval, but for what it does once a second.

@@ -198,13 +198,7 @@ impl Beginning {
                 freed => tracing::warn!("freed {freed} records that a killed agent had locked"),
             }
         }
-        kernel.control.set(&Control {
-            tag_mark: config.tag.mark,
-            tag_mask: config.tag.mask,
-            tag_dscp: config.tag.dscp.map_or(NO_DSCP, u32::from),
-            evict_idle_ticks: ticks(config.kernel.evict_idle) as u32,
-            ..Control::zeroed()
-        });
+        kernel.control.set(&page(config));
         let mut attached = Vec::new();
         for interface in &config.interfaces {
             // After a takeover verdicts are obeyed at once.
@@ -246,6 +240,17 @@ pub(super) fn lease_until(config: &Config, now_ns: u64) -> u64 {
     match config.agent.on_agent_loss {
         AgentLoss::Open => now_ns + config.agent.lease.as_nanos() as u64,
         AgentLoss::Keep => u64::MAX,
+    }
+}
+
+/// The part of the control page that settings make.
+pub(super) fn page(config: &Config) -> Control {
+    Control {
+        tag_mark: config.tag.mark,
+        tag_mask: config.tag.mask,
+        tag_dscp: config.tag.dscp.map_or(NO_DSCP, u32::from),
+        evict_idle_ticks: ticks(config.kernel.evict_idle) as u32,
+        ..Control::zeroed()
     }
 }
 

@@ -17,6 +17,7 @@ use sensor_common::flow::FlowRecord;
 
 pub(super) use self::end::Ending;
 use self::end::Heir;
+use super::apply::{self, Settled};
 use super::clock::now_ns;
 use super::context::Follower;
 use super::enforce::{Around, Enforcer};
@@ -66,7 +67,7 @@ pub(super) struct Poller {
     started_ns: u64,
     pub(super) lease_until_ns: u64,
     pub(super) last_poll: Duration,
-    health: Arc<Health>,
+    pub(super) health: Arc<Health>,
     pub(super) timeouts: Timeouts,
     pub(super) occupied: u64,
     /// Bucket at which the next scan starts: a scan that found too much to score goes on where it stopped.
@@ -80,12 +81,14 @@ pub(super) struct Poller {
     pub(super) interfaces: Interfaces,
     /// `None`: host context is off.
     pub(super) follower: Option<Follower>,
+    pub(super) settled: Settled,
     /// Another agent asked to take over.
     heir: Option<Heir>,
 }
 
 impl Poller {
     /// Everything is loaded and attached; nothing has been polled.
+    #[expect(clippy::too_many_arguments, reason = "each is made by another step of the start")]
     pub(super) fn new(
         config: Config,
         kernel: Kernel,
@@ -94,6 +97,7 @@ impl Poller {
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         around: Around,
+        settled: Settled,
     ) -> Poller {
         let policy = life::policy(&config, model.as_ref());
         let enforcer = Enforcer::start(&config, around);
@@ -106,14 +110,8 @@ impl Poller {
                 metrics.model_load(role, LoadSource::Start, true);
             }
         }
-        let agent = &config.agent;
-        let timeouts = Timeouts::new(
-            agent.idle_timeout,
-            agent.closed_linger,
-            agent.active_timeout,
-            agent.rescore_interval,
-            policy.min_packets(),
-        );
+        metrics.config_taken(settled.hash());
+        let timeouts = apply::timeouts(&config, policy.min_packets());
         let memories = Memories::new(kernel.table.buckets());
         let memory = kernel.memory();
         metrics.map_memory(memory.taken, memory.mapped);
@@ -145,6 +143,7 @@ impl Poller {
             scores: Vec::new(),
             logged: 0,
             unlogged: 0,
+            settled,
             heir: None,
         }
     }

@@ -30,7 +30,6 @@ impl Poller {
         ending: &Ending,
         begun: oneshot::Sender<()>,
     ) -> anyhow::Result<Option<Left>> {
-        let interval = self.config.agent.poll_interval;
         let mut begun = Some(begun);
         let mut inbox = Inbox::new(requests);
         self.begin_enforcement();
@@ -59,6 +58,7 @@ impl Poller {
         while !ending.is_asked_for() && self.heir.is_none() {
             // Between two polls, so that every flow of a poll is scored by one model.
             self.take_loaded();
+            let interval = self.config.agent.poll_interval;
             let started = Instant::now();
             self.poll(started);
             self.last_poll = started.elapsed();
@@ -155,6 +155,10 @@ impl Poller {
                 Err(error) => drop(reply.send(Err(format!("{error:#}")))),
             },
             Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
+            Request::Reload { by, reply } => self.request_reload(by, reply),
+            Request::Config { reply } => drop(reply.send(self.settled.view())),
+            Request::Metrics { reply } => drop(reply.send(self.metrics.prometheus())),
+            Request::Log { reply } => drop(reply.send(self.settled.log())),
             Request::Enforce(request) => self.answer_enforce(request),
             Request::Status { reply } => drop(reply.send(report::status(self))),
         }
