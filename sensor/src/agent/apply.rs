@@ -115,7 +115,8 @@ impl Poller {
         self.enforcer.audit.write(Event::Reload { by, file, hash, changed, restart, refused });
         if let Some(reply) = reply {
             // Nobody waits any more if it cannot be sent.
-            let _ = reply.send(answer);
+            let told = |reason| format!("the configuration is refused, the one before goes on: {reason}");
+            let _ = reply.send(answer.map_err(told));
         }
     }
 
