@@ -13,8 +13,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use sensor_common::counter::MAX_INTERFACES;
+use anyhow::{Context, Result, anyhow, ensure};
+use sensor_common::counter::{MAX_INTERFACES, MIN_INTERFACES};
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 use serde::{Deserialize, Serialize};
 
@@ -23,15 +23,19 @@ use self::forms::{duration, empty_is_none};
 pub use self::kinds::{ActionName, AgentLoss, BpfLog, HostEntry, LogFormat, Mode, OriginName, Tunnel, XdpMode};
 pub use self::model::ModelConfig;
 pub use self::policy::{AuditConfig, BreakerConfig, PolicyConfig};
+use crate::interfaces::List;
 
 /// The documented default configuration file.
 pub const DEFAULT_FILE: &str = include_str!("../../config/sensor.toml");
+
+/// Slots for interfaces where a pattern says which are watched.
+const SLOTS_FOR_PATTERNS: u32 = 1024;
 
 /// Everything that can be set. Each field is explained in `config/sensor.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Interfaces to watch; empty: the one of the default route.
+    /// Interfaces to watch ([`List`]); empty: the one of the default route.
     pub interfaces: Vec<String>,
     /// What is done with verdicts.
     pub mode: Mode,
@@ -70,6 +74,8 @@ pub struct KernelConfig {
     /// Idle time after which a flow with history may be given up for a new one.
     #[serde(with = "duration")]
     pub evict_idle: Duration,
+    /// Interfaces that can be watched at once (a power of two); 0: as many as the list asks for.
+    pub max_interfaces: u32,
     /// Most memory of the kernel maps, MiB; 0: as much as the settings make it.
     pub max_memory_mib: u32,
     /// Log level of the programs.
@@ -154,6 +160,7 @@ impl Default for KernelConfig {
             xdp_mode: XdpMode::Auto,
             flows: 65_536,
             evict_idle: Duration::from_secs(10),
+            max_interfaces: 0,
             max_memory_mib: 0,
             bpf_log: BpfLog::Off,
         }
@@ -200,6 +207,15 @@ impl KernelConfig {
     /// Buckets of the flow table.
     pub const fn buckets(&self) -> u32 {
         self.flows / WAYS as u32
+    }
+
+    /// Slots of the table of interfaces, for a list.
+    pub fn interface_slots(&self, list: &List) -> u32 {
+        match (self.max_interfaces, list.patterns()) {
+            (0, []) => (2 * list.names().len() as u32).next_power_of_two().clamp(MIN_INTERFACES, MAX_INTERFACES),
+            (0, _) => SLOTS_FOR_PATTERNS,
+            (slots, _) => slots,
+        }
     }
 }
 
@@ -255,13 +271,27 @@ impl Config {
             metrics: _,
             log,
         } = self;
-        check_interfaces(interfaces)?;
+        let list = List::parse(interfaces)?;
 
         let (least, most) = (MIN_BUCKETS * WAYS as u32, MAX_BUCKETS * WAYS as u32);
         ensure!(
             kernel.flows.is_power_of_two() && (least..=most).contains(&kernel.flows),
             "kernel.flows = {}: must be a power of two from {least} to {most}",
             kernel.flows
+        );
+        ensure!(
+            kernel.max_interfaces == 0
+                || (kernel.max_interfaces.is_power_of_two()
+                    && (MIN_INTERFACES..=MAX_INTERFACES).contains(&kernel.max_interfaces)),
+            "kernel.max_interfaces = {}: must be a power of two from {MIN_INTERFACES} to {MAX_INTERFACES}, or 0 for what \
+             interfaces asks for",
+            kernel.max_interfaces
+        );
+        ensure!(
+            list.names().len() <= kernel.interface_slots(&list) as usize,
+            "interfaces: {} are named, but kernel.max_interfaces = {}: raise it",
+            list.names().len(),
+            kernel.max_interfaces
         );
         within("kernel.evict_idle", kernel.evict_idle, SECOND, 60 * MINUTE)?;
         ensure!(
@@ -344,22 +374,6 @@ fn within(name: &str, value: Duration, least: Duration, most: Duration) -> Resul
 
 fn number(name: &str, value: u32, least: u32, most: u32) -> Result<()> {
     ensure!((least..=most).contains(&value), "{name} = {value}: must be from {least} to {most}");
-    Ok(())
-}
-
-fn check_interfaces(interfaces: &[String]) -> Result<()> {
-    ensure!(
-        interfaces.len() <= MAX_INTERFACES,
-        "interfaces: {} are named, one agent can watch {MAX_INTERFACES}",
-        interfaces.len()
-    );
-    for (position, name) in interfaces.iter().enumerate() {
-        let plain = !name.is_empty() && name.len() <= 15 && !name.contains(['/', ' ', '\0']);
-        ensure!(plain, "interfaces: \"{name}\" is not an interface name (1 to 15 bytes, no slash or space)");
-        if interfaces[..position].contains(name) {
-            bail!("interfaces: \"{name}\" is named twice");
-        }
-    }
     Ok(())
 }
 

@@ -27,20 +27,25 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use self::enforce::Around;
-use self::poll::{Ending, Models, Poller};
+use self::interfaces::Interfaces;
+use self::poll::{Ending, Models, Poller, Watched};
 use self::reload::{Files, Job, Loader};
 use self::start::Beginning;
 pub use self::start::Takeover;
-use crate::bpf::attach::Attached;
+use crate::bpf::attach::{self, Attached};
 use crate::bpf::load::Kernel;
 use crate::bpf::memory::mib;
+use crate::bpf::probe::links::Links;
 use crate::bpf::probe::{self, Capabilities};
 use crate::config::Config;
 use crate::control::{Access, ControlSocket};
 use crate::http::{self, Health, HttpState};
+use crate::interfaces::List;
 use crate::metrics::Metrics;
 use crate::model::{Model, accept, isolate};
 
+/// Interfaces that have a line of their own in the log at the start.
+const ANNOUNCED: usize = 32;
 /// Requests that may wait for the poll thread.
 const REQUESTS: usize = 16;
 
@@ -54,6 +59,10 @@ pub fn run(mut config: Config, takeover: Option<Takeover>) -> Result<()> {
     check(&capabilities)?;
     if config.interfaces.is_empty() {
         config.interfaces = vec![probe::default_interface()?];
+    }
+    // Before anything is changed: an agent that runs goes on if this one cannot take over.
+    for name in List::parse(&config.interfaces)?.names() {
+        attach::ifindex(name)?;
     }
     let files = Files::now(&config);
     let model = load_model(config.model.path.as_deref(), &config)?;
@@ -126,8 +135,11 @@ async fn serve(
         Some(address) => Some(http::bind(address).await?),
         None => None,
     };
-    let (kernel, attached) = beginning.bring_up(&config, capabilities)?;
+    // Before anything is attached, so that no change is missed, and so that a failure leaves nothing behind.
+    let (list, links) = (List::parse(&config.interfaces)?, Links::follow()?);
+    let (kernel, attached) = beginning.bring_up(&config, &list, &links.now(), capabilities)?;
     announce(&kernel, &attached, model.as_ref());
+    let interfaces = Interfaces::new(list, links, &kernel, capabilities.tcx);
     let maps = kernel.memory();
     let loader = Loader::start(&config, files)?;
     let jobs = loader.jobs.clone();
@@ -141,8 +153,15 @@ async fn serve(
     let (done, mut ended) = oneshot::channel();
     let (begin, begun) = oneshot::channel();
     let own = metrics.clone();
-    let poller =
-        Poller::new(config, kernel, attached, Models { active: model, shadow, loader }, metrics, health, around);
+    let poller = Poller::new(
+        config,
+        kernel,
+        Watched { attached, interfaces },
+        Models { active: model, shadow, loader },
+        metrics,
+        health,
+        around,
+    );
     let thread = std::thread::Builder::new()
         .name("sensor-poll".to_owned())
         .stack_size(2 * isolate::STACK)
@@ -195,7 +214,7 @@ async fn serve(
 
 /// One line for each thing that an operator wants to know of a start.
 fn announce(kernel: &Kernel, attached: &[Attached], model: Option<&Model>) {
-    for Attached { interface, xdp, egress, fallback, .. } in attached {
+    for Attached { interface, xdp, egress, fallback, .. } in attached.iter().take(ANNOUNCED) {
         match fallback {
             None => tracing::info!("{interface}: attached, XDP {}, egress {}", xdp.name(), egress.name()),
             Some(reason) => tracing::warn!(
@@ -204,6 +223,11 @@ fn announce(kernel: &Kernel, attached: &[Attached], model: Option<&Model>) {
                 egress.name()
             ),
         }
+    }
+    match attached.len() {
+        0 => tracing::info!("no interface matches yet: those that come are watched"),
+        count @ ..=ANNOUNCED => tracing::debug!("{count} interfaces"),
+        count => tracing::info!("{} more interfaces: attached", count - ANNOUNCED),
     }
     let memory = kernel.memory();
     tracing::info!(

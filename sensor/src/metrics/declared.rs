@@ -79,7 +79,9 @@ macro_rules! declare {
 declare! {
     BUILD_INFO: Gauge "sensor_build_info", "1", ["version"], "Always 1; the version of the agent";
     ATTACHED: Gauge "sensor_interface_attached", "1", ["interface"],
-        "1 while the programs are on the interface, 0 after it was removed and until it is there again: its packets are not seen";
+        "1 while the programs are on the interface; 0 while one that is named in the list is not there, or one cannot be watched: its packets are not seen";
+    LINK_OVERRUNS: Counter "sensor_link_overruns_total", "overruns", [],
+        "Times that the kernel had more changes of interfaces than there was room for, and all interfaces were listed anew";
     PACKETS: Counter "sensor_packets_total", "packets", ["interface", "direction", "action"],
         "Frames that the programs saw (a super-packet is one), by what was done with them";
     BYTES: Counter "sensor_bytes_total", "bytes", ["interface", "direction", "action"],
