@@ -20,8 +20,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use sensor_common::counter::MAX_INTERFACES;
+use anyhow::{Context, Result, anyhow, ensure};
+use sensor_common::counter::{MAX_INTERFACES, MIN_INTERFACES};
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 use serde::{Deserialize, Serialize};
 
@@ -34,15 +34,19 @@ pub use self::policy::{AuditConfig, BreakerConfig, PolicyConfig};
 pub use self::problem::Problem;
 use self::problem::{Checks, show};
 pub use self::source::{Override, SYSTEM_FILE, Source, Wrong};
+use crate::interfaces::List;
 
 /// The documented default configuration file.
 pub const DEFAULT_FILE: &str = include_str!("../../config/sensor.toml");
+
+/// Slots for interfaces where a pattern says which are watched.
+const SLOTS_FOR_PATTERNS: u32 = 1024;
 
 /// Everything that can be set. Each field is explained in `config/sensor.toml`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Interfaces to watch; empty: the one of the default route.
+    /// Interfaces to watch ([`List`]); empty: the one of the default route.
     pub interfaces: Vec<String>,
     /// What is done with verdicts.
     pub mode: Mode,
@@ -81,6 +85,8 @@ pub struct KernelConfig {
     /// Idle time after which a flow with history may be given up for a new one.
     #[serde(with = "duration")]
     pub evict_idle: Duration,
+    /// Interfaces that can be watched at once (a power of two); 0: as many as the list asks for.
+    pub max_interfaces: u32,
     /// Most memory of the kernel maps, MiB; 0: as much as the settings make it.
     pub max_memory_mib: u32,
     /// Log level of the programs.
@@ -165,6 +171,7 @@ impl Default for KernelConfig {
             xdp_mode: XdpMode::Auto,
             flows: 65_536,
             evict_idle: Duration::from_secs(10),
+            max_interfaces: 0,
             max_memory_mib: 0,
             bpf_log: BpfLog::Off,
         }
@@ -211,6 +218,15 @@ impl KernelConfig {
     /// Buckets of the flow table.
     pub const fn buckets(&self) -> u32 {
         self.flows / WAYS as u32
+    }
+
+    /// Slots of the table of interfaces, for a list.
+    pub fn interface_slots(&self, list: &List) -> u32 {
+        match (self.max_interfaces, list.patterns()) {
+            (0, []) => (2 * list.names().len() as u32).next_power_of_two().clamp(MIN_INTERFACES, MAX_INTERFACES),
+            (0, _) => SLOTS_FOR_PATTERNS,
+            (slots, _) => slots,
+        }
     }
 }
 
@@ -278,8 +294,13 @@ impl Config {
             log,
         } = self;
         let mut checks = Checks::default();
-        checks.result(&["interfaces"], check_interfaces(interfaces));
-        kernel.check(&mut checks);
+        match List::parse(interfaces) {
+            Ok(list) => kernel.check(&list, &mut checks),
+            Err(error) => {
+                checks.result(&["interfaces"], Err(error));
+                kernel.check(&List::default(), &mut checks);
+            }
+        }
         context.check(&mut checks);
         agent.check(&mut checks);
         model.check(&mut checks);
@@ -298,11 +319,23 @@ impl Config {
 }
 
 impl KernelConfig {
-    fn check(&self, checks: &mut Checks) {
-        let KernelConfig { xdp_mode: _, flows, evict_idle, max_memory_mib, bpf_log: _ } = self;
+    fn check(&self, list: &List, checks: &mut Checks) {
+        let KernelConfig { xdp_mode: _, flows, max_interfaces, evict_idle, max_memory_mib, bpf_log: _ } = self;
         let (least, most) = (MIN_BUCKETS * WAYS as u32, MAX_BUCKETS * WAYS as u32);
         checks.ensure(flows.is_power_of_two() && (least..=most).contains(flows), &["kernel.flows"], || {
             format!("kernel.flows = {flows}: must be a power of two from {least} to {most}")
+        });
+        let counts = MIN_INTERFACES..=MAX_INTERFACES;
+        let fits = *max_interfaces == 0 || (max_interfaces.is_power_of_two() && counts.contains(max_interfaces));
+        checks.ensure(fits, &["kernel.max_interfaces"], || {
+            format!(
+                "kernel.max_interfaces = {max_interfaces}: must be a power of two from {MIN_INTERFACES} to {MAX_INTERFACES}, \
+                 or 0 for what interfaces asks for"
+            )
+        });
+        let named = list.names().len();
+        checks.ensure(named <= self.interface_slots(list) as usize, &["interfaces", "kernel.max_interfaces"], || {
+            format!("interfaces: {named} are named, but kernel.max_interfaces = {max_interfaces}: raise it")
         });
         checks.within(&["kernel.evict_idle"], *evict_idle, SECOND, 60 * MINUTE);
         let fits = *max_memory_mib == 0 || (16..=1 << 16).contains(max_memory_mib);
@@ -357,22 +390,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// What a parser says, in one line.
 fn one_line(error: &toml::de::Error) -> String {
     error.message().trim_end().replace('\n', "; ")
-}
-
-fn check_interfaces(interfaces: &[String]) -> Result<()> {
-    ensure!(
-        interfaces.len() <= MAX_INTERFACES,
-        "interfaces: {} are named, one agent can watch {MAX_INTERFACES}",
-        interfaces.len()
-    );
-    for (position, name) in interfaces.iter().enumerate() {
-        let plain = !name.is_empty() && name.len() <= 15 && !name.contains(['/', ' ', '\0']);
-        ensure!(plain, "interfaces: \"{name}\" is not an interface name (1 to 15 bytes, no slash or space)");
-        if interfaces[..position].contains(name) {
-            bail!("interfaces: \"{name}\" is named twice");
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

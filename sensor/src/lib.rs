@@ -18,6 +18,7 @@ pub mod doctor;
 pub mod harvest;
 pub mod host;
 pub mod http;
+pub mod interfaces;
 pub mod logging;
 pub mod metrics;
 pub mod model;

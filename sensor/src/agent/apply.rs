@@ -79,7 +79,7 @@ impl Poller {
     /// Takes a configuration that was read again, or says why not.
     pub(super) fn take_config(&mut self, reloaded: Reloaded) {
         let Reloaded { by, result, reply, taken } = reloaded;
-        let answer = result.and_then(|prepared| self.apply(prepared, &by));
+        let answer = result.and_then(|prepared| self.take_prepared(prepared, &by));
         // The other thread waits; it is gone if the agent stops.
         let _ = taken.send(answer.is_ok());
         let hash = self.settled.hash();
@@ -122,13 +122,24 @@ impl Poller {
 
     /// # Errors
     /// The kernel refuses something; nothing has changed then.
-    fn apply(&mut self, prepared: Prepared, by: &str) -> Result<ReloadView, String> {
+    fn take_prepared(&mut self, prepared: Prepared, by: &str) -> Result<ReloadView, String> {
         let Prepared { change, models, without, audit, around } = prepared;
         if change.changes("mode") {
             let tagging = self.prepare_tagging(change.config.mode);
             tagging.map_err(|error| format!("mode: {error:#} (tag.enabled = false does without)"))?;
         }
-        self.configure_allowed(&change)?;
+        let before = self.config.interfaces.clone();
+        if change.changes("interfaces") {
+            self.watch_interfaces(&change.config.interfaces).map_err(|error| format!("{error:#}"))?;
+        }
+        if let Err(reason) = self.configure_allowed(&change) {
+            if change.changes("interfaces")
+                && let Err(error) = self.watch_interfaces(&before)
+            {
+                tracing::error!("the interfaces of before are not watched: {error:#}");
+            }
+            return Err(reason);
+        }
 
         if let Some(opened) = audit {
             self.enforcer.audit = self.enforcer.audit.reopened(opened);

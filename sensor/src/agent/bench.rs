@@ -11,13 +11,16 @@ use sensor_common::table::WAYS;
 use super::apply::Settled;
 use super::clock::now_ns;
 use super::enforce::Around;
-use super::poll::{Models, Poller};
+use super::interfaces::Interfaces;
+use super::poll::{Models, Poller, Watched};
 use super::reload::{Files, Loader};
 use crate::bpf::load::Kernel;
+use crate::bpf::probe::links::Links;
 use crate::config::{Config, Source};
 use crate::control::SharedPolicy;
 use crate::harvest::Memory;
 use crate::http::Health;
+use crate::interfaces::List;
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::vector;
@@ -43,7 +46,9 @@ impl Polls {
         let models = Models { active: model, shadow: None, loader };
         let settled = Settled::new(None, config.clone(), SharedPolicy::default(), None);
         let metrics = Arc::new(Metrics::new());
-        Ok(Polls(Poller::new(config, kernel, Vec::new(), models, metrics, health, around, settled)))
+        let interfaces = Interfaces::new(List::default(), Links::follow()?, &kernel, false);
+        let watched = Watched { attached: Vec::new(), interfaces };
+        Ok(Polls(Poller::new(config, kernel, watched, models, metrics, health, around, settled)))
     }
 
     /// One poll: what the agent does every poll interval, but for what it does once a second.

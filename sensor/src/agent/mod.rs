@@ -29,21 +29,26 @@ use tokio::task::JoinHandle;
 
 use self::apply::Settled;
 use self::enforce::Around;
-use self::poll::{Ending, Models, Poller};
+use self::interfaces::Interfaces;
+use self::poll::{Ending, Models, Poller, Watched};
 use self::reload::{Files, Job, Loader};
 use self::start::Beginning;
 pub use self::start::Takeover;
-use crate::bpf::attach::Attached;
+use crate::bpf::attach::{self, Attached};
 use crate::bpf::load::Kernel;
 use crate::bpf::memory::mib;
+use crate::bpf::probe::links::Links;
 use crate::bpf::probe::{self, Capabilities};
 use crate::config::{Config, Source};
 use crate::control::{Access, ControlSocket, SharedPolicy};
 use crate::http::{self, Health, HttpState};
+use crate::interfaces::List;
 use crate::logging::Logger;
 use crate::metrics::Metrics;
 use crate::model::{Model, accept, isolate};
 
+/// Interfaces that have a line of their own in the log at the start.
+const ANNOUNCED: usize = 32;
 /// Requests that may wait for the poll thread.
 const REQUESTS: usize = 16;
 
@@ -58,6 +63,10 @@ pub fn run(mut config: Config, source: Source, logger: Logger, takeover: Option<
     let configured = config.clone();
     if config.interfaces.is_empty() {
         config.interfaces = vec![probe::default_interface()?];
+    }
+    // Before anything is changed: an agent that runs goes on if this one cannot take over.
+    for name in List::parse(&config.interfaces)?.names() {
+        attach::ifindex(name)?;
     }
     let files = Files::now(&config);
     let model = load_model(config.model.path.as_deref(), &config)?;
@@ -141,8 +150,11 @@ async fn serve(
         Some(address) => Some(http::bind(address).await?),
         None => None,
     };
-    let (kernel, attached) = beginning.bring_up(&config, capabilities)?;
+    // Before anything is attached, so that no change is missed, and so that a failure leaves nothing behind.
+    let (list, links) = (List::parse(&config.interfaces)?, Links::follow()?);
+    let (kernel, attached) = beginning.bring_up(&config, &list, &links.now(), capabilities)?;
     announce(&kernel, &attached, model.as_ref());
+    let interfaces = Interfaces::new(list, links, &kernel, capabilities.tcx);
     let maps = kernel.memory();
     let settled = Settled::new(source.file.clone(), configured.clone(), shared, Some(logger));
     let loader = Loader::start(&configured, source, files)?;
@@ -160,7 +172,7 @@ async fn serve(
     let poller = Poller::new(
         config,
         kernel,
-        attached,
+        Watched { attached, interfaces },
         Models { active: model, shadow, loader },
         metrics,
         health,
@@ -219,7 +231,7 @@ async fn serve(
 
 /// One line for each thing that an operator wants to know of a start.
 fn announce(kernel: &Kernel, attached: &[Attached], model: Option<&Model>) {
-    for Attached { interface, xdp, egress, fallback, .. } in attached {
+    for Attached { interface, xdp, egress, fallback, .. } in attached.iter().take(ANNOUNCED) {
         match fallback {
             None => tracing::info!("{interface}: attached, XDP {}, egress {}", xdp.name(), egress.name()),
             Some(reason) => tracing::warn!(
@@ -228,6 +240,11 @@ fn announce(kernel: &Kernel, attached: &[Attached], model: Option<&Model>) {
                 egress.name()
             ),
         }
+    }
+    match attached.len() {
+        0 => tracing::info!("no interface matches yet: those that come are watched"),
+        count @ ..=ANNOUNCED => tracing::debug!("{count} interfaces"),
+        count => tracing::info!("{} more interfaces: attached", count - ANNOUNCED),
     }
     let memory = kernel.memory();
     tracing::info!(

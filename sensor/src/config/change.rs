@@ -91,7 +91,7 @@ impl Names {
 
 fn merge(old: &Config, new: &Config, names: &mut Names) -> Config {
     Config {
-        interfaces: names.restart("interfaces", &old.interfaces, &new.interfaces),
+        interfaces: names.live("interfaces", &old.interfaces, &new.interfaces),
         mode: names.live("mode", &old.mode, &new.mode),
         kernel: kernel(&old.kernel, &new.kernel, names),
         context: context(&old.context, &new.context, names),
@@ -111,6 +111,7 @@ fn kernel(old: &KernelConfig, new: &KernelConfig, names: &mut Names) -> KernelCo
     KernelConfig {
         xdp_mode: names.restart("kernel.xdp_mode", &old.xdp_mode, &new.xdp_mode),
         flows: names.restart("kernel.flows", &old.flows, &new.flows),
+        max_interfaces: names.restart("kernel.max_interfaces", &old.max_interfaces, &new.max_interfaces),
         evict_idle: names.live("kernel.evict_idle", &old.evict_idle, &new.evict_idle),
         max_memory_mib: names.restart("kernel.max_memory_mib", &old.max_memory_mib, &new.max_memory_mib),
         // Log calls are pruned from the programs when they are loaded.

@@ -84,7 +84,9 @@ declare! {
     CONFIG_RELOAD_TIME: Gauge "sensor_config_last_reload_success_timestamp_seconds", "seconds", [],
         "When a configuration was taken last, Unix time";
     ATTACHED: Gauge "sensor_interface_attached", "1", ["interface"],
-        "1 while the programs are on the interface, 0 after it was removed and until it is there again: its packets are not seen";
+        "1 while the programs are on the interface; 0 while one that is named in the list is not there, or one cannot be watched: its packets are not seen";
+    LINK_OVERRUNS: Counter "sensor_link_overruns_total", "overruns", [],
+        "Times that the kernel had more changes of interfaces than there was room for, and all interfaces were listed anew";
     PACKETS: Counter "sensor_packets_total", "packets", ["interface", "direction", "action"],
         "Frames that the programs saw (a super-packet is one), by what was done with them";
     BYTES: Counter "sensor_bytes_total", "bytes", ["interface", "direction", "action"],

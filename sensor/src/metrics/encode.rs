@@ -111,6 +111,7 @@ fn kernel(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
     };
     let attached = state.attached.iter().map(|(name, &attached)| ([name.clone()], Value::Count(attached.into())));
     writer.family(&declared::ATTACHED, attached)?;
+    writer.family(&declared::LINK_OVERRUNS, [([], Value::Count(state.link_overruns))])?;
     writer.family(&declared::PACKETS, volumes(|volume| volume.packets))?;
     writer.family(&declared::BYTES, volumes(|volume| volume.bytes))?;
     writer.family(

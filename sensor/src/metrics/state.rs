@@ -121,8 +121,9 @@ pub(super) struct State {
     pub(super) interfaces: BTreeMap<String, Interface>,
     /// Bytes of kernel maps that this process maps.
     pub(super) mapped: u64,
-    /// Whether the programs are on each interface of the configuration.
+    /// Whether the programs are on each interface that is to be watched.
     pub(super) attached: BTreeMap<String, bool>,
+    pub(super) link_overruns: u64,
     /// Sources and services of the host context in use.
     pub(super) context: Option<(u64, u64)>,
     pub(super) ended: BTreeMap<EndReason, u64>,

@@ -18,8 +18,7 @@ fn sample() -> Metrics {
     counters.evicted_lost_packets = 2;
     metrics.kernel("eth0", &counters);
     metrics.kernel("eth1", &counters);
-    metrics.attached("eth0", true);
-    metrics.attached("eth2", false);
+    metrics.interfaces([("eth0".to_owned(), true), ("eth2".to_owned(), false)].into(), 1);
     metrics.ended_packets(50, 9);
     metrics.unscored();
     metrics.program("sensor_xdp", Duration::from_millis(1500), 1000);

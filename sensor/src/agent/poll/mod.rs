@@ -49,6 +49,12 @@ pub(super) struct Models {
     pub(super) loader: Loader,
 }
 
+/// The interfaces that a poll thread starts with, and how it follows them.
+pub(super) struct Watched {
+    pub(super) attached: Vec<Attached>,
+    pub(super) interfaces: Interfaces,
+}
+
 /// Everything the poll thread owns.
 pub(super) struct Poller {
     pub(super) config: Config,
@@ -77,7 +83,7 @@ pub(super) struct Poller {
     pub(super) scores: Vec<Score>,
     pub(super) logged: u32,
     pub(super) unlogged: u32,
-    pub(super) seen_check: Option<report::SeenCheck>,
+    pub(super) seen_check: report::SeenCheck,
     pub(super) interfaces: Interfaces,
     /// `None`: host context is off.
     pub(super) follower: Option<Follower>,
@@ -92,7 +98,7 @@ impl Poller {
     pub(super) fn new(
         config: Config,
         kernel: Kernel,
-        attached: Vec<Attached>,
+        Watched { attached, interfaces }: Watched,
         Models { active: model, shadow, loader }: Models,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
@@ -119,8 +125,8 @@ impl Poller {
             drift: DriftState::new(&config, model.as_ref()),
             shadow: shadow.map(|model| Shadow::new(model, &config)),
             loader,
-            seen_check: Some(report::SeenCheck::new(&attached)),
-            interfaces: Interfaces::new(&kernel),
+            seen_check: report::SeenCheck::new(attached.iter().map(|one| one.interface.as_str())),
+            interfaces,
             follower: Follower::new(&config.context, &kernel),
             config,
             kernel,

@@ -81,6 +81,7 @@ impl Poller {
                 }
             }
             next = (next + interval).max(Instant::now());
+            self.follow_interfaces(next);
             // One request at most between two looks at the clock, and one even when polls are late.
             while self.heir.is_none() {
                 let wait = next.saturating_duration_since(Instant::now());
@@ -110,10 +111,9 @@ impl Poller {
     }
 
     fn every_second(&mut self) {
-        self.follow_interfaces();
-        for attached in &self.attached {
-            self.publish_counters(&attached.interface, attached.ifindex);
-        }
+        self.look_at_interfaces();
+        self.follow_tagging();
+        self.publish_interfaces();
         self.publish_books();
         self.context_second();
         for program in self.kernel.programs() {
@@ -124,10 +124,7 @@ impl Poller {
         }
         (self.logged, self.unlogged) = (0, 0);
         self.enforcement_second();
-        let packets = |interface: &str| self.metrics.packets_view(Some(interface)).seen;
-        if self.seen_check.as_mut().is_some_and(|check| check.is_done(packets)) {
-            self.seen_check = None;
-        }
+        self.seen_check.look(|interface| self.metrics.packets_view(Some(interface)).seen);
     }
 
     /// Lost flows into the ledger, entries in use into the metrics.
