@@ -20,11 +20,15 @@ use crate::logging::Logger;
 use crate::metrics::ModelRole;
 use crate::view::{ConfigState, ConfigView, LastReload, ModelReload, ReloadView};
 
+/// Where the audit goes.
+pub(super) const SINKS: [&str; 5] = ["audit.path", "audit.max_mib", "audit.files", "audit.stdout", "audit.journald"];
+
 /// What the poll thread knows of the configuration beside its settings.
 pub(super) struct Settled {
     file: Option<PathBuf>,
     /// Without what commands changed and what the start found.
     configured: Config,
+    hash: String,
     restart: Vec<Change>,
     last: Option<LastReload>,
     /// The control socket goes by this.
@@ -40,12 +44,18 @@ impl Settled {
         shared: SharedPolicy,
         logger: Option<Logger>,
     ) -> Settled {
-        Settled { file, configured, restart: Vec::new(), last: None, shared, logger }
+        let hash = configured.hash();
+        Settled { file, configured, hash, restart: Vec::new(), last: None, shared, logger }
+    }
+
+    fn take(&mut self, configured: Config, restart: Vec<Change>) {
+        self.hash = configured.hash();
+        (self.configured, self.restart) = (configured, restart);
     }
 
     /// Hash of the configuration in force.
     pub(super) fn hash(&self) -> String {
-        self.configured.hash()
+        self.hash.clone()
     }
 
     /// For the status.
@@ -79,6 +89,8 @@ impl Poller {
     /// Takes a configuration that was read again, or says why not.
     pub(super) fn take_config(&mut self, reloaded: Reloaded) {
         let Reloaded { by, result, reply, taken } = reloaded;
+        // What a sink tells up to its end is that there is another one.
+        let before = self.enforcer.audit.clone();
         let answer = result.and_then(|prepared| self.take_prepared(prepared, &by));
         // The other thread waits; it is gone if the agent stops.
         let _ = taken.send(answer.is_ok());
@@ -112,7 +124,12 @@ impl Poller {
         };
         let refused = answer.as_ref().err().cloned();
         self.settled.last = Some(LastReload { unix_ms: moment().unix_ms, by: by.clone(), error: refused.clone() });
-        self.enforcer.audit.write(Event::Reload { by, file, hash, changed, restart, refused });
+        let moved = changed.iter().any(|change| SINKS.contains(&change.setting.as_str()));
+        let event = Event::Reload { by, file, hash, changed, restart, refused };
+        if moved {
+            before.write(event.clone());
+        }
+        self.enforcer.audit.write(event);
         if let Some(reply) = reply {
             // Nobody waits any more if it cannot be sent.
             let told = |reason| format!("the configuration is refused, the one before goes on: {reason}");
@@ -166,16 +183,14 @@ impl Poller {
         }
         self.set_enforcement(&change, around, by);
 
-        let restart = change.restart.clone();
-        let view = ReloadView {
+        self.settled.take(change.config, change.restart.clone());
+        Ok(ReloadView {
             file: self.settled.file.as_ref().map(|file| file.display().to_string()),
-            hash: change.config.hash(),
+            hash: self.settled.hash(),
             changed: change.live,
             restart: change.restart,
             models,
-        };
-        (self.settled.configured, self.settled.restart) = (change.config, restart);
-        Ok(view)
+        })
     }
 
     /// The never-drop list follows, and verdicts that it forbids are gone; or the kernel refuses it and all is as before.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 
+use super::apply::SINKS;
 use super::enforce::Around;
 use crate::audit::Opened;
 use crate::config::{Config, Source, change};
@@ -241,8 +242,7 @@ impl Thread {
             seen.push((role, watched, outcome.result.is_ok()));
             models.push(outcome);
         }
-        let sinks = ["path", "max_mib", "files", "stdout", "journald"];
-        let audit = if sinks.iter().any(|key| change.changes(&format!("audit.{key}"))) {
+        let audit = if SINKS.iter().any(|name| change.changes(name)) {
             let (opened, failures) = Opened::of(&config.audit, config.agent.state_dir.as_deref());
             if !failures.is_empty() {
                 return Err(failures.join("; "));

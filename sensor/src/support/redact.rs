@@ -48,29 +48,27 @@ impl Redactor {
                 continue;
             }
             let end = bytes[at..].iter().position(|byte| !part_of(*byte)).map_or(bytes.len(), |more| at + more);
-            self.run(&text[at..end], &mut out);
+            self.run(text, at, end, &mut out);
             at = end;
         }
         out
     }
 
-    /// A run of characters of which addresses are made.
-    fn run(&mut self, run: &str, out: &mut String) {
-        let mut at = 0;
-        while at < run.len() {
-            match longest(&run[at..]) {
-                Some((length, address)) => {
-                    match is_everywhere(address) {
-                        true => out.push_str(&run[at..at + length]),
-                        false => {
-                            let next = self.known.len() + 1;
-                            out.push_str(&format!("address-{}", self.known.entry(address).or_insert(next)));
-                        }
+    /// From `at` to `end` are characters of which addresses are made.
+    fn run(&mut self, text: &str, mut at: usize, end: usize, out: &mut String) {
+        while at < end {
+            match longest(text, at, end) {
+                Some((to, address)) => {
+                    if is_everywhere(address) {
+                        out.push_str(&text[at..to]);
+                    } else {
+                        let next = self.known.len() + 1;
+                        out.push_str(&format!("address-{}", self.known.entry(address).or_insert(next)));
                     }
-                    at += length;
+                    at = to;
                 }
                 None => {
-                    out.push_str(&run[at..=at]);
+                    out.push_str(&text[at..=at]);
                     at += 1;
                 }
             }
@@ -78,13 +76,24 @@ impl Redactor {
     }
 }
 
-/// The longest address that the text begins with.
-fn longest(text: &str) -> Option<(usize, IpAddr)> {
-    let marks = text.bytes().take(LONGEST + 1).filter(|byte| matches!(byte, b':' | b'.')).count();
+/// The longest address that begins at `at`: where it ends, and what it is.
+fn longest(text: &str, at: usize, end: usize) -> Option<(usize, IpAddr)> {
+    let end = end.min(at + LONGEST);
+    let marks = text[at..end].bytes().filter(|byte| matches!(byte, b':' | b'.')).count();
     if marks < 2 {
         return None;
     }
-    (2..=text.len().min(LONGEST)).rev().find_map(|length| Some((length, text[..length].parse().ok()?)))
+    let address = |to: usize| text[at..to].parse().ok().filter(|_| !is_path(text, at, to));
+    (at + 2..=end).rev().find_map(|to| Some((to, address(to)?)))
+}
+
+/// Whether this is a part of a path such as `sensor::bpf`, and no address with one group.
+fn is_path(text: &str, at: usize, to: usize) -> bool {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let groups = text[at..to].split(':').filter(|group| !group.is_empty()).count();
+    let behind_word = text[at..to].starts_with("::") && text[..at].ends_with(word);
+    let before_word = text[at..to].ends_with("::") && text[to..].starts_with(word);
+    groups <= 1 && (behind_word || before_word)
 }
 
 /// Whether an address says nothing of a host or its network.

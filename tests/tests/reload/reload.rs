@@ -138,12 +138,23 @@ fn a_wrong_file_is_refused_whole() {
         assert!(!status["config"]["last_reload"]["error"].is_null(), "{what}");
         assert!((0..3).all(|_| !arrives(&flood, &sink, LARGE)), "{what}: the flood passes");
     }
+    // A model file that is damaged is no error of the settings: they are taken, and the model in use goes on.
+    files.write("m.onnx", b"no model");
+    files.configure(&format!("{good}[audit]\nexplain_per_second = 7\n"));
+    let output = command(&lab, &agent, &["reload"]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("changed   audit.explain_per_second: 20 -> 7") && said.contains("REFUSED"), "{said}");
+    assert_eq!(gauge(&agent, "sensor_config_last_reload_successful"), 1.0);
+    assert_eq!(agent.status().must("ask for the status")["model"]["name"], "sizes");
+    assert!((0..3).all(|_| !arrives(&flood, &sink, LARGE)), "the flood passes");
+    files.write("m.onnx", &model("sizes", 200.0, &[]));
     // A signal is told of in the log.
     files.configure("mode = 1\n");
     let state = hangup(&agent, |config| config["last_reload"]["by"] == "SIGHUP");
     assert!(state["last_reload"]["error"].as_str().is_some_and(|error| error.contains(":1:8:")), "{state}");
     files.configure(&good);
-    assert!(settings(&reload(&agent), "changed").is_empty());
+    assert_eq!(settings(&reload(&agent), "changed"), ["audit.explain_per_second"]);
     assert_eq!(gauge(&agent, "sensor_config_last_reload_successful"), 1.0);
     let log = agent.stop().must("stop the agent");
     assert!(log.contains("refused (SIGHUP), the one before it is in force"), "{log}");
@@ -190,6 +201,41 @@ fn a_mode_of_a_command_ends_with_that_of_the_file() {
     reload(&agent);
     let status = agent.status().must("ask for the status");
     assert_eq!((&status["mode"], &status["enforcement"]["configured_mode"]), (&"tag".into(), &"tag".into()));
+    agent.stop().must("stop the agent");
+}
+
+#[test]
+fn interfaces_come_and_go_with_the_file() {
+    let lab = lab();
+    let edge = &lab.edge.netns;
+    edge.ip("link add reload0 type veth peer name reload1").must("make a link");
+    edge.ip("link set reload0 up").must("bring it up");
+    let names = |list: &str| format!("interfaces = [{list}]\nmode = \"tag\"\n[model]\npath = \"\"\n");
+    let uplink = format!("\"{UPLINK}\"");
+    let files = Files::new(&names(&uplink));
+    let agent = Agent::start(edge, &["--config", &files.text("sensor.toml")]).must("start the agent");
+    let watched = || -> Vec<String> {
+        let status = agent.status().must("ask for the status");
+        let list = status["interfaces"].as_array().expect("a list").clone();
+        list.iter().map(|one| one["name"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(watched(), [UPLINK]);
+    files.configure(&names(&format!("{uplink}, \"reload0\"")));
+    assert_eq!(settings(&reload(&agent), "changed"), ["interfaces"]);
+    assert_eq!(watched(), [UPLINK, "reload0"], "attached when the answer is there");
+    // One that is not there is refused, and nothing of the file is taken.
+    let wrong = names("\"reload0\", \"nowhere0\"").replace("tag", "enforce");
+    files.configure(&wrong);
+    let output = command(&lab, &agent, &["reload"]);
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("nowhere0"), "{said}");
+    assert_eq!(watched(), [UPLINK, "reload0"]);
+    assert_eq!(agent.status().must("ask for the status")["mode"], "tag");
+    files.configure(&names(&uplink));
+    reload(&agent);
+    assert_eq!(watched(), [UPLINK]);
+    let shown = edge.ip("-d link show dev reload0").must("look at the link");
+    assert!(!shown.contains("prog/xdp"), "the program is off: {shown}");
     agent.stop().must("stop the agent");
 }
 
