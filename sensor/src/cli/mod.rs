@@ -186,7 +186,8 @@ struct Socket {
 /// Settings that win over the configuration file.
 #[derive(Debug, Args)]
 struct Settings {
-    /// Interface to watch; may be repeated [default: that of the default route]
+    /// Interface to watch, or a pattern such as 'veth*'; '!veth-skip*' takes out of patterns. May be repeated [default: the
+    /// interface of the default route]
     #[arg(short, long = "interface", value_name = "IFACE")]
     interfaces: Vec<String>,
     /// Configuration file; `sensor config --default` prints one
