@@ -3,6 +3,7 @@
 //!
 //! Nothing is changed by probing: programs and maps are created and dropped, none is attached.
 
+pub mod links;
 mod netlink;
 
 use std::fs;
@@ -173,6 +174,11 @@ pub fn interface(name: &str) -> Result<InterfaceCapabilities> {
         hardware_receive_offload: on(&["rx-lro", "rx-gro-hw"]),
         driver,
     })
+}
+
+/// Kind of an interface's frames (ARPHRD_*, linux/if_arp.h); `None` if there is none of that name, or the kernel does not say.
+pub(super) fn frames(interface: &str) -> Option<u16> {
+    netlink::link(interface).ok().flatten().map(|link| link.frames)
 }
 
 /// The interface of the default route: IPv4's with the lowest metric, else IPv6's.

@@ -171,6 +171,7 @@ names! {
     Mode { Observe = "observe", Tag = "tag", Enforce = "enforce" }
     BpfLog { Off = "off", Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
     AgentLoss { Open = "open", Keep = "keep" }
+    LogFormat { Auto = "auto", Text = "text", Json = "json", Journald = "journald" }
     XdpMode { Auto = "auto", Native = "native", Tc = "tc", Generic = "generic" }
     Tunnel { Gre = "gre", Ipip = "ipip", Vxlan = "vxlan", Geneve = "geneve", Gtp = "gtp" }
     ActionName { Pass = "pass", Tag = "tag", Limit = "limit", Drop = "drop" }

@@ -9,7 +9,7 @@ use std::fmt::Debug;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -17,6 +17,8 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::FormatFields as _;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::layer::Context;
+
+use super::recent::Recent;
 
 /// Where the journal listens.
 pub(crate) const SOCKET: &str = "/run/systemd/journal/socket";
@@ -38,18 +40,19 @@ pub(super) fn is_stderr() -> bool {
 /// The layer of the subscriber that sends lines.
 pub(super) struct Journal {
     socket: UnixDatagram,
+    recent: Recent,
     lost: AtomicU64,
 }
 
 impl Journal {
     /// # Errors
     /// Nobody listens there.
-    pub(super) fn open() -> io::Result<Journal> {
+    pub(super) fn open(recent: &Recent) -> io::Result<Journal> {
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
         // The journal takes an empty datagram for nothing.
         socket.send_to(&[], SOCKET)?;
-        Ok(Journal { socket, lost: AtomicU64::new(0) })
+        Ok(Journal { socket, recent: recent.clone(), lost: AtomicU64::new(0) })
     }
 
     fn send(&self, entry: &[u8]) {
@@ -78,7 +81,10 @@ impl<S: Subscriber> Layer<S> for Journal {
             line.push_str("a log line that cannot be formatted");
         }
         let target = fields.target.as_deref().unwrap_or_else(|| event.metadata().target());
-        self.send(&entry_of(*event.metadata().level(), target, line.trim_end(), &fields.named));
+        let (line, level) = (line.trim_end(), *event.metadata().level());
+        let now = humantime::format_rfc3339_micros(SystemTime::now());
+        self.recent.keep(format!("{now} {level:>5} {line}\n").as_bytes());
+        self.send(&entry_of(level, target, line, &fields.named));
     }
 }
 

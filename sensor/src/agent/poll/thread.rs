@@ -32,7 +32,6 @@ impl Poller {
         ending: &Ending,
         begun: oneshot::Sender<()>,
     ) -> anyhow::Result<Option<Left>> {
-        let interval = self.config.agent.poll_interval;
         let mut begun = Some(begun);
         let mut inbox = Inbox::new(requests);
         self.begin_enforcement();
@@ -61,6 +60,7 @@ impl Poller {
         while !ending.is_asked_for() && self.heir.is_none() {
             // Between two polls, so that every flow of a poll is scored by one model.
             self.take_loaded();
+            let interval = self.config.agent.poll_interval;
             let started = Instant::now();
             self.poll(started);
             self.last_poll = started.elapsed();
@@ -83,6 +83,7 @@ impl Poller {
                 }
             }
             next = (next + interval).max(Instant::now());
+            self.follow_interfaces(next);
             // One request at most between two looks at the clock, and one even when polls are late.
             while self.heir.is_none() {
                 let wait = next.saturating_duration_since(Instant::now());
@@ -112,10 +113,9 @@ impl Poller {
     }
 
     fn every_second(&mut self) {
-        self.follow_interfaces();
-        for attached in &self.attached {
-            self.publish_counters(&attached.interface, attached.ifindex);
-        }
+        self.look_at_interfaces();
+        self.follow_tagging();
+        self.publish_interfaces();
         self.publish_books();
         self.context_second();
         for program in self.kernel.programs() {
@@ -126,10 +126,7 @@ impl Poller {
         }
         (self.logged, self.unlogged) = (0, 0);
         self.enforcement_second();
-        let packets = |interface: &str| self.metrics.packets_view(Some(interface)).seen;
-        if self.seen_check.as_mut().is_some_and(|check| check.is_done(packets)) {
-            self.seen_check = None;
-        }
+        self.seen_check.look(|interface| self.metrics.packets_view(Some(interface)).seen);
         self.tell_status();
     }
 
@@ -176,6 +173,10 @@ impl Poller {
                 Err(error) => drop(reply.send(Err(format!("{error:#}")))),
             },
             Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
+            Request::Reload { by, reply } => self.request_reload(by, reply),
+            Request::Config { reply } => drop(reply.send(self.settled.view())),
+            Request::Metrics { reply } => drop(reply.send(self.metrics.prometheus())),
+            Request::Log { reply } => drop(reply.send(self.settled.log())),
             Request::Enforce(request) => self.answer_enforce(request),
             Request::Status { reply } => drop(reply.send(report::status(self))),
         }
