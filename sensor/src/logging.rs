@@ -66,9 +66,9 @@ impl Logger {
     /// # Errors
     /// The directives cannot be parsed; there is no journal.
     pub fn set(&self, config: &LogConfig) -> Result<()> {
-        let filter = directives(config, self.programs)?;
+        let (filter, lines) = (directives(config, self.programs)?, lines(config.format, &self.recent)?);
         self.filter.reload(filter).context("cannot change the log level")?;
-        self.format.reload(lines(config.format, &self.recent)?).context("cannot change the log format")
+        self.format.reload(lines).context("cannot change the log format")
     }
 
     /// The last lines, some 256 KiB at most.
