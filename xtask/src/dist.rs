@@ -26,8 +26,11 @@ mod stage;
 mod target;
 mod tools;
 
+use binary::Builder;
 use release::Release;
+use rust::Rust;
 use target::Arch;
+use tools::Tools;
 
 /// The list of checksums.
 const SUMS: &str = "SHA256SUMS";
@@ -41,6 +44,9 @@ pub(crate) struct DistArgs {
     /// Kinds of packages [default: all]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND")]
     only: Vec<Kind>,
+    /// Package FOLDER/x86_64/sensor, FOLDER/aarch64/sensor and FOLDER/pages, as another run left them, and build nothing
+    #[arg(long, value_name = "FOLDER")]
+    prebuilt: Option<PathBuf>,
     /// Make everything a second time, in another folder and from nothing, and fail if a byte differs
     #[arg(long)]
     check_reproducible: bool,
@@ -66,47 +72,69 @@ pub(crate) enum Kind {
 /// # Errors
 /// When a tool or toolchain cannot be had, a build fails, or (with `--check-reproducible`) two runs differ.
 pub(crate) fn dist(args: DistArgs) -> Result<()> {
-    setup::ensure(setup::Options::BUILD)?;
-    ebpf::build(ebpf::Objects::Agent)?;
     let target = cmd::workspace_root().join("target");
     let (work, out) = (target.join("static"), target.join("dist"));
     let release = Release::of_this_source()?;
-    make(&args, &release, &work, &out)?;
+    let tools = Tools::ensure()?;
+    let arches = if args.arch.is_empty() { Arch::ALL.to_vec() } else { args.arch.clone() };
+    // Pages are written by a program that has to run here.
+    let host = Arch::host().context("packages are made on x86-64 or aarch64")?;
+    let mut needed = arches.clone();
+    if !needed.contains(&host) {
+        needed.push(host);
+    }
+    let rust = Rust::choose(&needed)?;
+    let built = match &args.prebuilt {
+        Some(folder) => folder.canonicalize().with_context(|| format!("--prebuilt {}", folder.display()))?,
+        None => build(&Builder { rust: &rust, tools: &tools, folder: &work }, &arches, host)?,
+    };
+    package(&args, &release, &tools, &rust, &Places { arches: &arches, built: &built, work: &work, out: &out })?;
     if args.check_reproducible {
         again::compare(&args, &release, &work, &out)?;
     }
     Ok(())
 }
 
-fn make(args: &DistArgs, release: &Release, work: &Path, out: &Path) -> Result<()> {
-    let arches = if args.arch.is_empty() { Arch::ALL.to_vec() } else { args.arch.clone() };
-    let kinds = if args.only.is_empty() { Kind::value_variants() } else { &args.only };
-    // Pages are written by a program that has to run here.
-    let host = Arch::host().context("packages are made on x86-64 or aarch64")?;
-    let mut built = arches.clone();
-    if !built.contains(&host) {
-        built.push(host);
+/// Builds the binaries and what is written by them; returns the folder that holds both as `--prebuilt` wants them.
+fn build(builder: &Builder, arches: &[Arch], host: Arch) -> Result<PathBuf> {
+    setup::ensure(setup::Options::BUILD)?;
+    ebpf::build(ebpf::Objects::Agent)?;
+    let built = builder.folder.join("built");
+    empty(&built)?;
+    for arch in arches {
+        let binary = builder.sensor(*arch)?;
+        let folder = built.join(arch.kernel());
+        empty(&folder)?;
+        fs::copy(&binary, folder.join("sensor")).with_context(|| format!("cannot copy {}", binary.display()))?;
     }
+    builder.pages(host, &built.join("pages"))?;
+    Ok(built)
+}
 
-    let tools = tools::Tools::ensure()?;
-    let rust = rust::Rust::choose(&built)?;
-    let builder = binary::Builder { rust: &rust, tools: &tools, folder: work };
-    let pages = work.join("pages");
-    empty(&pages)?;
-    builder.pages(host, &pages)?;
-    let crates = crates::linked(&rust, &arches)?;
-    let notices = notices::text(&crates, &tools)?;
+/// Where a run finds and leaves things.
+struct Places<'a> {
+    arches: &'a [Arch],
+    built: &'a Path,
+    work: &'a Path,
+    out: &'a Path,
+}
 
+fn package(args: &DistArgs, release: &Release, tools: &Tools, rust: &Rust, places: &Places) -> Result<()> {
+    let Places { arches, built, work, out } = *places;
+    let kinds = if args.only.is_empty() { Kind::value_variants() } else { &args.only };
+    let crates = crates::linked(rust, arches)?;
+    let notices = notices::text(&crates, tools)?;
     empty(out)?;
     let mut made = Vec::new();
     let mut stages = Vec::new();
     for arch in arches {
         let stage = work.join("stage").join(arch.kernel());
-        stage::lay_out(&stage, release, &builder.sensor(arch)?, &pages, &notices)?;
+        let binary = built.join(arch.kernel()).join("sensor");
+        stage::lay_out(&stage, release, &binary, &built.join("pages"), &notices)?;
         for kind in kinds.iter().filter(|kind| **kind != Kind::Image) {
-            made.push(packages::package(*kind, &tools, release, arch, &stage, out)?);
+            made.push(packages::package(*kind, tools, release, *arch, &stage, out)?);
         }
-        stages.push((arch, stage));
+        stages.push((*arch, stage));
     }
     if kinds.contains(&Kind::Image) {
         made.push(image::image(release, &stages, work, out)?);

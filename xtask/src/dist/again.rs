@@ -25,6 +25,9 @@ pub(super) fn compare(args: &DistArgs, release: &Release, work: &Path, out: &Pat
     for kind in &args.only {
         run.args(["--only", name(kind)?.as_str()]);
     }
+    if let Some(folder) = &args.prebuilt {
+        run.arg("--prebuilt").arg(std::path::absolute(folder).context("--prebuilt")?);
+    }
     run.env("SOURCE_DATE_EPOCH", release.epoch.to_string()).env_remove("CARGO_TARGET_DIR");
     // This program's own folder, which cargo told it.
     run.env_remove("CARGO_MANIFEST_DIR");

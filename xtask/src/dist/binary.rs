@@ -16,6 +16,8 @@ use crate::cmd;
 
 /// The profile of what is shipped (Cargo.toml).
 const PROFILE: &str = "dist";
+/// What writes man pages and completions.
+const PAGES: [&str; 2] = ["--example", "pages"];
 /// Largest stripped binary that is shipped, bytes: a limit of the project, so that growth is noticed.
 const MAX_BYTES: u64 = 25_000_000;
 
@@ -36,20 +38,24 @@ impl Builder<'_> {
     /// When the build fails, or the binary is not static or too large.
     pub(super) fn sensor(&self, arch: Arch) -> Result<PathBuf> {
         let mut build = self.cargo(arch)?;
-        cmd::run(build.args(["--bin", "sensor"]))?;
+        build.args(["--bin", "sensor"]);
+        if Some(arch) == Arch::host() {
+            // In one go with what `pages` needs, so that the two share all they can.
+            build.args(PAGES);
+        }
+        cmd::run(&mut build)?;
         let binary = self.made(arch, "sensor");
         let bytes = fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;
         check(&bytes, arch).with_context(|| format!("{} cannot be shipped", binary.display()))?;
         Ok(binary)
     }
 
-    /// Writes man pages and completions into `folder`, with a program of this machine's architecture.
+    /// Writes man pages and completions into `folder`, with a program for `host`, this machine's architecture.
     ///
     /// # Errors
     /// When the program cannot be built or run.
     pub(super) fn pages(&self, host: Arch, folder: &Path) -> Result<()> {
-        let mut build = self.cargo(host)?;
-        cmd::run(build.args(["--example", "pages"]))?;
+        cmd::run(self.cargo(host)?.args(PAGES))?;
         cmd::run(Command::new(self.made(host, "examples/pages")).arg(folder))
     }
 
@@ -69,9 +75,9 @@ impl Builder<'_> {
         build.env("CARGO_ZIGBUILD_CACHE_DIR", self.tools.cache());
         build.env("ZIG_GLOBAL_CACHE_DIR", self.tools.cache());
         // Where this was built must not be in what is shipped: panics name files.
-        let root = cmd::workspace_root();
-        let mut places = vec![(root, "/sensor"), (self.rust.source(), "/rust")];
+        let mut places = vec![(cmd::workspace_root(), "/sensor")];
         places.extend(cmd::cargo_home().map(|home| (home, "/cargo")));
+        places.push((self.rust.source(), "/rust"));
         let rust: Vec<_> =
             places.iter().map(|(at, name)| format!("--remap-path-prefix={}={name}", at.display())).collect();
         let c: Vec<_> = places.iter().map(|(at, name)| format!("-ffile-prefix-map={}={name}", at.display())).collect();

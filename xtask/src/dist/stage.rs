@@ -22,7 +22,7 @@ const PROGRAM: u32 = 0o755;
 const PLAIN: u32 = 0o644;
 
 /// What is installed as it is: place in the project, place below the stage.
-const FILES: [(&str, &str); 12] = [
+const FILES: [(&str, &str); 13] = [
     ("models/sensor.onnx", "common/usr/share/sensor/sensor.onnx"),
     ("models/sensor.md", "common/usr/share/sensor/sensor.md"),
     ("packaging/prometheus/sensor.rules.yml", "common/usr/share/sensor/prometheus/sensor.rules.yml"),
@@ -33,6 +33,7 @@ const FILES: [(&str, &str); 12] = [
     ("packaging/systemd/sensor.sysusers.conf", "systemd/usr/lib/sysusers.d/sensor.conf"),
     ("packaging/systemd/sensor.tmpfiles.conf", "systemd/usr/lib/tmpfiles.d/sensor.conf"),
     ("packaging/debian/copyright", "deb/usr/share/doc/sensor/copyright"),
+    ("packaging/debian/lintian-overrides", "deb/usr/share/lintian/overrides/sensor"),
     ("LICENSE-MIT", "rpm/usr/share/licenses/sensor/LICENSE-MIT"),
     ("LICENSE-APACHE", "rpm/usr/share/licenses/sensor/LICENSE-APACHE"),
 ];

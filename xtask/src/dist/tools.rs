@@ -92,8 +92,9 @@ impl Tools {
 
 /// Takes everything out of the environment of `command` that could change what it makes.
 pub(super) fn clean(command: &mut Command) {
-    command.env_clear();
-    command.envs(env::vars_os().filter(|(key, _)| key.to_str().is_some_and(is_kept)));
+    for (key, _) in env::vars_os().filter(|(key, _)| !key.to_str().is_some_and(is_kept)) {
+        command.env_remove(key);
+    }
     command.env("LC_ALL", "C").env("TZ", "UTC");
 }
 
