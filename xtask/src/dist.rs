@@ -14,6 +14,7 @@ use clap::{Args, ValueEnum};
 use crate::{cmd, ebpf, setup};
 
 mod again;
+mod alone;
 mod binary;
 mod crates;
 mod image;
@@ -103,6 +104,9 @@ fn build(builder: &Builder, arches: &[Arch], host: Arch) -> Result<PathBuf> {
     empty(&built)?;
     for arch in arches {
         let binary = builder.sensor(*arch)?;
+        if *arch == host {
+            alone::check(&binary, builder.folder)?;
+        }
         let folder = built.join(arch.kernel());
         empty(&folder)?;
         fs::copy(&binary, folder.join("sensor")).with_context(|| format!("cannot copy {}", binary.display()))?;
