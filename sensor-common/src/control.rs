@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::counter::MAX_INTERFACES;
 use crate::verdict::Action;
 
 /// What the agent tells the programs at run time. Each field is written with one store.
@@ -34,11 +35,17 @@ pub struct Control {
     pub service_limits: u32,
     /// 1: sources that complete a handshake are remembered.
     pub note_known: u32,
-    /// Interfaces where nothing is dropped or limited, a bit for each slot of the counters' table.
-    pub exempt_slots: u64,
+    /// Whether there is any bit in `exempt`: 1 or 0.
+    pub any_exempt: u64,
     /// The agent's books: a line of their own, which programs do not touch.
     pub books: Books,
+    /// Interfaces where nothing is dropped or limited, a bit for each slot of the counters' table. Asked of packets under a
+    /// verdict only.
+    pub exempt: [u64; EXEMPT_WORDS],
 }
+
+/// Words of [`Control::exempt`].
+pub const EXEMPT_WORDS: usize = MAX_INTERFACES as usize / 64;
 
 /// What became of records that are not in the table any more. Here and not in the agent, so that it can be read while the
 /// agent stands still, and goes on after it was killed.
@@ -65,13 +72,19 @@ impl Books {
     pub const FROM_RING: u64 = 1 << 63;
 }
 
-const _: () = assert!(size_of::<Control>() == 128 && core::mem::offset_of!(Control, books) == 64);
+const _: () = assert!(size_of::<Control>() == 128 + EXEMPT_WORDS * 8 && core::mem::offset_of!(Control, books) == 64);
 
 impl Control {
     /// Bit of [`Control::source_maps`]: there are verdicts on single addresses.
     pub const SINGLE_SOURCES: u32 = 1;
     /// Bit of [`Control::source_maps`]: there are verdicts on prefixes.
     pub const SOURCE_PREFIXES: u32 = 2;
+
+    /// Whether nothing is dropped or limited on the interface that has this slot of the counters' table.
+    #[inline(always)]
+    pub const fn is_exempt(&self, slot: u32) -> bool {
+        self.exempt[(slot / 64) as usize & (EXEMPT_WORDS - 1)] >> (slot & 63) & 1 != 0
+    }
 
     /// The strongest action that is done for verdicts of an origin.
     #[inline(always)]

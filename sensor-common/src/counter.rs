@@ -7,13 +7,20 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::verdict::{Action, Origin};
 
-/// Interfaces that one agent can watch.
-pub const MAX_INTERFACES: usize = 64;
-/// Where the counters of interfaces are added up that were watched and are not any more: behind the slots, so that no
-/// program finds it. Their packets stay part of the sums, as they stay in records.
-pub const GONE_ENTRY: u32 = MAX_INTERFACES as u32;
-/// Entries of the counters' table.
-pub const COUNTER_ENTRIES: u32 = GONE_ENTRY + 1;
+/// The least and the most interfaces that the counters' table can have slots for; a power of two, set at load.
+pub const MIN_INTERFACES: u32 = 64;
+/// See [`MIN_INTERFACES`]. Each CPU has counters for every slot.
+pub const MAX_INTERFACES: u32 = 4096;
+/// Stands in place of an interface's number in a slot that one had and gave back. A look-up goes on behind it, and ends at a slot
+/// that nobody ever had.
+pub const FREED: u32 = u32::MAX;
+
+/// Entries of the counters' table with so many slots. In the last one the counters of interfaces are added up that were watched
+/// and are not any more: behind the slots, so that no program finds it. Their packets stay part of the sums, as they stay in
+/// records.
+pub const fn counter_entries(slots: u32) -> u32 {
+    slots + 1
+}
 
 /// Direction of a packet at an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -174,22 +181,27 @@ pub const ORIGIN_SLOTS: usize = 4;
 const _: () = assert!(Cause::COUNT <= CAUSE_SLOTS && Action::ALL.len() <= ACTION_SLOTS);
 const _: () = assert!(Origin::ALL.len() <= ORIGIN_SLOTS);
 
-/// The slot where interface `ifindex` is looked for at the `attempt`-th try (0 ≤ attempt < [`INTERFACE_PROBES`]).
+/// The slot, of so many (a power of two), where interface `ifindex` is looked for at the `attempt`-th try (0 ≤ attempt <
+/// [`INTERFACE_PROBES`]).
+///
+/// Numbers in sequence, as the kernel gives them, have slots of their own. Two that have the same first slot go different ways
+/// from there, so that the slots of interfaces that stay for long do not form runs.
 #[inline(always)]
-pub const fn interface_slot(ifindex: u32, attempt: u32) -> u32 {
-    ifindex.wrapping_add(attempt) & (MAX_INTERFACES as u32 - 1)
+pub const fn interface_slot(ifindex: u32, attempt: u32, slots: u32) -> u32 {
+    let step = (ifindex / MIN_INTERFACES).wrapping_mul(2).wrapping_add(1);
+    ifindex.wrapping_add(attempt.wrapping_mul(step)) & slots.wrapping_sub(1)
 }
 
 /// Slots that are tried for an interface.
-pub const INTERFACE_PROBES: u32 = 4;
+pub const INTERFACE_PROBES: u32 = 8;
 
 /// Counters of one interface on one CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct InterfaceCounters {
-    /// The interface these counters belong to, 0 = slot not in use.
+    /// The interface these counters belong to; 0: the slot was never used; [`FREED`]: it is not in use any more.
     pub ifindex: u32,
-    /// The slot itself: its bit in [`crate::control::Control::exempt_slots`].
+    /// The slot itself: its bit in [`crate::control::Control::exempt`].
     pub slot: u32,
     /// All packets seen, by hook and action that was taken.
     pub seen: [[Volume; ACTION_SLOTS]; 2],
@@ -226,6 +238,14 @@ pub struct InterfaceCounters {
 }
 
 impl InterfaceCounters {
+    /// The interface that has this slot, if one has.
+    pub const fn owner(&self) -> Option<u32> {
+        match self.ifindex {
+            0 | FREED => None,
+            ifindex => Some(ifindex),
+        }
+    }
+
     /// Adds what another CPU counted for the same interface. Destructured, so that a new counter is not forgotten here.
     pub fn add(&mut self, other: &InterfaceCounters) {
         let InterfaceCounters {
@@ -275,6 +295,35 @@ impl InterfaceCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// How many interfaces find no slot of 1,024.
+    fn without_a_slot(interfaces: impl Iterator<Item = u32>) -> usize {
+        let mut taken = [false; 1024];
+        let none = |ifindex: &u32| {
+            let mut slots = (0..INTERFACE_PROBES).map(|attempt| interface_slot(*ifindex, attempt, 1024) as usize);
+            slots.find(|slot| !taken[*slot]).map(|slot| taken[slot] = true).is_none()
+        };
+        interfaces.filter(none).count()
+    }
+
+    #[test]
+    fn interfaces_in_sequence_fill_all_slots_and_scattered_ones_find_theirs() {
+        assert_eq!(without_a_slot(900..900 + 1024), 0);
+        let mut state = 1u32;
+        let mut scattered = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 12
+        });
+        assert_eq!(without_a_slot(scattered.by_ref().take(300)), 0);
+        assert!(without_a_slot(scattered.take(700)) < 14);
+        for (slots, ifindex) in [(MIN_INTERFACES, 77), (MAX_INTERFACES, 5_000_001), (1024, i32::MAX as u32)] {
+            let mut tried: Vec<_> = (0..INTERFACE_PROBES).map(|n| interface_slot(ifindex, n, slots)).collect();
+            assert!(tried.iter().all(|slot| *slot < slots));
+            tried.sort_unstable();
+            tried.dedup();
+            assert_eq!(tried.len(), INTERFACE_PROBES as usize, "{ifindex}");
+        }
+    }
 
     #[test]
     fn numbers_are_positions() {

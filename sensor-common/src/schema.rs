@@ -15,7 +15,7 @@ pub(crate) use self::layout::layout;
 use self::layout::{Layout, START, layout_of, text, word};
 use crate::context::{self, Entry as ContextEntry, Set};
 use crate::control::{Books, Control};
-use crate::counter::{self, COUNTER_ENTRIES, Cause, InterfaceCounters, MAX_INTERFACES, Volume};
+use crate::counter::{self, Cause, InterfaceCounters, MAX_INTERFACES, Volume};
 use crate::flow::{Arrival, Direction, FlowKey, FlowRecord, Opening, Pauses, state};
 use crate::fragment::Slot;
 use crate::hash::{SEED_WORDS, Seed};
@@ -59,7 +59,7 @@ pub const VERSION: u64 = {
     // Of the words whose bits have names only in functions: one value.
     hash = word(hash, Verdict::new(Action::Drop, 0x5a, 0x1234, 77 << 40).of(Origin::Fleet).0);
     hash = word(hash, (STAGE_MASK as u64) << 16 | (STAGE_HELD as u64) << 8 | STAGE_CLOSED as u64);
-    word(word(hash, (WAYS as u64) << 8 | TICK_SHIFT as u64), counter::interface_slot(77, 3) as u64)
+    word(word(hash, (WAYS as u64) << 8 | TICK_SHIFT as u64), counter::interface_slot(777, 3, 1024) as u64)
 };
 
 /// Bits of a record's `state`, which its layout does not show.
@@ -108,7 +108,7 @@ pub const MAPS: &[Map] = &[
     map::<u32, Bucket>("INDEX", 0),
     map::<u32, FlowRecord>("RECORDS", 0),
     map::<u32, Control>("CONTROL", 1),
-    map::<u32, InterfaceCounters>("COUNTERS", COUNTER_ENTRIES as u64),
+    map::<u32, InterfaceCounters>("COUNTERS", 0),
     map::<u32, Slot>("FRAGMENTS", crate::fragment::SLOTS as u64),
     map::<u32, Set>("SOURCES", 0),
     map::<u32, Set>("SERVICES", 0),
@@ -143,7 +143,7 @@ pub struct Meta {
     /// The hash keys of the tables.
     pub seed: Seed,
     /// Interfaces on which the agent added the clsact qdisc, 0 = none.
-    pub qdiscs: [u32; MAX_INTERFACES],
+    pub qdiscs: [u32; MAX_INTERFACES as usize],
     /// The agent's process, for messages: that it lives is told by its lock on the directory.
     pub pid: u32,
     /// Reserved, zero.
@@ -174,8 +174,9 @@ layout!(Control {
     source_maps,
     service_limits,
     note_known,
-    exempt_slots,
-    books
+    any_exempt,
+    books,
+    exempt
 });
 layout!(Books { released, evicted, moving, target, reserved });
 layout!(InterfaceCounters {

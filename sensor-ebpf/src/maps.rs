@@ -6,7 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use sensor_common::context::Set;
 use sensor_common::control::Control;
-use sensor_common::counter::{COUNTER_ENTRIES, INTERFACE_PROBES, InterfaceCounters, interface_slot};
+use sensor_common::counter::{INTERFACE_PROBES, InterfaceCounters, MIN_INTERFACES, counter_entries, interface_slot};
 use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
@@ -16,6 +16,8 @@ use sensor_common::table::{Bucket, EVICTED_BYTES, MIN_BUCKETS, WAYS};
 use sensor_common::verdict::{
     Entry, KNOWN_SETS, KnownSet, MAX_ALLOWED, MAX_SERVICES, PORT_WORDS, PrefixData, ServiceKey,
 };
+
+use crate::atomic;
 
 /// Bucket lines, mmapped by the agent.
 #[map]
@@ -31,7 +33,11 @@ pub(crate) static CONTROL: Array<Control> = Array::with_max_entries(1, BPF_F_MMA
 
 /// Counters by interface slot; a slot is in use if its `ifindex` is set.
 #[map]
-static COUNTERS: PerCpuArray<InterfaceCounters> = PerCpuArray::with_max_entries(COUNTER_ENTRIES, 0);
+static COUNTERS: PerCpuArray<InterfaceCounters> = PerCpuArray::with_max_entries(counter_entries(MIN_INTERFACES), 0);
+
+/// Slots of [`COUNTERS`], a power of two.
+#[unsafe(no_mangle)]
+static INTERFACE_SLOTS: Global<u32> = Global::new(MIN_INTERFACES);
 
 /// First fragments of datagrams, for the later ones.
 #[map]
@@ -128,17 +134,23 @@ pub(crate) fn seed(position: usize) -> u64 {
     unsafe { (&raw const SEED).cast::<u64>().add(position).read_volatile() }
 }
 
-/// This CPU's counters of a watched interface.
+/// This CPU's counters of a watched interface. One slot is looked at for most interfaces, watched or not.
 #[inline(always)]
 pub(crate) fn counters(ifindex: u32) -> Option<&'static mut InterfaceCounters> {
-    for attempt in 0..INTERFACE_PROBES {
-        let slot = COUNTERS.get_ptr_mut(interface_slot(ifindex, attempt))?;
+    let mut attempt = 0;
+    while attempt < INTERFACE_PROBES {
+        let slot = COUNTERS.get_ptr_mut(interface_slot(ifindex, attempt, INTERFACE_SLOTS.load()))?;
         // SAFETY: a per-CPU map value; programs on one CPU do not preempt each other at this hook, and the agent only reads
         // (it sets `ifindex` before it attaches).
         let slot = unsafe { &mut *slot };
         if slot.ifindex == ifindex {
             return Some(slot);
         }
+        if slot.ifindex == 0 {
+            return None;
+        }
+        // A loop for the verifier, too: unrolled, it would take a place on the stack for each key.
+        attempt = atomic::opaque(attempt as u64 + 1) as u32;
     }
     None
 }

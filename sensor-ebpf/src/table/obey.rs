@@ -44,7 +44,7 @@ pub(super) fn obey(
     // What nearly every packet of a flow to be dropped meets, and no more than that, whatever the mode. Of ICMP, some packets
     // of a flow are protected and others are not.
     if action == Action::Drop
-        && control.exempt_slots == 0
+        && control.any_exempt == 0
         && visit.packet.key.protocol != protocol::ICMP
         && visit.packet.key.protocol != protocol::ICMPV6
         && verdicts::is_cleared(found.record, visit, epoch)

@@ -33,7 +33,7 @@ pub(super) unsafe extern "C" fn sensor_protected(visit: *const Visit, slot: u32)
     let visit = unsafe { &*visit };
     let Some(control) = control() else { return 1 };
     let packet = &visit.packet;
-    if control.exempt_slots >> (slot & 63) & 1 != 0 || is_essential(packet) {
+    if control.is_exempt(slot) || is_essential(packet) {
         return 1;
     }
     for address in [packet.key.low, packet.key.high] {

@@ -1,5 +1,6 @@
 //! What the poll thread says of itself: flow list, status, verdict lines, summary lines, and whether packets are seen at all.
 
+use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::mpsc::SyncSender;
@@ -12,7 +13,7 @@ use sensor_common::verdict::{Action, Origin, Verdict};
 
 use super::clock::now_ns;
 use super::poll::Poller;
-use crate::bpf::attach::{Attached, STATISTICS};
+use crate::bpf::attach::STATISTICS;
 use crate::config::ActionName;
 use crate::model::{Model, Score};
 use crate::verdicts::scope::addresses;
@@ -29,12 +30,13 @@ pub(super) fn flows(poller: &Poller, sort: SortKey, limit: usize) -> Vec<FlowVie
     let table = &poller.kernel.table;
     let now = now_ns();
     let mut flows = Vec::new();
+    let names: HashMap<u32, &str> = poller.attached.iter().map(|one| (one.ifindex, one.interface.as_str())).collect();
     for number in 0..table.buckets() {
         let tags = table.bucket(number).tags;
         for (way, _) in tags.iter().enumerate().filter(|(_, tag)| **tag != 0) {
             let slot = number * WAYS + way;
             if let Some(record) = table.copy(slot) {
-                flows.push(flow(poller, slot, &record, now));
+                flows.push(flow(poller, slot, &record, names.get(&record.ifindex).copied(), now));
             }
         }
         // Bounded memory: of a full table only what can still be among the first is kept.
@@ -46,7 +48,7 @@ pub(super) fn flows(poller: &Poller, sort: SortKey, limit: usize) -> Vec<FlowVie
     flows
 }
 
-fn flow(poller: &Poller, slot: usize, record: &FlowRecord, now: u64) -> FlowView {
+fn flow(poller: &Poller, slot: usize, record: &FlowRecord, interface: Option<&str>, now: u64) -> FlowView {
     let memory = &poller.memories[slot];
     let known = memory.generation == record.generation;
     let score = memory.score.filter(|_| known);
@@ -58,10 +60,9 @@ fn flow(poller: &Poller, slot: usize, record: &FlowRecord, now: u64) -> FlowView
     let would = memory.would.filter(|_| known).map(|(_, would)| would).max(Some(action));
     let (src, sport, dst, dport) = oriented(record);
     let reverse = record.reverse();
-    let interface = poller.attached.iter().find(|attached| attached.ifindex == record.ifindex);
     FlowView {
         id: format!("{slot}-{}", record.generation),
-        interface: interface.map_or_else(|| record.ifindex.to_string(), |attached| attached.interface.clone()),
+        interface: interface.map_or_else(|| record.ifindex.to_string(), str::to_owned),
         src,
         sport,
         dst,
@@ -117,10 +118,12 @@ pub(super) fn features(poller: &Poller, id: &str) -> Option<FeaturesView> {
     }
     let record = poller.kernel.table.copy(slot).filter(|record| record.generation == generation)?;
     let now = now_ns();
+    let attached = poller.attached.iter().find(|attached| attached.ifindex == record.ifindex);
+    let interface = attached.map(|attached| attached.interface.as_str());
     let sample = Sample { record: &record, context: &poller.host_context(&record, now) };
     let value = |feature: &Feature| Some((feature.value)(&sample)).filter(|value| value.is_finite());
     Some(FeaturesView {
-        flow: flow(poller, slot, &record, now),
+        flow: flow(poller, slot, &record, interface, now),
         features: FEATURES.iter().map(|feature| (feature.name.to_owned(), value(feature))).collect(),
     })
 }
@@ -200,6 +203,7 @@ pub(super) fn status(poller: &Poller) -> StatusView {
         flows: FlowsView { created: totals.flows_created, ended: totals.flows_ended, scored: totals.scored },
         verdicts: metrics.verdicts_view(),
         enforcement: poller.enforcement_view(),
+        config: poller.settled.state(),
         loss: metrics.loss_view(),
     }
 }
@@ -243,25 +247,47 @@ pub(super) fn print_lines() -> std::io::Result<SyncSender<String>> {
 
 /// Proves after attaching that the programs see packets: an attachment that succeeded is no proof.
 pub(super) struct SeenCheck {
+    waiting: Vec<Unproven>,
+}
+
+/// An interface of which no packet was seen yet.
+struct Unproven {
+    interface: String,
     since: Instant,
-    /// Interface and its own count of received packets at the start.
-    waiting: Vec<(String, u64)>,
+    /// Its own count of received packets at the first look.
+    before: Option<u64>,
 }
 
 impl SeenCheck {
-    pub(super) fn new(attached: &[Attached]) -> SeenCheck {
-        let waiting = attached.iter().map(|one| (one.interface.clone(), received(&one.interface))).collect();
-        SeenCheck { since: Instant::now(), waiting }
+    pub(super) fn new<'a>(attached: impl Iterator<Item = &'a str>) -> SeenCheck {
+        let mut check = SeenCheck { waiting: Vec::new() };
+        attached.for_each(|interface| check.add(interface));
+        check
     }
 
-    /// Takes out the interfaces that were proven or have been quiet; warns of those that received packets unseen.
-    pub(super) fn is_done(&mut self, seen: impl Fn(&str) -> u64) -> bool {
-        self.waiting.retain(|(interface, _)| seen(interface) == 0);
-        if self.since.elapsed() < SEEN_WITHIN {
-            return self.waiting.is_empty();
+    /// One more that was attached.
+    pub(super) fn add(&mut self, interface: &str) {
+        self.waiting.retain(|one| one.interface != interface);
+        self.waiting.push(Unproven { interface: interface.to_owned(), since: Instant::now(), before: None });
+    }
+
+    /// Takes out the interfaces that were proven, have been quiet or are gone; warns of those that received packets unseen.
+    pub(super) fn look(&mut self, seen: impl Fn(&str) -> u64) {
+        self.waiting.retain(|one| seen(&one.interface) == 0);
+        let is_over = |one: &Unproven| one.since.elapsed() >= SEEN_WITHIN;
+        if !self.waiting.iter().any(|one| one.before.is_none() || is_over(one)) {
+            return;
         }
-        for (interface, before) in self.waiting.drain(..) {
-            let packets = received(&interface).saturating_sub(before);
+        // The kernel adds up all interfaces for it, so it is read when something is asked of it, and once.
+        let received = received();
+        let mut quiet = Vec::new();
+        self.waiting.retain_mut(|one| {
+            let Some(now) = received.get(&one.interface) else { return false };
+            let before = *one.before.get_or_insert(*now);
+            if !is_over(one) {
+                return true;
+            }
+            let (interface, packets) = (one.interface.as_str(), now.saturating_sub(before));
             if packets > 0 {
                 tracing::warn!(
                     interface,
@@ -269,18 +295,24 @@ impl SeenCheck {
                     "attached, but the interface received packets that the programs did not see; try --xdp-mode tc"
                 );
             } else {
-                tracing::info!(interface, "no traffic yet");
+                quiet.push(interface.to_owned());
             }
+            false
+        });
+        match quiet.as_slice() {
+            [] => {}
+            [interface] => tracing::info!(interface, "no traffic yet"),
+            several => tracing::info!("no traffic yet on {} interfaces", several.len()),
         }
-        true
     }
 }
 
-fn received(interface: &str) -> u64 {
+/// Packets that each interface received.
+fn received() -> HashMap<String, u64> {
     let table = std::fs::read_to_string(STATISTICS).unwrap_or_default();
-    let own = |line: &str| {
+    let packets = |line: &str| {
         let (name, numbers) = line.rsplit_once(':')?;
-        (name.trim() == interface).then(|| numbers.split_whitespace().nth(1)?.parse().ok())?
+        Some((name.trim().to_owned(), numbers.split_whitespace().nth(1)?.parse().ok()?))
     };
-    table.lines().find_map(own).unwrap_or(0)
+    table.lines().filter_map(packets).collect()
 }

@@ -16,10 +16,12 @@ use super::clock::now_ns;
 use crate::bpf::attach::{self, Attached};
 use crate::bpf::load::{Kernel, LoadOptions};
 use crate::bpf::pins::{self, Pins};
+use crate::bpf::probe::links::Table;
 use crate::bpf::probe::{self, Capabilities};
 use crate::config::{AgentLoss, Config, Mode};
 use crate::control;
 use crate::harvest::ticks;
+use crate::interfaces::List;
 
 /// When maps and programs of another agent are taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -176,7 +178,13 @@ impl Beginning {
     ///
     /// # Errors
     /// If the kernel refuses something.
-    pub(super) fn bring_up(self, config: &Config, capabilities: &Capabilities) -> Result<(Kernel, Vec<Attached>)> {
+    pub(super) fn bring_up(
+        self,
+        config: &Config,
+        list: &List,
+        links: &Table,
+        capabilities: &Capabilities,
+    ) -> Result<(Kernel, Vec<Attached>)> {
         let Beginning { options, pins, adopting, occupied } = self;
         debug_assert!(!occupied, "the other agent has ended");
         let mut kernel = match adopting {
@@ -198,15 +206,15 @@ impl Beginning {
                 freed => tracing::warn!("freed {freed} records that a killed agent had locked"),
             }
         }
-        kernel.control.set(&Control {
-            tag_mark: config.tag.mark,
-            tag_mask: config.tag.mask,
-            tag_dscp: config.tag.dscp.map_or(NO_DSCP, u32::from),
-            evict_idle_ticks: ticks(config.kernel.evict_idle) as u32,
-            ..Control::zeroed()
-        });
+        kernel.control.set(&page(config));
         let mut attached = Vec::new();
-        for interface in &config.interfaces {
+        let matched = list.select(links.values()).into_iter().map(|link| &link.name);
+        let matched = matched.filter(|name| !list.is_named(name));
+        for interface in list.names().iter().chain(matched) {
+            if kernel.adopted() {
+                // With many interfaces it takes longer than a short lease.
+                kernel.control.set_lease(lease_until(config, now_ns()));
+            }
             // After a takeover verdicts are obeyed at once.
             let exempt = config.policy.never_drop_interfaces.contains(interface);
             match kernel.try_attach(interface, config.kernel.xdp_mode, capabilities.tcx, exempt) {
@@ -219,6 +227,10 @@ impl Beginning {
                         give_up(kernel, attached);
                         return Err(error);
                     }
+                }
+                // One that was only matched may be gone already, or have a program of others: the poll thread tries again.
+                Err(refused) if !list.is_named(interface) => {
+                    tracing::warn!("{interface} cannot be watched yet: {:#}", refused.error);
                 }
                 Err(refused) => {
                     give_up(kernel, attached);
@@ -249,8 +261,22 @@ pub(super) fn lease_until(config: &Config, now_ns: u64) -> u64 {
     }
 }
 
+/// The part of the control page that settings make.
+pub(super) fn page(config: &Config) -> Control {
+    Control {
+        tag_mark: config.tag.mark,
+        tag_mask: config.tag.mask,
+        tag_dscp: config.tag.dscp.map_or(NO_DSCP, u32::from),
+        evict_idle_ticks: ticks(config.kernel.evict_idle) as u32,
+        ..Control::zeroed()
+    }
+}
+
 fn options(config: &Config, capabilities: &Capabilities) -> LoadOptions {
+    // The configuration was checked.
+    let list = List::parse(&config.interfaces).unwrap_or_default();
     LoadOptions {
+        interfaces: config.kernel.interface_slots(&list),
         flows: config.kernel.flows as usize,
         frags: capabilities.xdp_frags,
         context: config.context.sizes(),
@@ -267,7 +293,7 @@ fn options(config: &Config, capabilities: &Capabilities) -> LoadOptions {
 }
 
 /// The directory, and whether it is ours. An agent that stops may remove it under our hands.
-fn open(path: &Path) -> Result<(Pins, bool)> {
+pub(super) fn open(path: &Path) -> Result<(Pins, bool)> {
     let mut tries = 3;
     loop {
         let mut pins = Pins::open(path)?;

@@ -19,7 +19,7 @@ use self::clsact::INGRESS;
 pub(super) use self::clsact::is_filter;
 pub(crate) use self::interface::STATISTICS;
 use self::interface::{check_kind, name};
-pub use self::interface::{ifindex, is_there};
+pub use self::interface::{ifindex, present_name};
 pub use self::replace::clear;
 use super::load::{Hook, Kernel};
 use super::pins::Pins;
@@ -194,7 +194,7 @@ impl Kernel {
         exempt: bool,
     ) -> anyhow::Result<Attached> {
         if exempt {
-            self.control.set_exempt_slot(self.counters(ifindex)?.slot, true);
+            self.control.set_exempt(self.counters(ifindex)?.slot, true);
         }
         let (xdp, held, fallback) = self.attach_xdp(interface, ifindex, choice)?;
         let mut attached = Attached {
@@ -314,17 +314,22 @@ impl Kernel {
         }
     }
 
-    /// Lets go of an interface that is gone; what was counted there.
-    ///
-    /// # Errors
-    /// If its counters cannot be read or moved.
-    pub fn let_go(&mut self, attached: Attached) -> anyhow::Result<InterfaceCounters> {
-        let (interface, ifindex) = (attached.interface.clone(), attached.ifindex);
-        // The programs went with the interface; pins and descriptors are left.
-        if let Err(error) = self.detach(attached) {
-            tracing::debug!("{interface}: {error:#}");
+    /// Takes the programs off interfaces and gives their slots back; what was counted on each, by name. `there`: some of them are
+    /// there; else all are gone, and the programs went with them.
+    pub fn let_go(&mut self, attached: Vec<Attached>, there: bool) -> Vec<(String, anyhow::Result<InterfaceCounters>)> {
+        let interfaces: Vec<_> = attached.iter().map(|one| (one.interface.clone(), one.ifindex)).collect();
+        for one in attached {
+            let interface = one.interface.clone();
+            // Of those that are gone, pins and descriptors are left.
+            if let Err(error) = self.detach(one) {
+                tracing::debug!("{interface}: {error:#}");
+            }
         }
-        self.unwatch(ifindex)
+        if there {
+            // A packet on its way through a program is counted before the slot is read and given back.
+            super::sys::wait_for_programs();
+        }
+        interfaces.into_iter().map(|(interface, ifindex)| (interface, self.unwatch(ifindex))).collect()
     }
 
     /// Takes the programs off an interface, and the qdisc if it was added here and nobody else uses it.

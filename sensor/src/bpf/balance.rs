@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use aya::maps::{Map, MapData, PerCpuArray};
 use bytemuck::Zeroable as _;
 use sensor_common::control::Books;
-use sensor_common::counter::{COUNTER_ENTRIES, GONE_ENTRY, InterfaceCounters};
+use sensor_common::counter::InterfaceCounters;
 use sensor_common::flow::FlowRecord;
 use sensor_common::table::{EVICTED_BYTES, WAYS};
 use sensor_common::verdict::Action;
@@ -151,14 +151,15 @@ impl Balance {
     fn counters(&self) -> anyhow::Result<(InterfaceCounters, Vec<u32>)> {
         let read = |entry: u32| self.counters.get(&entry, 0).context("reading map COUNTERS");
         let (mut total, mut interfaces) = (InterfaceCounters::zeroed(), Vec::new());
-        let gone = read(GONE_ENTRY)?;
+        let slots = self.counters.len() - 1;
+        let gone = read(slots)?;
         gone.iter().for_each(|counters| total.add(&counters.0));
         let moving = gone.first().map_or(0, |counters| counters.0.ifindex);
-        for entry in 0..COUNTER_ENTRIES - 1 {
+        for entry in 0..slots {
             let values = read(entry)?;
-            let ifindex = values.first().map_or(0, |counters| counters.0.ifindex);
             // An interface that is being given up is in the sum of those that are gone already.
-            if ifindex != 0 && ifindex != moving {
+            let owner = values.first().and_then(|counters| counters.0.owner());
+            if let Some(ifindex) = owner.filter(|ifindex| *ifindex != moving) {
                 interfaces.push(ifindex);
                 values.iter().for_each(|counters| total.add(&counters.0));
             }

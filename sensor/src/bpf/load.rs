@@ -16,6 +16,7 @@ use aya::programs::{Program, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Zeroable as _;
 use sensor_common::control::{CLOCK_KERNEL, CLOCK_REPLAY};
+use sensor_common::counter::{MAX_INTERFACES, MIN_INTERFACES};
 use sensor_common::flow::FlowRecord;
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
@@ -52,6 +53,8 @@ pub struct Kernel {
     /// The host context that the programs keep, if it is on.
     pub context: Option<ContextTables>,
     counters: PerCpuArray<MapData, Counters>,
+    /// Interfaces that the counters' table has slots for.
+    slots: u32,
     evicted: RingBuf<MapData>,
     /// A record of the ring that the last agent had counted, but not taken.
     counted: Option<u64>,
@@ -111,6 +114,10 @@ impl Kernel {
         if !(1..=MAX_VERDICTS).contains(&options.max_verdicts) {
             bail!("{} verdicts are not possible: use a number from 1 to {MAX_VERDICTS}", options.max_verdicts);
         }
+        let slots = options.interfaces;
+        if !slots.is_power_of_two() || !(MIN_INTERFACES..=MAX_INTERFACES).contains(&slots) {
+            bail!("{slots} interfaces are not possible: use a power of two from {MIN_INTERFACES} to {MAX_INTERFACES}");
+        }
         let (source_sets, service_sets) = context_sets(options.context)?;
         let sizes = options.sizes();
         let left = pins.as_ref().map_or(Ok(None), Pins::meta)?;
@@ -144,6 +151,7 @@ impl Kernel {
         }
         let mut ebpf = loader
             .override_global("BUCKETS", &buckets, true)
+            .override_global("INTERFACE_SLOTS", &slots, true)
             .override_global("SEED", &seed[..], true)
             .override_global("CLOCK", &clock, true)
             .override_global("TUNNELS", &options.parser.tunnels, true)
@@ -214,6 +222,7 @@ impl Kernel {
             verdicts,
             context,
             counters,
+            slots,
             evicted,
             counted: None,
             first_evicted: None,

@@ -27,9 +27,10 @@ pub struct Memory {
 }
 
 /// Maps by the setting that makes them large.
-const BY_SETTING: [(&str, &[&str]); 3] = [
+const BY_SETTING: [(&str, &[&str]); 4] = [
     ("kernel.flows", &["INDEX", "RECORDS"]),
     ("context.sources and context.services", &["SOURCES", "SERVICES"]),
+    ("kernel.max_interfaces", &["COUNTERS"]),
     ("policy.max_verdicts", &["FLOW_VERDICTS", "SOURCE_VERDICTS", "SINGLE_SOURCES"]),
 ];
 

@@ -3,6 +3,7 @@
 //!
 //! Nothing is changed by probing: programs and maps are created and dropped, none is attached.
 
+pub mod links;
 mod netlink;
 
 use std::fs;
@@ -175,15 +176,22 @@ pub fn interface(name: &str) -> Result<InterfaceCapabilities> {
     })
 }
 
+/// Kind of an interface's frames (ARPHRD_*, linux/if_arp.h); `None` if there is none of that name, or the kernel does not say.
+pub(super) fn frames(interface: &str) -> Option<u16> {
+    netlink::link(interface).ok().flatten().map(|link| link.frames)
+}
+
 /// The interface of the default route: IPv4's with the lowest metric, else IPv6's.
 ///
 /// # Errors
 /// There is no default route.
 pub fn default_interface() -> Result<String> {
     let table = |path| fs::read_to_string(path).unwrap_or_default();
-    default_route_v4(&table("/proc/net/route")).or_else(|| default_route_v6(&table("/proc/net/ipv6_route"))).ok_or_else(
-        || anyhow!("there is no default route to take the interface from; name one with -i or `interfaces`"),
-    )
+    default_route_v4(&table("/proc/thread-self/net/route"))
+        .or_else(|| default_route_v6(&table("/proc/thread-self/net/ipv6_route")))
+        .ok_or_else(|| {
+            anyhow!("there is no default route to take the interface from; name one with -i or `interfaces`")
+        })
 }
 
 /// `enum netdev_xdp_act`: the basic actions, and receiving into several buffers.

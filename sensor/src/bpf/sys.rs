@@ -53,6 +53,17 @@ pub struct Plain<T>(pub T);
 // SAFETY: T is bytemuck::Pod: any bytes are a value, and it has no padding.
 unsafe impl<T: bytemuck::Pod> aya::Pod for Plain<T> {}
 
+/// Waits until every program that runs now has ended: for a grace period of RCU, some 20 ms.
+pub(super) fn wait_for_programs() {
+    /// linux/membarrier.h; the kernel refuses it where CPUs run without a timer (nohz_full).
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: a system call that takes numbers and touches no memory of ours.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
 /// A mmapped map.
 #[derive(Debug)]
 struct Mapping {

@@ -4,6 +4,7 @@
 //! longer than it takes to copy some thousand numbers: of the labels of all models that were loaded, the first 256 are
 //! told apart.
 
+mod config;
 pub mod declared;
 mod encode;
 mod enforce;
@@ -129,9 +130,24 @@ impl Metrics {
         }
     }
 
-    /// Sets whether the programs are on an interface.
-    pub fn attached(&self, interface: &str, attached: bool) {
-        self.shared.lock().attached.insert(interface.to_owned(), attached);
+    /// Ends the series of interfaces, whose counters are in those of `gone` now: in one step, so that no scrape sees a sum without
+    /// them.
+    pub fn fold(&self, interfaces: &[String], gone: &str, counters: &InterfaceCounters) {
+        let mut state = self.shared.lock();
+        let value = Interface::new(counters, state.interfaces.get(gone));
+        state.interfaces.insert(gone.to_owned(), value);
+        state.interfaces.retain(|name, _| !interfaces.contains(name));
+    }
+
+    /// Ends the series of an interface.
+    pub fn forget(&self, interface: &str) {
+        self.shared.lock().interfaces.remove(interface);
+    }
+
+    /// Sets on which interfaces the programs are, and on which they should be; and how often changes of interfaces were lost.
+    pub fn interfaces(&self, attached: BTreeMap<String, bool>, overruns: u64) {
+        let mut state = self.shared.lock();
+        (state.attached, state.link_overruns) = (attached, overruns);
     }
 
     /// Takes over a program's statistics: cumulative time and runs.
@@ -283,10 +299,9 @@ impl Metrics {
     pub fn packets_view(&self, interface: Option<&str>) -> PacketsView {
         let state = self.shared.lock();
         let mut view = PacketsView::default();
-        for (name, Interface { counters, .. }) in &state.interfaces {
-            if interface.is_some_and(|wanted| wanted != name) {
-                continue;
-            }
+        let of_one = interface.map(|wanted| state.interfaces.get(wanted));
+        let of_all = interface.is_none().then(|| state.interfaces.values());
+        for Interface { counters, .. } in of_one.flatten().into_iter().chain(of_all.into_iter().flatten()) {
             let all = seen(counters);
             let of = |action: Action| counters.seen.iter().map(|hook| hook[action as usize].packets).sum::<u64>();
             view.seen += all.packets;

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use sensor_common::counter::{Cause, InterfaceCounters, Volume};
 use sensor_common::verdict::Action;
 
+use super::config::ConfigValues;
 use super::enforce::EnforceCounts;
 use super::life::{LoadSource, ModelRole};
 
@@ -120,8 +121,9 @@ pub(super) struct State {
     pub(super) interfaces: BTreeMap<String, Interface>,
     /// Bytes of kernel maps that this process maps.
     pub(super) mapped: u64,
-    /// Whether the programs are on each interface of the configuration.
+    /// Whether the programs are on each interface that is to be watched.
     pub(super) attached: BTreeMap<String, bool>,
+    pub(super) link_overruns: u64,
     /// Sources and services of the host context in use.
     pub(super) context: Option<(u64, u64)>,
     pub(super) ended: BTreeMap<EndReason, u64>,
@@ -140,6 +142,8 @@ pub(super) struct State {
     pub(super) drift_windows: u64,
     pub(super) drift_fallback: bool,
     pub(super) enforce: EnforceCounts,
+    /// `None` before the start is over.
+    pub(super) config: Option<ConfigValues>,
 }
 
 impl State {

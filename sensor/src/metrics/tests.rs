@@ -18,8 +18,7 @@ fn sample() -> Metrics {
     counters.evicted_lost_packets = 2;
     metrics.kernel("eth0", &counters);
     metrics.kernel("eth1", &counters);
-    metrics.attached("eth0", true);
-    metrics.attached("eth2", false);
+    metrics.interfaces([("eth0".to_owned(), true), ("eth2".to_owned(), false)].into(), 1);
     metrics.ended_packets(50, 9);
     metrics.unscored();
     metrics.program("sensor_xdp", Duration::from_millis(1500), 1000);
@@ -52,6 +51,7 @@ fn sample() -> Metrics {
     });
     metrics.verdict_change(VerdictChange::Expired, "flow", crate::config::OriginName::Model);
     metrics.breaker_tripped(crate::breaker::Cap::Flows);
+    metrics.config_taken("00ff".to_owned());
     metrics
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 
 use sensor::bpf::load::{Hook, Kernel, LoadOptions};
-use sensor_common::counter::{COUNTER_ENTRIES, Cause, InterfaceCounters};
+use sensor_common::counter::{Cause, InterfaceCounters, MIN_INTERFACES, counter_entries};
 use sensor_common::flow::{FlowRecord, state};
 use sensor_common::hash::hash;
 use sensor_common::table::{WAYS, bucket_of};
@@ -238,7 +238,8 @@ fn the_default_maps_take_64_mib_on_two_cpus_and_a_limit_is_kept() {
     println!("{memory:?}");
     // Of all CPUs that there may be, those that could be plugged in included: so the kernel allocates.
     let cpus = aya::util::nr_cpus().expect("CPUs") as u64;
-    let counters = cpus.saturating_sub(2) * u64::from(COUNTER_ENTRIES) * size_of::<InterfaceCounters>() as u64;
+    let counters =
+        cpus.saturating_sub(2) * u64::from(counter_entries(MIN_INTERFACES)) * size_of::<InterfaceCounters>() as u64;
     assert!(memory.taken - counters <= 64 << 20, "{} bytes", memory.taken);
     assert!(memory.mapped < memory.taken && memory.taken < memory.most, "{memory:?}");
     let limited = |flows, max_memory| Kernel::load(&LoadOptions { flows, max_memory, ..options() });

@@ -4,19 +4,24 @@ use anyhow::{Context as _, bail};
 use rustix::net::netdevice::{index_to_name, name_to_index};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use crate::bpf::probe;
+
+/// ARPHRD_ETHER and ARPHRD_LOOPBACK (linux/if_arp.h).
+const ETHERNET: u16 = 1;
+const LOOPBACK: u16 = 772;
+
 /// Refuses what the parser cannot read: frames without an Ethernet header (tunnels, PPP).
 pub(super) fn check_kind(interface: &str) -> anyhow::Result<()> {
-    // ARPHRD_ETHER and ARPHRD_LOOPBACK (linux/if_arp.h). Another namespace's /sys may not show the interface: then only
-    // the counter of packets that are not IP can tell.
-    match std::fs::read_to_string(format!("/sys/class/net/{interface}/type")).as_deref().map(str::trim) {
-        Ok("1") | Err(_) => Ok(()),
-        Ok("772") => {
+    // Asked over netlink: /sys may be that of another network namespace.
+    match probe::frames(interface) {
+        Some(ETHERNET) | None => Ok(()),
+        Some(LOOPBACK) => {
             tracing::warn!(
                 "{interface}: each packet on the loopback interface is sent and received, and counted twice"
             );
             Ok(())
         }
-        Ok(kind) => bail!(
+        Some(kind) => bail!(
             "{interface} carries no Ethernet frames (type {kind}): watch the interface that its packets leave the host by"
         ),
     }
@@ -35,18 +40,23 @@ pub fn ifindex(interface: &str) -> anyhow::Result<u32> {
     }
 }
 
-/// Whether this thread's network namespace has an interface of this number, whatever its name is now.
-pub fn is_there(ifindex: u32) -> bool {
-    // Without a socket nothing is known, and nothing is to change.
-    socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-        .map_or(true, |socket| index_to_name(&socket, ifindex) != Err(rustix::io::Errno::NODEV))
-}
-
-/// The present name of the interface of this number.
-pub(super) fn name(ifindex: u32) -> anyhow::Result<String> {
+/// The present name of the interface of this number; `None`: this thread's network namespace has none.
+///
+/// # Errors
+/// If nothing can be asked; then nothing is known.
+pub fn present_name(ifindex: u32) -> anyhow::Result<Option<String>> {
     let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
         .context("no socket to ask for interfaces")?;
-    index_to_name(&socket, ifindex).with_context(|| format!("there is no interface with number {ifindex}"))
+    match index_to_name(&socket, ifindex) {
+        Ok(name) => Ok(Some(name)),
+        Err(rustix::io::Errno::NODEV) => Ok(None),
+        Err(error) => Err(error).context("asking for the name of an interface"),
+    }
+}
+
+/// As [`present_name`], of one that must be there.
+pub(super) fn name(ifindex: u32) -> anyhow::Result<String> {
+    present_name(ifindex)?.with_context(|| format!("there is no interface with number {ifindex}"))
 }
 
 /// Statistics of the interfaces of this thread's network namespace.

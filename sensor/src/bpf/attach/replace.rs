@@ -11,6 +11,7 @@ use super::interface::{ifindex, interfaces};
 use super::{Attached, Choice, Held, Hook, TcAttachment, XdpAttachment};
 use crate::bpf::load::Kernel;
 use crate::bpf::pins::{Pins, netns};
+use crate::bpf::sys::wait_for_programs;
 use crate::bpf::{probe, qdisc};
 
 impl Kernel {
@@ -139,15 +140,19 @@ impl Kernel {
     /// If something cannot be taken off.
     pub fn settle(&mut self, attached: &[Attached]) -> anyhow::Result<()> {
         if self.adopted() {
-            for ifindex in self.watched()? {
-                if attached.iter().any(|one| one.ifindex == ifindex) {
-                    continue;
-                }
+            let mut others = self.watched()?;
+            others.retain(|ifindex| attached.iter().all(|one| one.ifindex != *ifindex));
+            for ifindex in others.iter().copied() {
                 if let Some(link) = self.pins.as_ref().map_or(Ok(None), |pins| pins.link(Hook::Ingress, ifindex))? {
                     end(link)?;
                 }
                 self.drop_other_links(ifindex, &[])?;
                 self.remove_clsact(&format!("interface {ifindex}"), ifindex)?;
+            }
+            if !others.is_empty() {
+                wait_for_programs();
+            }
+            for ifindex in others {
                 self.unwatch(ifindex)?;
             }
             self.earlier.clear();

@@ -66,7 +66,7 @@ impl Kernel {
         let Some(pins) = &self.pins else { return Ok(()) };
         let Some(mut meta) = pins.meta()? else { return Ok(()) };
         meta.pid = std::process::id();
-        meta.qdiscs = places::<MAX_INTERFACES>(&self.qdiscs);
+        meta.qdiscs = places::<{ MAX_INTERFACES as usize }>(&self.qdiscs);
         meta.programs = places(&self.filter_programs());
         pins.set_meta(&meta)
     }

@@ -2,6 +2,7 @@
 //! configuration, and by tests and benches.
 
 use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, ENTRIES};
+use sensor_common::counter::{MIN_INTERFACES, counter_entries};
 use sensor_common::hash::Seed;
 use sensor_common::lock::PATIENCE_NS;
 use sensor_common::packet;
@@ -18,6 +19,8 @@ const ALLOWED_FLOWS: u32 = 256 * 17;
 pub struct LoadOptions {
     /// Flows the table holds: a power of two from 8,192 to 1,048,576.
     pub flows: usize,
+    /// Slots for interfaces: a power of two from 64 to 4,096.
+    pub interfaces: u32,
     /// Whether frames of several buffers are accepted (needs kernel 5.18; see `probe`).
     pub frags: bool,
     /// Host context: sources and services that are kept (powers of two from 64 to 65,536), `None` = off.
@@ -47,6 +50,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         LoadOptions {
             flows: 65_536,
+            interfaces: MIN_INTERFACES,
             context: Some((DEFAULT_SOURCES, DEFAULT_SERVICES)),
             frags: true,
             max_verdicts: 12_000,
@@ -74,6 +78,10 @@ impl LoadOptions {
         vec![
             size("INDEX", buckets, "kernel.flows", WAYS as u32),
             size("RECORDS", buckets * WAYS as u32, "kernel.flows", 1),
+            Size {
+                spare: counter_entries(0),
+                ..size("COUNTERS", counter_entries(self.interfaces), "kernel.max_interfaces", 1)
+            },
             size("SOURCES", sets(sources), "context.sources", ENTRIES as u32),
             size("SERVICES", sets(services), "context.services", ENTRIES as u32),
             verdicts("FLOW_VERDICTS", ALLOWED_FLOWS),

@@ -6,7 +6,7 @@
 use anyhow::{Context as _, bail};
 use aya::maps::PerCpuValues;
 use bytemuck::Zeroable as _;
-use sensor_common::counter::{GONE_ENTRY, INTERFACE_PROBES, InterfaceCounters, MAX_INTERFACES, interface_slot};
+use sensor_common::counter::{FREED, INTERFACE_PROBES, InterfaceCounters, interface_slot};
 
 use super::Kernel;
 use crate::bpf::sys::Counters;
@@ -18,9 +18,9 @@ impl Kernel {
     /// If the kernel refuses to read the map.
     pub fn watched(&self) -> anyhow::Result<Vec<u32>> {
         let mut watched = Vec::new();
-        for slot in 0..MAX_INTERFACES as u32 {
+        for slot in 0..self.slots {
             let values = self.counters.get(&slot, 0).context("reading map COUNTERS")?;
-            watched.extend(values.first().map(|counters| counters.0.ifindex).filter(|ifindex| *ifindex != 0));
+            watched.extend(values.first().and_then(|counters| counters.0.owner()));
         }
         Ok(watched)
     }
@@ -33,7 +33,7 @@ impl Kernel {
         self.finish_unwatch()?;
         let counters = self.counters(ifindex)?;
         // Whoever gets the slot next does not get the exemption with it.
-        self.control.set_exempt_slot(counters.slot, false);
+        self.control.set_exempt(counters.slot, false);
         self.write_gone(|gone| {
             gone.add(&counters);
             gone.ifindex = ifindex;
@@ -53,12 +53,12 @@ impl Kernel {
     }
 
     fn write_gone(&mut self, change: impl FnOnce(&mut InterfaceCounters)) -> anyhow::Result<()> {
-        let mut values = self.counters.get(&GONE_ENTRY, 0).context("reading map COUNTERS")?.to_vec();
+        let mut values = self.counters.get(&self.slots, 0).context("reading map COUNTERS")?.to_vec();
         if let Some(first) = values.first_mut() {
             change(&mut first.0);
         }
         let values = PerCpuValues::try_from(values).context("counters of all CPUs")?;
-        self.counters.set(GONE_ENTRY, values, 0).context("writing map COUNTERS")
+        self.counters.set(self.slots, values, 0).context("writing map COUNTERS")
     }
 
     /// What interfaces counted that were watched once and are not any more.
@@ -66,16 +66,15 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses to read the map.
     pub fn gone(&self) -> anyhow::Result<InterfaceCounters> {
-        let values = self.counters.get(&GONE_ENTRY, 0).context("reading map COUNTERS")?;
+        let values = self.counters.get(&self.slots, 0).context("reading map COUNTERS")?;
         Ok(values.first().map_or_else(InterfaceCounters::zeroed, |counters| counters.0))
     }
 
     fn clear_counters(&mut self, ifindex: u32) -> anyhow::Result<()> {
-        for attempt in 0..INTERFACE_PROBES {
-            let slot = interface_slot(ifindex, attempt);
+        for slot in self.places(ifindex) {
             let mut values = self.counters.get(&slot, 0).context("reading map COUNTERS")?.to_vec();
             if values.first().is_some_and(|counters| counters.0.ifindex == ifindex) {
-                values.fill(Counters(InterfaceCounters::zeroed()));
+                values.fill(Counters(InterfaceCounters { ifindex: FREED, ..InterfaceCounters::zeroed() }));
                 let values = PerCpuValues::try_from(values).context("counters of all CPUs")?;
                 return self.counters.set(slot, values, 0).context("writing map COUNTERS");
             }
@@ -89,26 +88,32 @@ impl Kernel {
     /// # Errors
     /// If the slots around the interface's number are taken, or the kernel refuses.
     pub fn watch(&mut self, ifindex: u32) -> anyhow::Result<bool> {
-        for attempt in 0..INTERFACE_PROBES {
-            let slot = interface_slot(ifindex, attempt);
-            let mut values = self.counters.get(&slot, 0).context("reading map COUNTERS")?.to_vec();
-            let owner = values.first().map_or(0, |counters| counters.0.ifindex);
-            if owner == ifindex {
-                return Ok(false);
-            }
-            if owner == 0 {
-                for value in &mut values {
-                    *value = Counters(InterfaceCounters { ifindex, slot, ..InterfaceCounters::zeroed() });
+        let mut free = None;
+        for slot in self.places(ifindex) {
+            let values = self.counters.get(&slot, 0).context("reading map COUNTERS")?;
+            let first = values.first().map_or_else(InterfaceCounters::zeroed, |counters| counters.0);
+            match first.owner() {
+                Some(owner) if owner == ifindex => return Ok(false),
+                Some(_) => {}
+                // It may be in one behind a slot that was given back.
+                None if first.ifindex == FREED => drop(free.get_or_insert((slot, values.len()))),
+                None => {
+                    free.get_or_insert((slot, values.len()));
+                    break;
                 }
-                let values = PerCpuValues::try_from(values).context("counters of all CPUs")?;
-                self.counters.set(slot, values, 0).context("writing map COUNTERS")?;
-                return Ok(true);
             }
         }
-        bail!(
-            "interface number {ifindex} falls on slots that other watched interfaces use: watch fewer interfaces \
-             (at most {MAX_INTERFACES}), or start a second agent for it"
-        )
+        let Some((slot, cpus)) = free else {
+            bail!(
+                "interface number {ifindex} finds no place in the table of {} interfaces: watch fewer, or raise \
+                 kernel.max_interfaces (and restart)",
+                self.slots
+            );
+        };
+        let value = Counters(InterfaceCounters { ifindex, slot, ..InterfaceCounters::zeroed() });
+        let values = PerCpuValues::try_from(vec![value; cpus]).context("counters of all CPUs")?;
+        self.counters.set(slot, values, 0).context("writing map COUNTERS")?;
+        Ok(true)
     }
 
     /// Watched interfaces on which nothing is dropped or limited, and no others.
@@ -116,11 +121,14 @@ impl Kernel {
     /// # Errors
     /// If one is not watched, or the kernel refuses.
     pub fn exempt(&mut self, interfaces: &[u32]) -> anyhow::Result<()> {
-        let mut slots = 0u64;
+        let mut wanted = Vec::new();
         for ifindex in interfaces {
-            slots |= 1 << self.counters(*ifindex)?.slot;
+            wanted.push(self.counters(*ifindex)?.slot);
         }
-        self.control.set_exempt_slots(slots);
+        let set = self.control.exempt_slots();
+        // First what is added: a change takes no protection away for a moment.
+        wanted.iter().filter(|slot| !set.contains(slot)).for_each(|slot| self.control.set_exempt(*slot, true));
+        set.iter().filter(|slot| !wanted.contains(slot)).for_each(|slot| self.control.set_exempt(*slot, false));
         Ok(())
     }
 
@@ -129,15 +137,20 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses to read the map.
     pub fn counters(&self, ifindex: u32) -> anyhow::Result<InterfaceCounters> {
-        for attempt in 0..INTERFACE_PROBES {
-            let values = self.counters.get(&interface_slot(ifindex, attempt), 0).context("reading map COUNTERS")?;
+        for slot in self.places(ifindex) {
+            let values = self.counters.get(&slot, 0).context("reading map COUNTERS")?;
             if values.first().is_some_and(|counters| counters.0.ifindex == ifindex) {
-                let slot = interface_slot(ifindex, attempt);
                 let mut total = InterfaceCounters { ifindex, slot, ..InterfaceCounters::zeroed() };
                 values.iter().for_each(|counters| total.add(&counters.0));
                 return Ok(total);
             }
         }
         bail!("interface number {ifindex} is not watched")
+    }
+
+    /// Where an interface may have its counters, in the order in which programs look.
+    fn places(&self, ifindex: u32) -> impl Iterator<Item = u32> + use<> {
+        let slots = self.slots;
+        (0..INTERFACE_PROBES).map(move |attempt| interface_slot(ifindex, attempt, slots))
     }
 }

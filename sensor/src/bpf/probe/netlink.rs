@@ -11,13 +11,13 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, sockopt};
 
 const NLM_F_REQUEST: u16 = 1;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_HEADER: usize = 16;
+pub(super) const NLMSG_ERROR: u16 = 2;
+pub(super) const NLMSG_HEADER: usize = 16;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 const NLA_F_NESTED: u16 = 1 << 15;
 
 const RTM_GETLINK: u16 = 18;
-const IFINFO_SIZE: usize = 16;
+pub(super) const IFINFO_SIZE: usize = 16;
 const IFF_UP: u32 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -50,6 +50,8 @@ const ETHTOOL_A_BITSET_BIT_NAME: u16 = 2;
 #[derive(Debug, Default)]
 pub(super) struct Link {
     pub(super) ifindex: u32,
+    /// Kind of its frames (ARPHRD_*, linux/if_arp.h).
+    pub(super) frames: u16,
     pub(super) up: bool,
     pub(super) mtu: u32,
     pub(super) rx_queues: u32,
@@ -70,6 +72,7 @@ pub(super) fn link(name: &str) -> io::Result<Option<Link>> {
     };
     let mut link = Link {
         ifindex: word(reply.get(4..).unwrap_or_default()),
+        frames: reply.get(2..4).map_or(0, |bytes| u16::from_ne_bytes([bytes[0], bytes[1]])),
         up: word(reply.get(8..).unwrap_or_default()) & IFF_UP != 0,
         ..Link::default()
     };
@@ -125,19 +128,24 @@ fn family(socket: &OwnedFd, name: &str) -> Option<u16> {
 
 /// A message, or the inside of a nested attribute.
 #[derive(Default)]
-struct Request(Vec<u8>);
+pub(super) struct Request(Vec<u8>);
 
 impl Request {
     fn new(kind: u16, header: &[u8]) -> Request {
+        Request::dump(kind, header, 0)
+    }
+
+    /// As [`Request::new`], with more flags.
+    pub(super) fn dump(kind: u16, header: &[u8], flags: u16) -> Request {
         let mut bytes = vec![0; 4];
         bytes.extend(kind.to_ne_bytes());
-        bytes.extend(NLM_F_REQUEST.to_ne_bytes());
+        bytes.extend((NLM_F_REQUEST | flags).to_ne_bytes());
         bytes.extend([0; 8]);
         bytes.extend(header);
         Request(bytes)
     }
 
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
+    pub(super) fn attribute(&mut self, kind: u16, value: &[u8]) {
         self.0.extend((value.len() as u16 + 4).to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
         self.0.extend(value);
@@ -145,8 +153,23 @@ impl Request {
     }
 }
 
+impl Request {
+    /// The message with its length.
+    pub(super) fn finish(self) -> Vec<u8> {
+        let Request(mut bytes) = self;
+        let length = bytes.len() as u32;
+        bytes[..4].copy_from_slice(&length.to_ne_bytes());
+        bytes
+    }
+
+    pub(super) fn send(self, socket: &OwnedFd) -> io::Result<()> {
+        rustix::net::send(socket, &self.finish(), SendFlags::empty())?;
+        Ok(())
+    }
+}
+
 /// A netlink socket of the given protocol (`None`: 0, rtnetlink).
-fn open(protocol: Option<Protocol>) -> io::Result<OwnedFd> {
+pub(super) fn open(protocol: Option<Protocol>) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(Duration::from_secs(1)))?;
     rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
@@ -154,10 +177,8 @@ fn open(protocol: Option<Protocol>) -> io::Result<OwnedFd> {
 }
 
 /// Sends a request and returns the payload of the one message that answers it.
-fn exchange(socket: &OwnedFd, Request(mut request): Request) -> io::Result<Vec<u8>> {
-    let length = request.len() as u32;
-    request[..4].copy_from_slice(&length.to_ne_bytes());
-    rustix::net::send(socket, &request, SendFlags::empty())?;
+fn exchange(socket: &OwnedFd, request: Request) -> io::Result<Vec<u8>> {
+    request.send(socket)?;
     let mut reply = vec![0; 64 * 1024];
     let (length, _) = rustix::net::recv(socket, &mut reply[..], RecvFlags::empty())?;
     let end = (word(&reply) as usize).min(length);
@@ -174,7 +195,7 @@ fn exchange(socket: &OwnedFd, Request(mut request): Request) -> io::Result<Vec<u
 }
 
 /// Type and value of each attribute; ends at the first that is cut off.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let header = bytes.first_chunk::<4>()?;
         let length = u16::from_ne_bytes([header[0], header[1]]) as usize;
@@ -185,16 +206,16 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn find(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
 /// The 32-bit number at the start; 0 if there is none.
-fn word(bytes: &[u8]) -> u32 {
+pub(super) fn word(bytes: &[u8]) -> u32 {
     bytes.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes))
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
 }
 

@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use anyhow::Context as _;
-use sensor_common::control::Control;
+use sensor_common::control::{Control, EXEMPT_WORDS};
+use sensor_common::counter::MAX_INTERFACES;
 use sensor_common::verdict::Action;
 
 use super::Mapping;
@@ -67,20 +68,29 @@ impl ControlPage {
         self.field(std::mem::offset_of!(Control, note_known)).store(note as u32, Ordering::Release);
     }
 
-    /// See [`Control::exempt_slots`].
-    pub(in crate::bpf) fn set_exempt_slots(&self, slots: u64) {
-        self.page.word(std::mem::offset_of!(Control, exempt_slots) / 8).store(slots, Ordering::Release);
+    /// The bit of one slot of the counters' table ([`Control::exempt`]). There is one agent, and programs only read.
+    pub(in crate::bpf) fn set_exempt(&self, slot: u32, exempt: bool) {
+        let word = self.exempt_word(slot as usize / 64 % EXEMPT_WORDS);
+        let others = word.load(Ordering::Acquire) & !(1 << (slot & 63));
+        // First, so that a packet that is to be dropped looks for the bit.
+        if exempt {
+            self.word(std::mem::offset_of!(Control, any_exempt)).store(1, Ordering::Release);
+        }
+        word.store(others | u64::from(exempt) << (slot & 63), Ordering::Release);
+        if !exempt {
+            let any = !self.exempt_slots().is_empty();
+            self.word(std::mem::offset_of!(Control, any_exempt)).store(any.into(), Ordering::Release);
+        }
     }
 
-    /// The bit of one slot, below 64. Programs only read the word, and there is one agent.
-    pub(in crate::bpf) fn set_exempt_slot(&self, slot: u32, exempt: bool) {
-        let others = self.exempt_slots() & !(1 << (slot & 63));
-        self.set_exempt_slots(others | u64::from(exempt) << (slot & 63));
+    /// The slots whose bits are set in [`Control::exempt`].
+    pub fn exempt_slots(&self) -> Vec<u32> {
+        let words: [u64; EXEMPT_WORDS] = std::array::from_fn(|number| self.exempt_word(number).load(Ordering::Acquire));
+        (0..MAX_INTERFACES).filter(|slot| words[*slot as usize / 64] >> (slot & 63) & 1 != 0).collect()
     }
 
-    /// See [`Control::exempt_slots`].
-    pub fn exempt_slots(&self) -> u64 {
-        self.page.word(std::mem::offset_of!(Control, exempt_slots) / 8).load(Ordering::Acquire)
+    fn exempt_word(&self, number: usize) -> &AtomicU64 {
+        self.page.word(std::mem::offset_of!(Control, exempt) / 8 + number)
     }
 
     /// The 64-bit field at this offset.

@@ -1,0 +1,236 @@
+//! Interfaces that come and go while the agent runs: those that the list asks for are attached, others are let go.
+//!
+//! [`crate::bpf::probe::links`] says what changed; that is looked at behind each poll, and everything once a second in any case.
+//! Parts: [`watch`] attaches and lets go, [`news`] keeps the log short.
+//!
+//! Invariant: what an interface counted stays in the sums of metrics and kernel maps when it is gone ([`Former`]). Interfaces are
+//! known by their numbers, so a new name is no new interface.
+
+mod news;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bytemuck::Zeroable as _;
+use sensor_common::counter::InterfaceCounters;
+
+use self::news::News;
+use super::poll::Poller;
+use crate::bpf::attach::{self, Attached};
+use crate::bpf::load::Kernel;
+use crate::bpf::probe::links::Links;
+use crate::interfaces::attempts::Attempts;
+use crate::interfaces::former::Former;
+use crate::interfaces::{Link, List};
+
+/// What stands in metrics for all interfaces that are not watched any more, and whose series ended. No interface has such a name.
+const GONE: &str = "(gone)";
+
+/// Which interfaces are to be watched, and which of them are not.
+pub(super) struct Interfaces {
+    list: List,
+    links: Links,
+    /// State of `links` that was looked at last.
+    looked_at: u64,
+    /// Interfaces that are to be watched and are not yet, by number.
+    waiting: BTreeMap<u32, Waiting>,
+    /// Plain names that were watched, and that no interface has now.
+    lost: BTreeSet<String>,
+    former: Former,
+    /// The kernel has TCX.
+    tcx: bool,
+    news: News,
+    started: Instant,
+}
+
+/// An interface that is to be watched.
+#[derive(Debug)]
+struct Waiting {
+    name: String,
+    attempts: Attempts,
+}
+
+impl Interfaces {
+    /// Of a list and what is known of the interfaces.
+    pub(super) fn new(list: List, links: Links, kernel: &Kernel, tcx: bool) -> Interfaces {
+        let gone = kernel.gone().unwrap_or_else(|error| {
+            tracing::warn!("counters of former interfaces: {error:#}");
+            InterfaceCounters::zeroed()
+        });
+        Interfaces {
+            list,
+            links,
+            looked_at: 0,
+            waiting: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            former: Former::new(gone),
+            tcx,
+            news: News::default(),
+            started: Instant::now(),
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+/// What became of an interface that is watched.
+enum Change {
+    Gone,
+    Renamed(String),
+    /// It is there, and the list does not ask for it any more.
+    Unwanted(String),
+}
+
+impl Poller {
+    /// Follows changes of the interfaces. Attaches until `until`, one in any case; the rest waits for the next call.
+    pub(super) fn follow_interfaces(&mut self, until: Instant) {
+        let changes = self.interfaces.links.changes();
+        if changes != self.interfaces.looked_at {
+            self.look_at_interfaces();
+            self.interfaces.looked_at = changes;
+        }
+        self.watch_waiting(until);
+    }
+
+    /// Compares what is watched with what is to be, whether something seems to have changed or not.
+    pub(super) fn look_at_interfaces(&mut self) {
+        let links = self.interfaces.links.now();
+        let wanted: BTreeMap<u32, &Link> =
+            self.interfaces.list.select(links.values()).into_iter().map(|link| (link.ifindex, link)).collect();
+        let changed: Vec<(u32, Change)> = self
+            .attached
+            .iter()
+            .filter_map(|one| {
+                Some((one.ifindex, change(one, links.get(&one.ifindex), wanted.contains_key(&one.ifindex))?))
+            })
+            .collect();
+        let any = !changed.is_empty();
+        self.apply(changed);
+        for (ifindex, link) in &wanted {
+            if self.attached.iter().any(|one| one.ifindex == *ifindex) {
+                continue;
+            }
+            let new = || Waiting { name: link.name.clone(), attempts: Attempts::default() };
+            let waiting = self.interfaces.waiting.entry(*ifindex).or_insert_with(new);
+            if waiting.name != link.name {
+                *waiting = new();
+            }
+        }
+        self.interfaces.waiting.retain(|ifindex, _| wanted.contains_key(ifindex));
+        if any {
+            self.protect_interfaces_again();
+        }
+    }
+
+    fn apply(&mut self, changed: Vec<(u32, Change)>) {
+        let (mut gone, mut unwanted) = (Vec::new(), Vec::new());
+        for (ifindex, change) in changed {
+            let Some(position) = self.attached.iter().position(|one| one.ifindex == ifindex) else { continue };
+            match change {
+                Change::Renamed(name) => {
+                    let old = std::mem::replace(&mut self.attached[position].interface, name.clone());
+                    tracing::info!("{old} is called {name} now, and is watched under that name");
+                    self.metrics.forget(&old);
+                    if let Some(former) = self.interfaces.former.of(&old) {
+                        self.metrics.kernel(&old, former);
+                    }
+                }
+                Change::Gone => gone.push(self.attached.remove(position)),
+                Change::Unwanted(name) => {
+                    let one = self.attached.remove(position);
+                    if name == one.interface {
+                        if self.interfaces.news.is_told("no longer watched") {
+                            tracing::info!(
+                                "{name} is not watched any more: the list does not ask for it, or for one below it"
+                            );
+                        }
+                    } else {
+                        tracing::warn!(
+                            "{} is called {name} now, which `interfaces` does not ask for: it is not watched any more",
+                            one.interface
+                        );
+                    }
+                    unwanted.push(one);
+                }
+            }
+        }
+        for one in &gone {
+            if self.interfaces.list.is_named(&one.interface) {
+                tracing::warn!(
+                    "{} is gone: its packets are not seen until there is an interface of that name again",
+                    one.interface
+                );
+            } else if self.interfaces.news.is_told("gone") {
+                tracing::info!("{} is gone", one.interface);
+            }
+        }
+        for one in gone.iter().chain(&unwanted) {
+            if self.interfaces.list.is_named(&one.interface) {
+                self.interfaces.lost.insert(one.interface.clone());
+            }
+        }
+        let there = !unwanted.is_empty();
+        self.let_go(gone.into_iter().chain(unwanted).collect(), there);
+    }
+
+    /// Once a second: what was counted, and what is said of interfaces.
+    pub(super) fn publish_interfaces(&mut self) {
+        for attached in &self.attached {
+            self.publish_counters(&attached.interface, attached.ifindex);
+        }
+        let Interfaces { list, waiting, former, news, links, started, .. } = &mut self.interfaces;
+        let watched: BTreeSet<&str> = self.attached.iter().map(|one| one.interface.as_str()).collect();
+        let ended = former.fold(started.elapsed(), |name| watched.contains(name) || list.is_named(name));
+        match former.gone() {
+            Some(gone) => self.metrics.fold(&ended, GONE, gone),
+            None => ended.iter().for_each(|name| self.metrics.forget(name)),
+        }
+        let refused = || waiting.values().filter(|one| one.attempts.have_failed());
+        let mut states: BTreeMap<String, bool> = list.names().iter().map(|name| (name.clone(), false)).collect();
+        states.extend(refused().map(|one| (one.name.clone(), false)));
+        states.extend(watched.iter().map(|name| ((*name).to_owned(), true)));
+        self.metrics.interfaces(states, links.overruns());
+        news.tell_the_rest();
+    }
+
+    /// The kernel's counters of an interface, with what was counted under its name before.
+    pub(super) fn publish_counters(&self, interface: &str, ifindex: u32) {
+        match self.kernel.counters(ifindex) {
+            Ok(mut counters) => {
+                if let Some(former) = self.interfaces.former.of(interface) {
+                    counters.add(former);
+                }
+                self.metrics.kernel(interface, &counters);
+            }
+            Err(error) => tracing::warn!("counters of {interface}: {error:#}"),
+        }
+    }
+
+    /// What is not in the table any more, and what was counted on interfaces that are not watched any more.
+    pub(super) fn publish_books(&self) {
+        let books = self.kernel.control.books();
+        self.metrics.ended_packets(books.released, books.evicted);
+        if let Some(gone) = self.interfaces.former.gone() {
+            self.metrics.kernel(GONE, gone);
+        }
+    }
+}
+
+/// What became of an interface. The kernel is asked again: what is known of it (`link`) may be older than it is. Where the two do not
+/// agree, the next look decides.
+fn change(one: &Attached, link: Option<&Link>, wanted: bool) -> Option<Change> {
+    let name = match attach::present_name(one.ifindex) {
+        Ok(None) => return Some(Change::Gone),
+        Ok(Some(name)) => name,
+        Err(_) => return None,
+    };
+    link.filter(|link| link.name == name)?;
+    match (wanted, name == one.interface) {
+        (false, _) => Some(Change::Unwanted(name)),
+        (true, false) => Some(Change::Renamed(name)),
+        (true, true) => None,
+    }
+}
