@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
-use crate::{cmd, ebpf, setup};
+use crate::{cmd, ebpf};
 
 mod again;
 mod alone;
@@ -98,8 +98,7 @@ pub(crate) fn dist(args: DistArgs) -> Result<()> {
 
 /// Builds the binaries and what is written by them; returns the folder that holds both as `--prebuilt` wants them.
 fn build(builder: &Builder, arches: &[Arch], host: Arch) -> Result<PathBuf> {
-    setup::ensure(setup::Options::BUILD)?;
-    ebpf::build(ebpf::Objects::Agent)?;
+    ebpf::ready()?;
     let built = builder.folder.join("built");
     empty(&built)?;
     for arch in arches {
