@@ -1,6 +1,6 @@
 //! The test of reproducibility: everything once more, from another folder that holds nothing but the source.
 
-use std::{fs, path::Path, process::Command};
+use std::{env, fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -17,8 +17,9 @@ pub(super) fn compare(args: &DistArgs, release: &Release, work: &Path, out: &Pat
     let elsewhere = work.join("again/in-another-folder");
     empty(&elsewhere)?;
     copy_source(&elsewhere)?;
-    let mut run = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    run.current_dir(&elsewhere).args(["run", "--quiet", "--package", "xtask", "--", "dist"]);
+    // This program, told that the project is there.
+    let mut run = Command::new(env::current_exe().context("cannot find the path of the running xtask")?);
+    run.current_dir(&elsewhere).arg("dist").env("CARGO_MANIFEST_DIR", elsewhere.join("xtask"));
     for arch in &args.arch {
         run.args(["--arch", name(arch)?.as_str()]);
     }
@@ -26,11 +27,9 @@ pub(super) fn compare(args: &DistArgs, release: &Release, work: &Path, out: &Pat
         run.args(["--only", name(kind)?.as_str()]);
     }
     if let Some(folder) = &args.prebuilt {
-        run.arg("--prebuilt").arg(std::path::absolute(folder).context("--prebuilt")?);
+        run.arg("--prebuilt").arg(folder.canonicalize().context("--prebuilt")?);
     }
-    run.env("SOURCE_DATE_EPOCH", release.epoch.to_string()).env_remove("CARGO_TARGET_DIR");
-    // This program's own folder, which cargo told it.
-    run.env_remove("CARGO_MANIFEST_DIR");
+    run.env("SOURCE_DATE_EPOCH", release.epoch.to_string());
     cmd::run(&mut run)?;
     let sums = |folder: &Path| {
         fs::read_to_string(folder.join(SUMS)).with_context(|| format!("cannot read {SUMS} in {}", folder.display()))

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::{empty, packages::STABLE_TAR, release::Release, stage, target::Arch};
 use crate::cmd;
@@ -27,7 +28,7 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// Makes `sensor-VERSION-image.tar` in `folder` from the stage of each architecture; returns where it is.
 ///
 /// # Errors
-/// When tar, gzip or sha256sum fails.
+/// When tar or gzip fails.
 pub(super) fn image(release: &Release, stages: &[(Arch, PathBuf)], work: &Path, folder: &Path) -> Result<PathBuf> {
     let layout = Layout::new(work.join("image"))?;
     let (mut manifests, mut loadable) = (Vec::new(), Vec::new());
@@ -150,7 +151,59 @@ fn tar(release: &Release, folder: &Path, archive: &Path) -> Result<()> {
 
 /// SHA-256 of a file, hexadecimal.
 pub(super) fn sha256(file: &Path) -> Result<String> {
-    let line = cmd::output(Command::new("sha256sum").arg("--").arg(file))?;
-    let digest = line.trim_start_matches('\\').split(' ').next().unwrap_or_default();
-    Ok(digest.to_owned())
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{env, process};
+
+    /// An image of both architectures, made in a folder of this name; its archive.
+    fn made(name: &str) -> PathBuf {
+        let work = env::temp_dir().join(format!("sensor-xtask-image-{}-{name}", process::id()));
+        empty(&work).unwrap();
+        let stages = Arch::ALL.map(|arch| {
+            let stage = work.join(arch.kernel());
+            for file in FILES {
+                let file = stage.join("common").join(file);
+                fs::create_dir_all(file.parent().unwrap()).unwrap();
+                fs::write(&file, format!("{arch:?}")).unwrap();
+            }
+            (arch, stage)
+        });
+        let release = Release { version: "1.2.3", epoch: 1_000_000_000 };
+        image(&release, &stages, &work.join("work"), &work).unwrap()
+    }
+
+    #[test]
+    fn two_folders_give_the_same_image_and_each_digest_in_it_is_right() {
+        let (one, two) = (made("one"), made("a-longer-name"));
+        assert_eq!(sha256(&one).unwrap(), sha256(&two).unwrap());
+
+        let unpacked = one.with_extension("unpacked");
+        empty(&unpacked).unwrap();
+        cmd::output(Command::new("tar").arg("-xf").arg(&one).arg("-C").arg(&unpacked)).unwrap();
+        let read = |path: &str| -> Value { serde_json::from_slice(&fs::read(unpacked.join(path)).unwrap()).unwrap() };
+        let follow = |descriptor: &Value| -> Value {
+            let path = blob(descriptor).unwrap();
+            let bytes = fs::read(unpacked.join(&path)).unwrap();
+            assert_eq!(descriptor["size"], bytes.len());
+            assert!(path.ends_with(&sha256(&unpacked.join(&path)).unwrap()), "{path}");
+            serde_json::from_slice(&bytes).unwrap_or_default()
+        };
+        let index = follow(&read("index.json")["manifests"][0]);
+        for (arch, manifest) in Arch::ALL.into_iter().zip(index["manifests"].as_array().unwrap()) {
+            assert_eq!(manifest["platform"]["architecture"], arch.go());
+            let manifest = follow(manifest);
+            assert_eq!(follow(&manifest["config"])["architecture"], arch.go());
+            assert_eq!(follow(&manifest["layers"][0]), Value::Null);
+        }
+        // What `docker load` reads names the same blobs.
+        assert_eq!(read("manifest.json")[1]["RepoTags"][0], "sensor:1.2.3-arm64");
+        for work in [one, two] {
+            fs::remove_dir_all(work.parent().unwrap()).unwrap();
+        }
+    }
 }
