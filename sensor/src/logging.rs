@@ -1,5 +1,5 @@
-//! Log lines on standard error, as text or JSON; the last of them are kept for `sensor support`. Set up once, by `cli`, before the
-//! agent starts; level and format change when the agent reloads its configuration.
+//! Log lines on standard error, as text or JSON; the last of them are kept for `sensor support`. Set up once, by `cli`,
+//! before the agent starts; level and format change when the agent reloads its configuration.
 //!
 //! Level: `SENSOR_LOG`, else `RUST_LOG`, else the configuration. Messages of crates that use `log` arrive here too.
 
@@ -131,7 +131,8 @@ impl Kept {
 impl io::Write for Recent {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.lock().keep(line);
-        io::stderr().write_all(line)?;
+        // A reader that stopped reading must not stop the agent.
+        let _ = io::stderr().write_all(line);
         Ok(line.len())
     }
 

@@ -1,7 +1,7 @@
 //! A configuration that was read again comes into force: between two polls, all of it or nothing.
 //!
-//! Invariant: what can fail is done first, and undone if it does; nothing is taken before. Files were opened by the thread that
-//! read them ([`super::reload`]). Called by [`super::life`].
+//! Invariant: what can fail is done first, and undone if it does; nothing is taken before. Files were opened by the
+//! thread that read them ([`super::reload`]). Called by [`super::life`].
 
 use std::path::PathBuf;
 use std::sync::PoisonError;
@@ -193,7 +193,8 @@ impl Poller {
         })
     }
 
-    /// The never-drop list follows, and verdicts that it forbids are gone; or the kernel refuses it and all is as before.
+    /// The never-drop list follows, and verdicts that it forbids are gone; or the kernel refuses it and all is as
+    /// before.
     fn configure_allowed(&mut self, change: &change::Outcome) -> Result<(), String> {
         let names = ["policy.never_drop", "policy.never_drop_ports", "policy.never_drop_interfaces"];
         if !names.iter().any(|name| change.changes(name)) {

@@ -1,9 +1,9 @@
-//! Settings from the environment: `SENSOR_`, the section, `_`, the key, all upper case. `SENSOR_POLICY_THRESHOLD=0.9` is
-//! `policy.threshold = 0.9`.
+//! Settings from the environment: `SENSOR_`, the section, `_`, the key, all upper case. `SENSOR_POLICY_THRESHOLD=0.9`
+//! is `policy.threshold = 0.9`.
 //!
-//! The names come from the settings themselves, so there is none that could be forgotten. Text needs no quotes. Lists are
-//! separated by commas, or written as in the file. A variable that is none of this is an error: a misspelt one must not be
-//! passed over in silence.
+//! The names come from the settings themselves, so there is none that could be forgotten. Text needs no quotes. Lists
+//! are separated by commas, or written as in the file. A variable that is none of this is an error: a misspelt one must
+//! not be passed over in silence.
 
 use std::collections::BTreeMap;
 
