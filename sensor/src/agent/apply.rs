@@ -140,7 +140,7 @@ impl Poller {
     /// # Errors
     /// The kernel refuses something; nothing has changed then.
     fn take_prepared(&mut self, prepared: Prepared, by: &str) -> Result<ReloadView, String> {
-        let Prepared { change, models, without, audit, around } = prepared;
+        let Prepared { change, models, without, audit, around, watch } = prepared;
         if change.changes("mode") {
             let tagging = self.prepare_tagging(change.config.mode);
             tagging.map_err(|error| format!("mode: {error:#} (tag.enabled = false does without)"))?;
@@ -180,6 +180,9 @@ impl Poller {
         self.memories.wake();
         if change.changes("model.drift_window") || !self.config.model.drift_fallback && self.enforcer.drifted {
             self.renew_drift();
+        }
+        if let Some(watch) = watch {
+            self.enforcer.look_anew(watch);
         }
         self.set_enforcement(&change, around, by);
 
@@ -236,14 +239,13 @@ impl Poller {
     }
 
     /// What holds for verdicts that there are, at once.
-    fn set_enforcement(&mut self, change: &change::Outcome, around: Option<(Around, super::reload::Watch)>, by: &str) {
+    fn set_enforcement(&mut self, change: &change::Outcome, around: Option<Around>, by: &str) {
         let PolicyConfig { half_open_limit, .. } = self.config.policy;
         if change.changes("breaker") {
             self.enforcer.breaker.set_config(self.config.breaker.clone());
         }
         self.kernel.verdicts.set_note_known(half_open_limit > 0);
-        if let Some((Around { surroundings, sessions }, watch)) = around {
-            self.enforcer.look_anew(watch);
+        if let Some(Around { surroundings, sessions }) = around {
             self.take_surroundings(surroundings);
             self.take_sessions(Some(sessions.unwrap_or_default()));
         }

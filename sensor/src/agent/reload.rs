@@ -83,8 +83,10 @@ pub(super) struct Prepared {
     pub(super) without: Vec<ModelRole>,
     /// New sinks of the audit, if those are changed.
     pub(super) audit: Option<Opened>,
-    /// What is around this host, if something else is to be looked at.
-    pub(super) around: Option<(Around, Watch)>,
+    /// What is around this host, if something else is to be looked at, or the mode changes: sessions first.
+    pub(super) around: Option<Around>,
+    /// Later looks, if something else is to be looked at.
+    pub(super) watch: Option<Watch>,
 }
 
 /// The files of a configuration as they are now. To be taken before they are read: what is written later is a change.
@@ -252,13 +254,9 @@ impl Thread {
             None
         };
         let looks = ["policy.never_drop_host", "policy.session_ports"].iter().any(|name| change.changes(name));
-        let around = if looks {
-            let watched = host::watch(&config.policy).map_err(|error| format!("{error:#}"))?;
-            Some((Around::look(config), watched))
-        } else {
-            None
-        };
-        Ok((Prepared { change, models, without, audit, around }, seen))
+        let watch = looks.then(|| host::watch(&config.policy)).transpose().map_err(|error| format!("{error:#}"))?;
+        let around = (looks || change.changes("mode")).then(|| Around::look(config));
+        Ok((Prepared { change, models, without, audit, around, watch }, seen))
     }
 }
 
