@@ -10,12 +10,15 @@ use sensor_common::table::WAYS;
 
 use super::clock::now_ns;
 use super::enforce::Around;
-use super::poll::{Models, Poller};
+use super::interfaces::Interfaces;
+use super::poll::{Models, Poller, Watched};
 use super::reload::{Files, Loader};
 use crate::bpf::load::Kernel;
+use crate::bpf::probe::links::Links;
 use crate::config::Config;
 use crate::harvest::Memory;
 use crate::http::Health;
+use crate::interfaces::List;
 use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::vector;
@@ -39,7 +42,9 @@ impl Polls {
         let health = Arc::new(Health::new(Instant::now(), config.agent.lease));
         let around = Around::look(&config);
         let models = Models { active: model, shadow: None, loader };
-        Ok(Polls(Poller::new(config, kernel, Vec::new(), models, Arc::new(Metrics::new()), health, around)))
+        let interfaces = Interfaces::new(List::default(), Links::follow()?, &kernel, true);
+        let watched = Watched { attached: Vec::new(), interfaces };
+        Ok(Polls(Poller::new(config, kernel, watched, models, Arc::new(Metrics::new()), health, around)))
     }
 
     /// One poll: what the agent does every poll interval, but for what it does once a second.
