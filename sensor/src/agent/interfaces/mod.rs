@@ -134,6 +134,7 @@ impl Poller {
                 Change::Renamed(name) => {
                     let old = std::mem::replace(&mut self.attached[position].interface, name.clone());
                     tracing::info!("{old} is called {name} now, and is watched under that name");
+                    self.seen_check.add(&name);
                     self.metrics.forget(&old);
                     if let Some(former) = self.interfaces.former.of(&old) {
                         self.metrics.kernel(&old, former);
