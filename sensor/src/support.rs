@@ -73,8 +73,9 @@ async fn collect(wanted: &Wanted, archive: &mut Archive) -> Result<()> {
     let (report, details) = host::doctor(names);
     archive.add("doctor.txt", Ok(crate::doctor::render(&report)))?;
     archive.add("interfaces.json", json(&details))?;
-    let pid = status.as_ref().map(|status| status.pid);
-    let process = agent.had(&pid).and_then(|pid| host::process(*pid));
+    // Of one that hangs, too: its socket says whose it is.
+    let listener = control::listener(socket).await.ok().and_then(|(_, pid)| pid);
+    let process = listener.ok_or_else(|| agent.why()).and_then(host::process);
     archive.add("process.txt", process)?;
     for (name, why) in [("flows.json", "flows"), ("verdicts.json", "verdicts"), ("allow.json", "the never-drop list")] {
         if !wanted.addresses {

@@ -122,6 +122,7 @@ impl Poller {
         self.interfaces.waiting.retain(|ifindex, _| wanted.contains_key(ifindex));
         if any {
             self.protect_interfaces_again();
+            self.publish_states();
         }
     }
 
@@ -133,6 +134,7 @@ impl Poller {
                 Change::Renamed(name) => {
                     let old = std::mem::replace(&mut self.attached[position].interface, name.clone());
                     tracing::info!("{old} is called {name} now, and is watched under that name");
+                    self.seen_check.add(&name);
                     self.metrics.forget(&old);
                     if let Some(former) = self.interfaces.former.of(&old) {
                         self.metrics.kernel(&old, former);
@@ -181,19 +183,25 @@ impl Poller {
         for attached in &self.attached {
             self.publish_counters(&attached.interface, attached.ifindex);
         }
-        let Interfaces { list, waiting, former, news, links, started, .. } = &mut self.interfaces;
+        let Interfaces { list, former, news, started, .. } = &mut self.interfaces;
         let watched: BTreeSet<&str> = self.attached.iter().map(|one| one.interface.as_str()).collect();
         let ended = former.fold(started.elapsed(), |name| watched.contains(name) || list.is_named(name));
         match former.gone() {
             Some(gone) => self.metrics.fold(&ended, GONE, gone),
             None => ended.iter().for_each(|name| self.metrics.forget(name)),
         }
-        let refused = || waiting.values().filter(|one| one.attempts.have_failed());
-        let mut states: BTreeMap<String, bool> = list.names().iter().map(|name| (name.clone(), false)).collect();
-        states.extend(refused().map(|one| (one.name.clone(), false)));
-        states.extend(watched.iter().map(|name| ((*name).to_owned(), true)));
-        self.metrics.interfaces(states, links.overruns());
         news.tell_the_rest();
+        self.publish_states();
+    }
+
+    /// On which interfaces the programs are: once a second, and when that changes.
+    pub(super) fn publish_states(&self) {
+        let Interfaces { list, waiting, links, .. } = &self.interfaces;
+        let refused = waiting.values().filter(|one| one.attempts.have_failed());
+        let mut states: BTreeMap<String, bool> = list.names().iter().map(|name| (name.clone(), false)).collect();
+        states.extend(refused.map(|one| (one.name.clone(), false)));
+        states.extend(self.attached.iter().map(|one| (one.interface.clone(), true)));
+        self.metrics.interfaces(states, links.overruns());
     }
 
     /// The kernel's counters of an interface, with what was counted under its name before.

@@ -72,6 +72,7 @@ impl Poller {
         if any {
             self.protect_interfaces_again();
             self.follow_tagging();
+            self.publish_states();
         }
     }
 
