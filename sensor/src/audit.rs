@@ -21,13 +21,13 @@ use crate::allow;
 use crate::breaker::Trip;
 use crate::config::change::Change;
 use crate::config::{ActionName, AuditConfig, Mode};
+use crate::logging::JOURNAL;
 use crate::verdicts::Verdict;
 
 /// Lines that may wait for the disk.
 const QUEUE: usize = 16_384;
 /// Lines that may wait for a reader of standard output.
 const STDOUT_QUEUE: usize = 1_024;
-const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// What happened.
 #[derive(Clone, Debug, Serialize)]

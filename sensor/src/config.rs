@@ -210,7 +210,7 @@ impl Default for MetricsConfig {
 
 impl Default for LogConfig {
     fn default() -> LogConfig {
-        LogConfig { format: LogFormat::Text, level: "info".to_owned(), summary: false }
+        LogConfig { format: LogFormat::default(), level: "info".to_owned(), summary: false }
     }
 }
 

@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod model;
 pub mod policy;
 pub mod replay;
+pub mod service;
 pub mod store;
 pub mod summary;
 pub mod support;

@@ -1,25 +1,27 @@
-//! Log lines on standard error, as text or JSON; the last of them are kept for `sensor support`. Set up once, by `cli`,
-//! before the agent starts; level and format change when the agent reloads its configuration.
+//! Log lines on standard error, as text or JSON, or in the journal with their fields; the last of them are kept for
+//! `sensor support`. Set up once, by `cli`, before the agent starts; level and format change when the agent reloads its
+//! configuration.
 //!
 //! Level: `SENSOR_LOG`, else `RUST_LOG`, else the configuration. Messages of crates that use `log` arrive here too.
 
-use std::collections::VecDeque;
-use std::io::{self, IsTerminal};
-use std::sync::{Arc, Mutex, PoisonError};
+mod journal;
+mod recent;
+
+use std::io::IsTerminal;
 
 use anyhow::{Context, Result, anyhow, bail};
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use self::journal::Journal;
+pub(crate) use self::journal::SOCKET as JOURNAL;
+use self::recent::Recent;
 use crate::config::{BpfLog, LogConfig, LogFormat};
 
 /// Where messages of the kernel programs come from, as log directives name it.
 const PROGRAMS: &str = "sensor_ebpf";
-/// Bytes of the last lines that are kept for `sensor support`.
-const KEPT: usize = 256 << 10;
 
 type Lines = Box<dyn Layer<Registry> + Send + Sync>;
 
@@ -52,7 +54,7 @@ pub fn check(level: &str) -> Result<()> {
 /// The directives of the environment or the configuration cannot be parsed, or there is a logger already.
 pub fn init(config: &LogConfig, programs: BpfLog) -> Result<Logger> {
     let recent = Recent::default();
-    let (lines, format) = reload::Layer::new(lines(config.format, &recent));
+    let (lines, format) = reload::Layer::new(lines(config.format, &recent)?);
     let (level, filter) = reload::Layer::new(directives(config, programs)?);
     let subscriber = tracing_subscriber::registry().with(lines).with(level);
     subscriber.try_init().map_err(|error| anyhow!("cannot start logging: {error}"))?;
@@ -63,17 +65,16 @@ impl Logger {
     /// Takes another level and another format.
     ///
     /// # Errors
-    /// The directives cannot be parsed.
+    /// The directives cannot be parsed; there is no journal.
     pub fn set(&self, config: &LogConfig) -> Result<()> {
-        let filter = directives(config, self.programs)?;
+        let (filter, lines) = (directives(config, self.programs)?, lines(config.format, &self.recent)?);
         self.filter.reload(filter).context("cannot change the log level")?;
-        self.format.reload(lines(config.format, &self.recent)).context("cannot change the log format")
+        self.format.reload(lines).context("cannot change the log format")
     }
 
     /// The last lines, some 256 KiB at most.
     pub fn recent(&self) -> String {
-        let kept = self.recent.lock();
-        kept.lines.iter().map(|line| String::from_utf8_lossy(line)).collect()
+        self.recent.text()
     }
 }
 
@@ -91,62 +92,29 @@ fn directives(config: &LogConfig, programs: BpfLog) -> Result<EnvFilter> {
     Ok(filter)
 }
 
-fn lines(format: LogFormat, recent: &Recent) -> Lines {
+/// Where lines go, and how.
+fn lines(format: LogFormat, recent: &Recent) -> Result<Lines> {
     let layer = tracing_subscriber::fmt::layer().with_writer(recent.clone());
-    match format {
-        LogFormat::Text => layer.with_ansi(io::stderr().is_terminal()).with_target(false).boxed(),
+    let text = |layer: tracing_subscriber::fmt::Layer<_, _, _, _>| -> Lines {
+        layer.with_ansi(std::io::stderr().is_terminal()).with_target(false).boxed()
+    };
+    Ok(match format {
+        LogFormat::Auto if journal::is_stderr() => match Journal::open(recent) {
+            Ok(journal) => journal.boxed(),
+            Err(_) => text(layer),
+        },
+        LogFormat::Auto | LogFormat::Text => text(layer),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
-    }
-}
-
-/// Standard error, and the last lines that were written there.
-#[derive(Clone, Default)]
-struct Recent(Arc<Mutex<Kept>>);
-
-#[derive(Default)]
-struct Kept {
-    lines: VecDeque<Vec<u8>>,
-    bytes: usize,
-}
-
-impl Recent {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
-        // Whoever panicked left whole lines behind.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Kept {
-    fn keep(&mut self, line: &[u8]) {
-        self.bytes += line.len();
-        self.lines.push_back(line.to_vec());
-        while self.bytes > KEPT {
-            let Some(oldest) = self.lines.pop_front() else { break };
-            self.bytes -= oldest.len();
+        LogFormat::Journald => {
+            let cannot = || format!("log.format = \"journald\": nobody listens at {JOURNAL}; use \"auto\"");
+            Journal::open(recent).with_context(cannot)?.boxed()
         }
-    }
+    })
 }
 
-/// One line, as it comes out of the formatter.
-impl io::Write for Recent {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.lock().keep(line);
-        // A reader that stopped reading must not stop the agent.
-        let _ = io::stderr().write_all(line);
-        Ok(line.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
-}
-
-impl<'a> MakeWriter<'a> for Recent {
-    type Writer = Recent;
-
-    fn make_writer(&'a self) -> Recent {
-        self.clone()
-    }
+/// What an error of the process begins with on standard error, so that the journal files it as an error, too.
+pub fn error_prefix() -> &'static str {
+    if journal::is_stderr() { "<3>" } else { "" }
 }
 
 fn filter(level: &str) -> Result<EnvFilter> {
@@ -164,17 +132,6 @@ fn filter(level: &str) -> Result<EnvFilter> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_last_lines_are_kept() {
-        let mut kept = Kept::default();
-        let line = [b'x'; 1000];
-        (0..1000).for_each(|_| kept.keep(&line));
-        kept.keep(b"the last");
-        assert!(kept.bytes <= KEPT && kept.bytes > KEPT - 2000, "{}", kept.bytes);
-        assert_eq!(kept.bytes, kept.lines.iter().map(Vec::len).sum::<usize>());
-        assert_eq!(kept.lines.back().map(Vec::as_slice), Some(&b"the last"[..]));
-    }
 
     #[test]
     fn misspelt_levels_are_refused() {

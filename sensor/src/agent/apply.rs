@@ -149,7 +149,11 @@ impl Poller {
         if change.changes("interfaces") {
             self.watch_interfaces(&change.config.interfaces).map_err(|error| format!("{error:#}"))?;
         }
-        if let Err(reason) = self.configure_allowed(&change) {
+        let rest = self.configure_allowed(&change).and_then(|()| self.configure_log(&change));
+        if let Err(reason) = rest {
+            // What was not changed is not changed back either.
+            let back = self.enforcer.configure_allowed(&self.config.policy);
+            self.protect(&back);
             if change.changes("interfaces")
                 && let Err(error) = self.watch_interfaces(&before)
             {
@@ -196,18 +200,25 @@ impl Poller {
         })
     }
 
-    /// The never-drop list follows, and verdicts that it forbids are gone; or the kernel refuses it and all is as
-    /// before.
+    /// The never-drop list follows, and verdicts that it forbids are gone.
     fn configure_allowed(&mut self, change: &change::Outcome) -> Result<(), String> {
         let names = ["policy.never_drop", "policy.never_drop_ports", "policy.never_drop_interfaces"];
         if !names.iter().any(|name| change.changes(name)) {
             return Ok(());
         }
         let changes = self.enforcer.configure_allowed(&change.config.policy);
-        let Some(error) = self.protect(&changes) else { return Ok(()) };
-        let back = self.enforcer.configure_allowed(&self.config.policy);
-        self.protect(&back);
-        Err(format!("policy.never_drop: the kernel refused it: {error}"))
+        let refused = self.protect(&changes);
+        refused.map_or(Ok(()), |error| Err(format!("policy.never_drop: the kernel refused it: {error}")))
+    }
+
+    /// Log lines have another level or form.
+    fn configure_log(&mut self, change: &change::Outcome) -> Result<(), String> {
+        match &self.settled.logger {
+            Some(logger) if change.changes("log") => {
+                logger.set(&change.config.log).map_err(|error| format!("log: {error:#}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The settings themselves, and what only needs to be told of them.
@@ -222,12 +233,6 @@ impl Poller {
         }
         if !change.changes("model.shadow") {
             self.config.model.shadow = shadow;
-        }
-        if change.changes("log")
-            && let Some(logger) = &self.settled.logger
-            && let Err(error) = logger.set(&self.config.log)
-        {
-            tracing::error!("{error:#}");
         }
         if change.changes("tag") || change.changes("kernel.evict_idle") {
             self.kernel.control.set(&page(&self.config));

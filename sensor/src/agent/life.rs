@@ -274,6 +274,7 @@ impl Poller {
             }
             self.lease_until_ns = lease_until(&self.config, now_ns());
             self.kernel.control.set_lease(self.lease_until_ns);
+            self.watchdog.feed();
             let (begun, invalid) = (Instant::now(), other.invalid());
             let contexts = contexts.get(first..first + records.len()).unwrap_or_default();
             let result = other.score(records, contexts, scores);

@@ -9,6 +9,7 @@ mod apply;
 pub mod bench;
 mod clock;
 mod context;
+mod detach;
 mod enforce;
 mod interfaces;
 mod life;
@@ -28,6 +29,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use self::apply::Settled;
+pub use self::detach::detach;
 use self::enforce::Around;
 use self::interfaces::Interfaces;
 use self::poll::{Ending, Models, Poller, Watched};
@@ -46,6 +48,7 @@ use crate::interfaces::List;
 use crate::logging::Logger;
 use crate::metrics::Metrics;
 use crate::model::{Model, accept, isolate};
+use crate::service;
 
 /// Interfaces that have a line of their own in the log at the start.
 const ANNOUNCED: usize = 32;
@@ -69,8 +72,11 @@ pub fn run(mut config: Config, source: Source, logger: Logger, takeover: Option<
         attach::ifindex(name)?;
     }
     let files = Files::now(&config);
+    service::starting(&config, "checking the model");
     let model = load_model(config.model.path.as_deref(), &config)?;
+    service::starting(&config, "checking the shadow model");
     let shadow = load_model(config.model.shadow.as_deref(), &config)?;
+    service::starting(&config, "loading and attaching programs");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -200,6 +206,7 @@ async fn serve(
             mib(maps.taken),
             mib(maps.mapped)
         );
+        service::ready();
         tracing::info!("ready");
     }
     let reason = loop {
@@ -217,6 +224,7 @@ async fn serve(
             },
         }
     };
+    service::stopping(reason);
     tracing::info!("stopping because of {reason}");
     ending.stop();
     // The thread looks at the flag once a poll, at most a second; a second signal is not needed.

@@ -293,7 +293,7 @@ fn options(config: &Config, capabilities: &Capabilities) -> LoadOptions {
 }
 
 /// The directory, and whether it is ours. An agent that stops may remove it under our hands.
-fn open(path: &Path) -> Result<(Pins, bool)> {
+pub(super) fn open(path: &Path) -> Result<(Pins, bool)> {
     let mut tries = 3;
     loop {
         let mut pins = Pins::open(path)?;

@@ -26,7 +26,7 @@ use crate::config::{self, BpfLog, Config, LogFormat, Mode, Override, Source, Xdp
 use crate::interfaces::List;
 use crate::replay::View;
 use crate::view::SortKey;
-use crate::{control, doctor, logging};
+use crate::{control, doctor, logging, service};
 use print::Format;
 
 /// Watches the flows of a host's interfaces, scores them with a model, and acts on the scores.
@@ -47,6 +47,12 @@ enum Command {
         takeover: Option<Takeover>,
         #[command(flatten)]
         settings: Settings,
+    },
+    /// Take off the programs that an agent which is gone left attached, and its pins
+    Detach {
+        /// Directory of the pins
+        #[arg(long, value_name = "DIR", default_value_os_t = Config::default().agent.pins.unwrap_or_default())]
+        pins: PathBuf,
     },
     /// Show the largest flows of the running agent
     Flows {
@@ -292,7 +298,8 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sensor: error: {error:#}");
+            service::failed(&error);
+            eprintln!("{}sensor: error: {error:#}", logging::error_prefix());
             ExitCode::FAILURE
         }
     }
@@ -315,6 +322,13 @@ fn dispatch(command: Command) -> Result<ExitCode> {
                 tracing::warn!("{0} is not read: name it with --config {0}", config::SYSTEM_FILE);
             }
             crate::agent::run(config, source, logger, takeover)?;
+        }
+        Command::Detach { pins } => {
+            let left = crate::agent::detach(&pins)?;
+            say(&match left {
+                true => format!("took off what an agent had left at {}\n", pins.display()),
+                false => format!("nothing is left at {}\n", pins.display()),
+            })?;
         }
         Command::Flows { socket, sort, limit, json } => {
             let limit = limit.unwrap_or(if json { 0 } else { 50 });

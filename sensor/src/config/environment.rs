@@ -13,7 +13,8 @@ use crate::allow::item::Port;
 const PREFIX: &str = "SENSOR_";
 
 /// Variables that are no settings: logging, tests, benches and models.
-const OTHERS: [&str; 5] = ["SENSOR_LOG", "SENSOR_BIN", "SENSOR_CAPTURES", "SENSOR_MODEL", "SENSOR_WRITE_DOCS"];
+const OTHERS: [&str; 6] =
+    ["SENSOR_LOG", "SENSOR_BIN", "SENSOR_CAPTURES", "SENSOR_DEBIAN_MIRROR", "SENSOR_MODEL", "SENSOR_WRITE_DOCS"];
 /// How variables of the build begin.
 const BUILD: [&str; 2] = ["SENSOR_BPF_", "SENSOR_EBPF_"];
 

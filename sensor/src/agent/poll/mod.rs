@@ -34,6 +34,7 @@ use crate::http::Health;
 use crate::metrics::{LoadSource, Metrics, ModelRole};
 use crate::model::{Model, Score};
 use crate::policy::Policy;
+use crate::service::Watchdog;
 
 /// A flow whose record was copied in this poll.
 #[derive(Clone, Copy)]
@@ -74,6 +75,7 @@ pub(super) struct Poller {
     pub(super) lease_until_ns: u64,
     pub(super) last_poll: Duration,
     pub(super) health: Arc<Health>,
+    pub(super) watchdog: Watchdog,
     pub(super) timeouts: Timeouts,
     pub(super) occupied: u64,
     /// Bucket at which the next scan starts: a scan that found too much to score goes on where it stopped.
@@ -123,6 +125,7 @@ impl Poller {
         metrics.map_memory(memory.taken, memory.mapped);
         Poller {
             drift: DriftState::new(&config, model.as_ref()),
+            watchdog: Watchdog::new(&config),
             shadow: shadow.map(|model| Shadow::new(model, &config)),
             loader,
             seen_check: report::SeenCheck::new(attached.iter().map(|one| one.interface.as_str())),
@@ -175,6 +178,7 @@ impl Poller {
     pub(super) fn renew_lease(&mut self, now: u64) {
         self.lease_until_ns = lease_until(&self.config, now);
         self.kernel.control.set_lease(self.lease_until_ns);
+        self.watchdog.feed();
     }
 
     /// The context of a flow, [`HostContext::NONE`] if context is off.

@@ -17,6 +17,8 @@ use crate::view::Request;
 
 /// How often the programs' messages are read.
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
+/// Interfaces that the status names.
+const NAMED: usize = 4;
 
 impl Poller {
     /// Polls until it is to end, then ends all flows and takes the programs off, or leaves all to another agent. `begun`
@@ -125,6 +127,25 @@ impl Poller {
         (self.logged, self.unlogged) = (0, 0);
         self.enforcement_second();
         self.seen_check.look(|interface| self.metrics.packets_view(Some(interface)).seen);
+        self.tell_status();
+    }
+
+    /// What `systemctl status` shows.
+    fn tell_status(&mut self) {
+        let Poller { watchdog, enforcer, attached, metrics, .. } = self;
+        let state = || {
+            let names: Vec<_> = attached.iter().take(NAMED).map(|one| one.interface.as_str()).collect();
+            let more = attached.len() - names.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let breaker = if enforcer.breaker.trip().is_some() { ", the breaker is open" } else { "" };
+            format!("mode {} on {}{more}{breaker}", enforcer.mode, names.join(", "))
+        };
+        let numbers = || {
+            let totals = metrics.totals();
+            let (flows, verdicts) = (totals.flows_active, enforcer.book.len());
+            format!("{flows} flows, {verdicts} verdicts, {} packets dropped", totals.dropped)
+        };
+        watchdog.status(state, numbers);
     }
 
     /// Lost flows into the ledger, entries in use into the metrics.
