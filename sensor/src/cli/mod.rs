@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::agent::Takeover;
 use crate::bpf::probe::{self, links};
@@ -290,6 +290,11 @@ impl Settings {
         let file = file.map(std::path::absolute).transpose().context("--config")?;
         Ok(Source { file, environment: environment::of_process(), flags })
     }
+}
+
+/// The command line as it is declared, for what is generated from it (examples/pages.rs).
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command line of this process.

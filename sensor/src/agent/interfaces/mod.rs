@@ -109,10 +109,8 @@ impl Poller {
             .collect();
         let any = !changed.is_empty();
         self.apply(changed);
-        for (ifindex, link) in &wanted {
-            if self.attached.iter().any(|one| one.ifindex == *ifindex) {
-                continue;
-            }
+        let watched: BTreeSet<u32> = self.attached.iter().map(|one| one.ifindex).collect();
+        for (ifindex, link) in wanted.iter().filter(|(ifindex, _)| !watched.contains(ifindex)) {
             let new = || Waiting { name: link.name.clone(), attempts: Attempts::default() };
             let waiting = self.interfaces.waiting.entry(*ifindex).or_insert_with(new);
             if waiting.name != link.name {
@@ -135,9 +133,13 @@ impl Poller {
                     let old = std::mem::replace(&mut self.attached[position].interface, name.clone());
                     tracing::info!("{old} is called {name} now, and is watched under that name");
                     self.seen_check.add(&name);
-                    self.metrics.forget(&old);
-                    if let Some(former) = self.interfaces.former.of(&old) {
-                        self.metrics.kernel(&old, former);
+                    let former = &self.interfaces.former;
+                    match self.kernel.counters(ifindex) {
+                        Ok(mut counters) => {
+                            former.of(&name).into_iter().for_each(|before| counters.add(before));
+                            self.metrics.rename((&old, former.of(&old)), (&name, &counters));
+                        }
+                        Err(error) => tracing::warn!("counters of {name}: {error:#}"),
                     }
                 }
                 Change::Gone => gone.push(self.attached.remove(position)),
@@ -186,10 +188,7 @@ impl Poller {
         let Interfaces { list, former, news, started, .. } = &mut self.interfaces;
         let watched: BTreeSet<&str> = self.attached.iter().map(|one| one.interface.as_str()).collect();
         let ended = former.fold(started.elapsed(), |name| watched.contains(name) || list.is_named(name));
-        match former.gone() {
-            Some(gone) => self.metrics.fold(&ended, GONE, gone),
-            None => ended.iter().for_each(|name| self.metrics.forget(name)),
-        }
+        self.metrics.fold(&ended, GONE, former.gone());
         news.tell_the_rest();
         self.publish_states();
     }
