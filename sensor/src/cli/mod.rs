@@ -185,6 +185,7 @@ struct Socket {
         global = true,
         value_name = "PATH",
         env = "SENSOR_AGENT_SOCKET",
+        hide_env_values = true,
         default_value_os_t = Config::default().agent.socket
     )]
     socket: PathBuf,

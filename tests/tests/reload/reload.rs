@@ -1,5 +1,6 @@
 //! SIGHUP and `sensor reload`, on real packets.
 
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -204,6 +205,33 @@ fn a_mode_of_a_command_ends_with_that_of_the_file() {
     reload(&agent);
     let status = agent.status().must("ask for the status");
     assert_eq!((&status["mode"], &status["enforcement"]["configured_mode"]), (&"tag".into(), &"tag".into()));
+    agent.stop().must("stop the agent");
+}
+
+#[test]
+fn sessions_are_protected_before_the_file_changes_the_mode() {
+    let lab = lab();
+    let text = |mode: &str, ports: &str| {
+        format!("mode = \"{mode}\"\n[model]\npath = \"\"\n[policy]\nsession_ports = [{ports}]\n")
+    };
+    let files = Files::new(&text("observe", "7995"));
+    let agent = files.agent(&lab, &[]);
+    let listener = lab.edge.netns.within(|| TcpListener::bind((EDGE_V4, 7_995))).must("enter the edge");
+    let listener = listener.map_err(Into::into).must("listen");
+    let client = lab.clients[0].netns.within(|| TcpStream::connect((EDGE_V4, 7_995))).must("enter the client");
+    let _client = client.map_err(Into::into).must("connect");
+    let _session = listener.accept().map_err(Into::into).must("accept");
+    let sessions = || {
+        let list = agent.ask_json(&["allow", "list"]).must("list");
+        list.as_array().expect("a list").iter().filter(|entry| entry["why"] == "session").count()
+    };
+    assert_eq!(sessions(), 0, "it began after the agent");
+    files.configure(&text("enforce", "7995"));
+    assert_eq!(settings(&reload(&agent), "changed"), ["mode"]);
+    assert_eq!(sessions(), 1);
+    files.configure(&text("enforce", "7996"));
+    assert_eq!(settings(&reload(&agent), "changed"), ["policy.session_ports"]);
+    assert_eq!(sessions(), 0, "it is no session any more");
     agent.stop().must("stop the agent");
 }
 
