@@ -132,7 +132,7 @@ pub(crate) fn profile(text: &str) -> String {
     let mut within = false;
     let lines = text.lines().map(str::trim).filter(|line| {
         if line.starts_with('[') {
-            within = PROFILE.contains(&line);
+            within = PROFILE.contains(line);
         }
         within && !line.is_empty() && !line.starts_with('#')
     });
