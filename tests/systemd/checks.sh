@@ -12,7 +12,8 @@ all_checks() {
     operator
     upgrade
     killed
-    hanging
+    hanging "an agent that is stopped (SIGSTOP)" stopped
+    hanging "an agent whose poll thread hangs" held
     refused_start "a missing interface" nope0 's|^interfaces = .*|interfaces = ["nope0"]|'
     refused_start "a setting that does not exist" nonsense '1s|^|nonsense = 1\n|'
     out_of_range
@@ -187,24 +188,31 @@ killed() {
     same "the verdict is the same" "$VERDICT" "$(flood_verdicts)"
 }
 
+# hanging WHAT COMMAND...: the command, with the numbers of the agent's process in the machine and on this host behind it, makes
+# it hang.
 hanging() {
-    say "an agent that hangs, under traffic"
-    local before limit since
+    local what=$1 before limit since
+    shift
+    say "$what, under traffic"
     before=$(show MainPID)
-    limit=$(($(inside systemctl show --value -p WatchdogUSec sensor.service | sed 's/s$//') + RESTART))
+    limit=$(($(show WatchdogUSec | sed 's/s$//') + RESTART))
     since=$(seconds_now)
     start_traffic $limit
-    signal STOP "$before"
+    "$@" "$before" "$(pgrep -P "$LEADER" -x sensor)" &
     check "it is started again within $limit s" until_true $limit runs_anew "$before"
+    note "after $(awk -v a="$since" -v b="$(seconds_now)" 'BEGIN { printf "%.1f", b - a }') s"
     check "because of the watchdog" says_since "$since" "[Ww]atchdog timeout"
     end_traffic
-    nothing_was_lost "an agent that hangs"
+    nothing_was_lost "$what"
     check "the lease had ended: the dropped flow passed meanwhile ($FLOOD_GOT of $FLOOD_SENT)" test "$FLOOD_GOT" -gt 0
     start_traffic 2
     end_traffic
     same "it is dropped again ($FLOOD_SENT sent)" 0 "$FLOOD_GOT"
     inside systemctl reset-failed sensor.service
 }
+
+stopped() { signal STOP "$1"; }
+held() { python3 "$HERE/hold.py" "$2" sensor-poll 60; }
 
 # refused_start WHAT WORD SED: a restart with a configuration that cannot work.
 refused_start() {
