@@ -1,9 +1,9 @@
 //! The agent's settings: one struct, filled from defaults, then the file, then the environment, then the command line
 //! ([`Source`]).
 //!
-//! Invariant: a [`Config`] that passed [`Config::validate`] needs no further checks of ranges anywhere. [`change`] says of
-//! each setting whether a running agent can take another value.
-//! `config/sensor.toml` lists every setting with its default; a test holds the two together. Called by `cli`.
+//! Invariant: a [`Config`] that passed [`Config::validate`] needs no further checks of ranges anywhere. [`change`] says
+//! of each setting whether a running agent can take another value. `config/sensor.toml` lists every setting with its
+//! default; a test holds the two together. Called by `cli`.
 
 pub mod change;
 pub mod environment;
@@ -17,7 +17,7 @@ mod problem;
 mod source;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -231,18 +231,11 @@ impl KernelConfig {
 }
 
 impl Config {
-    /// Reads a file. Ranges are checked by [`Config::problems`], after everything that wins over the file was applied.
+    /// Parses the text of a file; `name` is for messages. Ranges are checked by [`Config::problems`], after everything
+    /// that wins over the file was applied ([`Source`]).
     ///
     /// # Errors
-    /// The file cannot be read, or a line of it is not a setting; the message names the line.
-    pub fn load(path: &Path) -> Result<Config> {
-        Config::parse(&file::read(path)?, &path.display().to_string())
-    }
-
-    /// Parses the text of a file; `name` is for messages.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
+    /// A line of it is not a setting; the message names the line.
     pub fn parse(text: &str, name: &str) -> Result<Config> {
         toml::from_str(text).map_err(|error| {
             let (line, column) = file::place(text, error.span().map_or(0, |span| span.start));

@@ -1,5 +1,6 @@
-//! Log lines on standard error, as text or JSON, or in the journal with their fields; the last of them are kept for `sensor
-//! support`. Set up once, by `cli`, before the agent starts; level and format change when the agent reloads its configuration.
+//! Log lines on standard error, as text or JSON, or in the journal with their fields; the last of them are kept for
+//! `sensor support`. Set up once, by `cli`, before the agent starts; level and format change when the agent reloads its
+//! configuration.
 //!
 //! Level: `SENSOR_LOG`, else `RUST_LOG`, else the configuration. Messages of crates that use `log` arrive here too.
 

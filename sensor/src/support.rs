@@ -1,4 +1,5 @@
-//! `sensor support`: one archive with what others need to see what is wrong. Works with and without an agent, as any user.
+//! `sensor support`: one archive with what others need to see what is wrong. Works with and without an agent, as any
+//! user.
 //!
 //! Invariants: an item that cannot be had costs no other, and the archive's MANIFEST says why it is not there; without
 //! [`Wanted::addresses`] no address and no secret leaves this host ([`redact`]). Called by `cli`.
@@ -61,7 +62,7 @@ async fn collect(wanted: &Wanted, archive: &mut Archive) -> Result<()> {
     let status = control::get_status(socket).await;
     let agent = Agent { socket, refused: status.as_ref().err().map(|error| format!("{error:#}")) };
     let status = status.ok();
-    archive.add("status.json", agent.had(&status).and_then(|status| json(status)))?;
+    archive.add("status.json", agent.had(&status).and_then(json))?;
     let effective = agent.ask(control::get_config(socket)).await;
     let found = status.as_ref().and_then(|status| status.config.file.clone()).map(PathBuf::from);
     configuration(wanted, found, effective.map(|view| view.toml), archive)?;
@@ -72,8 +73,9 @@ async fn collect(wanted: &Wanted, archive: &mut Archive) -> Result<()> {
     let (report, details) = host::doctor(names);
     archive.add("doctor.txt", Ok(crate::doctor::render(&report)))?;
     archive.add("interfaces.json", json(&details))?;
-    let pid = status.as_ref().map(|status| status.pid);
-    let process = agent.had(&pid).and_then(|pid| host::process(*pid));
+    // Of one that hangs, too: its socket says whose it is.
+    let listener = control::listener(socket).await.ok().and_then(|(_, pid)| pid);
+    let process = listener.ok_or_else(|| agent.why()).and_then(host::process);
     archive.add("process.txt", process)?;
     for (name, why) in [("flows.json", "flows"), ("verdicts.json", "verdicts"), ("allow.json", "the never-drop list")] {
         if !wanted.addresses {

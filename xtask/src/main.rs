@@ -5,6 +5,7 @@
 
 mod apt;
 mod cmd;
+mod dist;
 mod docs;
 mod ebpf;
 mod fuzz;
@@ -66,6 +67,11 @@ enum Task {
     Parity(run::ParityArgs),
     /// Write docs/metrics.md and docs/features.md from what the agent itself declares.
     Docs(docs::DocsArgs),
+    /// Make what people install: static binaries, .deb, .rpm, .apk, the container image, checksums, bill of materials.
+    ///
+    /// Example: `cargo xtask dist --arch x86_64 --only deb,rpm`. What is made is in target/dist, with the same bytes in each
+    /// run on the same source.
+    Dist(dist::DistArgs),
     /// Check format, lints (host and BPF), dependencies, generated documents and what the kernel programs cost. Changes no
     /// file of the project.
     Lint,
@@ -92,6 +98,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Bench(args) => run::bench(args),
         Task::Parity(args) => run::parity(args),
         Task::Docs(args) => docs::docs(args),
+        Task::Dist(args) => dist::dist(args),
         Task::Lint => lint::lint(),
     }
 }

@@ -1,7 +1,7 @@
 //! A configuration that was read again comes into force: between two polls, all of it or nothing.
 //!
-//! Invariant: what can fail is done first, and undone if it does; nothing is taken before. Files were opened by the thread that
-//! read them ([`super::reload`]). Called by [`super::life`].
+//! Invariant: what can fail is done first, and undone if it does; nothing is taken before. Files were opened by the
+//! thread that read them ([`super::reload`]). Called by [`super::life`].
 
 use std::path::PathBuf;
 use std::sync::PoisonError;
@@ -140,7 +140,7 @@ impl Poller {
     /// # Errors
     /// The kernel refuses something; nothing has changed then.
     fn take_prepared(&mut self, prepared: Prepared, by: &str) -> Result<ReloadView, String> {
-        let Prepared { change, models, without, audit, around } = prepared;
+        let Prepared { change, models, without, audit, around, watch } = prepared;
         if change.changes("mode") {
             let tagging = self.prepare_tagging(change.config.mode);
             tagging.map_err(|error| format!("mode: {error:#} (tag.enabled = false does without)"))?;
@@ -149,7 +149,11 @@ impl Poller {
         if change.changes("interfaces") {
             self.watch_interfaces(&change.config.interfaces).map_err(|error| format!("{error:#}"))?;
         }
-        if let Err(reason) = self.configure_allowed(&change) {
+        let rest = self.configure_allowed(&change).and_then(|()| self.configure_log(&change));
+        if let Err(reason) = rest {
+            // What was not changed is not changed back either.
+            let back = self.enforcer.configure_allowed(&self.config.policy);
+            self.protect(&back);
             if change.changes("interfaces")
                 && let Err(error) = self.watch_interfaces(&before)
             {
@@ -181,6 +185,9 @@ impl Poller {
         if change.changes("model.drift_window") || !self.config.model.drift_fallback && self.enforcer.drifted {
             self.renew_drift();
         }
+        if let Some(watch) = watch {
+            self.enforcer.look_anew(watch);
+        }
         self.set_enforcement(&change, around, by);
 
         self.settled.take(change.config, change.restart.clone());
@@ -193,17 +200,25 @@ impl Poller {
         })
     }
 
-    /// The never-drop list follows, and verdicts that it forbids are gone; or the kernel refuses it and all is as before.
+    /// The never-drop list follows, and verdicts that it forbids are gone.
     fn configure_allowed(&mut self, change: &change::Outcome) -> Result<(), String> {
         let names = ["policy.never_drop", "policy.never_drop_ports", "policy.never_drop_interfaces"];
         if !names.iter().any(|name| change.changes(name)) {
             return Ok(());
         }
         let changes = self.enforcer.configure_allowed(&change.config.policy);
-        let Some(error) = self.protect(&changes) else { return Ok(()) };
-        let back = self.enforcer.configure_allowed(&self.config.policy);
-        self.protect(&back);
-        Err(format!("policy.never_drop: the kernel refused it: {error}"))
+        let refused = self.protect(&changes);
+        refused.map_or(Ok(()), |error| Err(format!("policy.never_drop: the kernel refused it: {error}")))
+    }
+
+    /// Log lines have another level or form.
+    fn configure_log(&mut self, change: &change::Outcome) -> Result<(), String> {
+        match &self.settled.logger {
+            Some(logger) if change.changes("log") => {
+                logger.set(&change.config.log).map_err(|error| format!("log: {error:#}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The settings themselves, and what only needs to be told of them.
@@ -219,12 +234,6 @@ impl Poller {
         if !change.changes("model.shadow") {
             self.config.model.shadow = shadow;
         }
-        if change.changes("log")
-            && let Some(logger) = &self.settled.logger
-            && let Err(error) = logger.set(&self.config.log)
-        {
-            tracing::error!("{error:#}");
-        }
         if change.changes("tag") || change.changes("kernel.evict_idle") {
             self.kernel.control.set(&page(&self.config));
         }
@@ -235,14 +244,13 @@ impl Poller {
     }
 
     /// What holds for verdicts that there are, at once.
-    fn set_enforcement(&mut self, change: &change::Outcome, around: Option<(Around, super::reload::Watch)>, by: &str) {
+    fn set_enforcement(&mut self, change: &change::Outcome, around: Option<Around>, by: &str) {
         let PolicyConfig { half_open_limit, .. } = self.config.policy;
         if change.changes("breaker") {
             self.enforcer.breaker.set_config(self.config.breaker.clone());
         }
         self.kernel.verdicts.set_note_known(half_open_limit > 0);
-        if let Some((Around { surroundings, sessions }, watch)) = around {
-            self.enforcer.look_anew(watch);
+        if let Some(Around { surroundings, sessions }) = around {
             self.take_surroundings(surroundings);
             self.take_sessions(Some(sessions.unwrap_or_default()));
         }

@@ -1,8 +1,8 @@
-//! The thread that reads files while the agent runs: the configuration on SIGHUP and for `sensor reload`, models also when a file
-//! changes and for `sensor model load`.
+//! The thread that reads files while the agent runs: the configuration on SIGHUP and for `sensor reload`, models also
+//! when a file changes and for `sensor model load`.
 //!
-//! Invariant: the poll thread never waits for a file, a check or a build. It gets models and settings that are ready, takes
-//! them between two polls, and gives old models back to be dropped here. What fails leaves the running one alone.
+//! Invariant: the poll thread never waits for a file, a check or a build. It gets models and settings that are ready,
+//! takes them between two polls, and gives old models back to be dropped here. What fails leaves the running one alone.
 //! Called by [`super::serve`] (starts it), by the signal handler and by [`super::poll`].
 
 use std::fs;
@@ -83,8 +83,10 @@ pub(super) struct Prepared {
     pub(super) without: Vec<ModelRole>,
     /// New sinks of the audit, if those are changed.
     pub(super) audit: Option<Opened>,
-    /// What is around this host, if something else is to be looked at.
-    pub(super) around: Option<(Around, Watch)>,
+    /// What is around this host, if something else is to be looked at, or the mode changes: sessions first.
+    pub(super) around: Option<Around>,
+    /// Later looks, if something else is to be looked at.
+    pub(super) watch: Option<Watch>,
 }
 
 /// The files of a configuration as they are now. To be taken before they are read: what is written later is a change.
@@ -110,8 +112,8 @@ pub(super) struct Loader {
 }
 
 impl Loader {
-    /// Starts the thread; it ends when the last sender of jobs is gone. `config` is what came of `source`; `files` are those
-    /// that are in use.
+    /// Starts the thread; it ends when the last sender of jobs is gone. `config` is what came of `source`; `files` are
+    /// those that are in use.
     pub(super) fn start(config: &Config, source: Source, Files(files): Files) -> Result<Loader> {
         let (jobs, inbox) = sync_channel(JOBS);
         let (outbox, outcomes) = sync_channel(JOBS);
@@ -204,9 +206,9 @@ impl Thread {
         }
     }
 
-    /// Everything of a reload that takes time or can fail; the error is for whoever asked. With it, what is watched afterwards
-    /// and whether it was loaded.
-    fn prepare(&self, source: LoadSource) -> Result<(Prepared, Vec<(ModelRole, Watched, bool)>), String> {
+    /// Everything of a reload that takes time or can fail; the error is for whoever asked. With it, what is watched
+    /// afterwards and whether it was loaded.
+    fn prepare(&self, source: LoadSource) -> Result<(Prepared, Vec<Seen>), String> {
         let new = self.source.resolve().map_err(|wrong| wrong.to_string())?;
         let change = change::compare(&self.config, &new);
         // What waits for a restart and what does not must go together until then.
@@ -215,8 +217,8 @@ impl Thread {
             return Err(format!("{} (as long as other settings wait for a restart)", problems.join("; ")));
         }
         let config = &change.config;
-        // A model that cannot be had with these settings is an error in them; of one that was fine with them before, the file is
-        // to blame, and the settings are good.
+        // A model that cannot be had with these settings is an error in them; of one that was fine with them before,
+        // the file is to blame, and the settings are good.
         let strict = ["model", "agent.lease", "policy.threshold", "policy.label_actions"]
             .iter()
             .any(|name| change.changes(name));
@@ -252,13 +254,9 @@ impl Thread {
             None
         };
         let looks = ["policy.never_drop_host", "policy.session_ports"].iter().any(|name| change.changes(name));
-        let around = if looks {
-            let watched = host::watch(&config.policy).map_err(|error| format!("{error:#}"))?;
-            Some((Around::look(config), watched))
-        } else {
-            None
-        };
-        Ok((Prepared { change, models, without, audit, around }, seen))
+        let watch = looks.then(|| host::watch(&config.policy)).transpose().map_err(|error| format!("{error:#}"))?;
+        let around = (looks || change.changes("mode")).then(|| Around::look(config));
+        Ok((Prepared { change, models, without, audit, around, watch }, seen))
     }
 }
 
@@ -270,6 +268,9 @@ fn read(role: ModelRole, path: PathBuf, source: LoadSource, config: &Config) -> 
     let result = accept::load(&path, config).map(Box::new);
     (watched, Outcome { role, source, path, took: begun.elapsed(), result, reply: None })
 }
+
+/// A file that was read for a role, and whether it could be loaded.
+type Seen = (ModelRole, Watched, bool);
 
 /// A file and how it was when it was last loaded.
 struct Watched {

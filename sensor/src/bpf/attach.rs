@@ -320,9 +320,11 @@ impl Kernel {
         let interfaces: Vec<_> = attached.iter().map(|one| (one.interface.clone(), one.ifindex)).collect();
         for one in attached {
             let interface = one.interface.clone();
-            // Of those that are gone, pins and descriptors are left.
-            if let Err(error) = self.detach(one) {
-                tracing::debug!("{interface}: {error:#}");
+            match self.detach(one) {
+                Err(error) if there => tracing::warn!("{interface}: {error:#}"),
+                // Of one that is gone, pins and descriptors were left.
+                Err(error) => tracing::debug!("{interface}: {error:#}"),
+                Ok(()) => {}
             }
         }
         if there {

@@ -18,11 +18,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::agent::Takeover;
-use crate::bpf::probe;
+use crate::bpf::probe::{self, links};
 use crate::config::{self, BpfLog, Config, LogFormat, Mode, Override, Source, XdpMode, environment};
+use crate::interfaces::List;
 use crate::replay::View;
 use crate::view::SortKey;
 use crate::{control, doctor, logging, service};
@@ -109,7 +110,7 @@ enum Command {
     },
     /// Say what this kernel and its interfaces can do, and how to get what is missing
     Doctor {
-        /// Interface to look at; may be repeated [default: that of the default route]
+        /// Interface to look at, or a pattern; may be repeated [default: that of the default route]
         #[arg(short, long = "interface", value_name = "IFACE")]
         interfaces: Vec<String>,
         /// One JSON object
@@ -291,6 +292,11 @@ impl Settings {
     }
 }
 
+/// The command line as it is declared, for what is generated from it (examples/pages.rs).
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
@@ -376,8 +382,16 @@ fn check(settings: Settings) -> Result<ExitCode> {
 }
 
 fn doctor(interfaces: Vec<String>, json: bool) -> Result<ExitCode> {
-    let names =
-        if interfaces.is_empty() { vec![probe::default_interface()] } else { interfaces.into_iter().map(Ok).collect() };
+    let list = List::parse(&interfaces)?;
+    let names: Vec<Result<String>> = match (list.names(), list.patterns()) {
+        ([], []) => vec![probe::default_interface()],
+        (names, []) => names.iter().cloned().map(Ok).collect(),
+        (names, _) => {
+            let links = links::list()?;
+            let matched = list.select(links.values()).into_iter().map(|link| &link.name);
+            names.iter().chain(matched.filter(|name| !list.is_named(name))).cloned().map(Ok).collect()
+        }
+    };
     let (mut found, mut errors) = (Vec::new(), Vec::new());
     for name in names {
         match name.and_then(|name| probe::interface(&name)) {

@@ -1,7 +1,7 @@
 //! What a running agent can take of another configuration. Pure.
 //!
-//! Every setting is decided here, once: each struct is built field by field from the old one and the new one, so that a new
-//! field does not compile before somebody says whether it is live or needs a restart.
+//! Every setting is decided here, once: each struct is built field by field from the old one and the new one, so that a
+//! new field does not compile before somebody says whether it is live or needs a restart.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,9 +1,9 @@
-//! Settings from the environment: `SENSOR_`, the section, `_`, the key, all upper case. `SENSOR_POLICY_THRESHOLD=0.9` is
-//! `policy.threshold = 0.9`.
+//! Settings from the environment: `SENSOR_`, the section, `_`, the key, all upper case. `SENSOR_POLICY_THRESHOLD=0.9`
+//! is `policy.threshold = 0.9`.
 //!
-//! The names come from the settings themselves, so there is none that could be forgotten. Text needs no quotes. Lists are
-//! separated by commas, or written as in the file. A variable that is none of this is an error: a misspelt one must not be
-//! passed over in silence.
+//! The names come from the settings themselves, so there is none that could be forgotten. Text needs no quotes. Lists
+//! are separated by commas, or written as in the file. A variable that is none of this is an error: a misspelt one must
+//! not be passed over in silence.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,8 @@ use crate::allow::item::Port;
 const PREFIX: &str = "SENSOR_";
 
 /// Variables that are no settings: logging, tests, benches and models.
-const OTHERS: [&str; 5] = ["SENSOR_LOG", "SENSOR_BIN", "SENSOR_CAPTURES", "SENSOR_MODEL", "SENSOR_WRITE_DOCS"];
+const OTHERS: [&str; 6] =
+    ["SENSOR_LOG", "SENSOR_BIN", "SENSOR_CAPTURES", "SENSOR_DEBIAN_MIRROR", "SENSOR_MODEL", "SENSOR_WRITE_DOCS"];
 /// How variables of the build begin.
 const BUILD: [&str; 2] = ["SENSOR_BPF_", "SENSOR_EBPF_"];
 

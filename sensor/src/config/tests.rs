@@ -212,8 +212,9 @@ fn ranges_and_relations_have_their_place_too() {
 #[test]
 fn what_is_no_text_file_is_refused_at_once() {
     let directory = tempfile::tempdir().expect("a directory");
-    let refused = |path: &Path, word: &str| {
-        let error = format!("{:#}", Config::load(path).expect_err(word));
+    let refused = |path: &std::path::Path, word: &str| {
+        let file = Source { file: Some(path.to_owned()), ..Source::default() };
+        let error = file.resolve().expect_err(word).to_string();
         assert!(error.contains(word) && error.contains(&path.display().to_string()), "{word}: {error}");
     };
     refused(directory.path(), "not a regular file");

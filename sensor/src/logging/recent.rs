@@ -51,7 +51,8 @@ impl Kept {
 impl io::Write for Recent {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.keep(line);
-        io::stderr().write_all(line)?;
+        // A reader that stopped reading must not stop the agent.
+        let _ = io::stderr().write_all(line);
         Ok(line.len())
     }
 

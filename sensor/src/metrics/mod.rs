@@ -130,18 +130,26 @@ impl Metrics {
         }
     }
 
-    /// Ends the series of interfaces, whose counters are in those of `gone` now: in one step, so that no scrape sees a sum without
-    /// them.
-    pub fn fold(&self, interfaces: &[String], gone: &str, counters: &InterfaceCounters) {
+    /// Ends the series of interfaces whose counters are in those of `gone` now, if there are any: in one step, so that no scrape sees
+    /// a sum without them.
+    pub fn fold(&self, interfaces: &[String], gone: &str, counters: Option<&InterfaceCounters>) {
         let mut state = self.shared.lock();
-        let value = Interface::new(counters, state.interfaces.get(gone));
-        state.interfaces.insert(gone.to_owned(), value);
+        if let Some(counters) = counters {
+            let value = Interface::new(counters, state.interfaces.get(gone));
+            state.interfaces.insert(gone.to_owned(), value);
+        }
         state.interfaces.retain(|name, _| !interfaces.contains(name));
     }
 
-    /// Ends the series of an interface.
-    pub fn forget(&self, interface: &str) {
-        self.shared.lock().interfaces.remove(interface);
+    /// An interface has a new name: its counters are in the series of that one from now on, and in that of the old one is what other
+    /// interfaces of that name counted before, if any did.
+    pub fn rename(&self, old: (&str, Option<&InterfaceCounters>), new: (&str, &InterfaceCounters)) {
+        let mut state = self.shared.lock();
+        state.interfaces.remove(old.0);
+        for (name, counters) in old.1.map(|before| (old.0, before)).into_iter().chain([new]) {
+            let value = Interface::new(counters, state.interfaces.get(name));
+            state.interfaces.insert(name.to_owned(), value);
+        }
     }
 
     /// Sets on which interfaces the programs are, and on which they should be; and how often changes of interfaces were lost.

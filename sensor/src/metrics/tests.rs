@@ -159,3 +159,23 @@ fn labels_are_bounded_over_all_models() {
     }
     assert_eq!(metrics.totals().verdicts, 1_001);
 }
+
+#[test]
+fn a_sum_stays_when_interfaces_are_renamed_and_when_they_are_gone() {
+    let metrics = Metrics::new();
+    let counted = |packets: u64| {
+        let mut counters = InterfaceCounters::zeroed();
+        counters.seen[0][0].packets = packets;
+        counters
+    };
+    let seen = |name: Option<&str>| metrics.packets_view(name).seen;
+    metrics.kernel("eth0", &counted(5));
+    metrics.kernel("veth1", &counted(7));
+    metrics.rename(("veth1", None), ("lan1", &counted(7)));
+    assert_eq!((seen(Some("veth1")), seen(Some("lan1")), seen(None)), (0, 7, 12));
+    metrics.rename(("lan1", Some(&counted(2))), ("veth1", &counted(5)));
+    assert_eq!((seen(Some("veth1")), seen(Some("lan1")), seen(None)), (5, 2, 12));
+    metrics.fold(&["veth1".to_owned(), "lan1".to_owned()], "(gone)", Some(&counted(7)));
+    assert_eq!((seen(Some("veth1")), seen(Some("(gone)")), seen(None)), (0, 7, 12));
+    assert!(!metrics.prometheus().contains("veth1"), "its series have ended");
+}

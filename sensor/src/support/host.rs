@@ -87,8 +87,8 @@ pub(super) fn doctor(names: Vec<String>) -> (Report, Vec<InterfaceCapabilities>)
     (doctor::examine(probe::kernel(), found, errors), details)
 }
 
-/// Limits and usage of the agent's process, and of its control group.
-pub(super) fn process(pid: u32) -> Result<String> {
+/// Limits and usage of the agent's process, what its threads wait for, and its control group.
+pub(super) fn process(pid: i32) -> Result<String> {
     let folder = format!("/proc/{pid}");
     let mut text = String::new();
     let mut add = |path: String| {
@@ -100,6 +100,11 @@ pub(super) fn process(pid: u32) -> Result<String> {
     };
     for name in ["status", "limits", "cgroup", "schedstat"] {
         add(format!("{folder}/{name}"));
+    }
+    let threads = fs::read_dir(format!("{folder}/task")).into_iter().flatten().flatten();
+    for thread in threads {
+        let thread = thread.path().display().to_string();
+        ["comm", "stat", "wchan"].iter().for_each(|name| add(format!("{thread}/{name}")));
     }
     let groups =
         fs::read_to_string(format!("{folder}/cgroup")).with_context(|| format!("cannot read {folder}/cgroup"))?;

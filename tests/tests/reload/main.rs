@@ -1,4 +1,5 @@
-//! The agent takes another configuration while it runs, and `sensor support` collects what others need to see. Needs root.
+//! The agent takes another configuration while it runs, and `sensor support` collects what others need to see. Needs
+//! root.
 
 mod reload;
 mod scene;

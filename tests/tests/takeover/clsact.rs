@@ -10,7 +10,7 @@ use sensor::bpf::probe;
 use sensor::bpf::sys::Counters;
 use sensor::config::XdpMode;
 use sensor_common::control::{Control, NO_DSCP};
-use sensor_common::counter::{GONE_ENTRY, InterfaceCounters};
+use sensor_common::counter::{FREED, InterfaceCounters, MIN_INTERFACES};
 use sensor_common::flow::FlowRecord;
 use sensor_tests::checks::{Must as _, assert_clean};
 use sensor_tests::clients::ping;
@@ -232,7 +232,9 @@ fn an_interface_that_cannot_be_watched_takes_no_slot_and_one_that_goes_takes_its
     assert_eq!(kernel.watched().must("list"), [ifindex]);
     let slot = kernel.counters(ifindex).must("read the counters").slot;
     assert_eq!(kernel.control.exempt_slots(), [slot]);
-    edge.within(|| kernel.let_go(attached)).must("enter the edge").must("let go");
+    for (_, counters) in edge.within(|| kernel.let_go(vec![attached], true)).must("enter the edge") {
+        assert_eq!(counters.must("let go").ifindex, ifindex);
+    }
     assert_eq!((kernel.watched().must("list").len(), kernel.control.exempt_slots().len()), (0, 0));
     assert_clean(edge, UPLINK);
 }
@@ -258,12 +260,14 @@ fn what_an_agent_gave_up_when_it_was_killed_counts_once() {
             let values = PerCpuValues::try_from(values).map_err(Into::into).must("counters of all CPUs");
             map.set(entry, values, 0).map_err(Into::into).must("write the counters");
         };
-        write(GONE_ENTRY, &|gone| {
+        // Behind the slots.
+        write(MIN_INTERFACES, &|gone| {
             gone[0].0.add(&counted);
             gone[0].0.ifindex = ifindex;
         });
         if cleared {
-            write(counted.slot, &|values| values.fill(Counters(InterfaceCounters::zeroed())));
+            let freed = InterfaceCounters { ifindex: FREED, ..InterfaceCounters::zeroed() };
+            write(counted.slot, &|values| values.fill(Counters(freed)));
         }
 
         let second = Turn::begin(edge, &mount, XdpMode::Native, probe::kernel().tcx);

@@ -109,10 +109,8 @@ impl Poller {
             .collect();
         let any = !changed.is_empty();
         self.apply(changed);
-        for (ifindex, link) in &wanted {
-            if self.attached.iter().any(|one| one.ifindex == *ifindex) {
-                continue;
-            }
+        let watched: BTreeSet<u32> = self.attached.iter().map(|one| one.ifindex).collect();
+        for (ifindex, link) in wanted.iter().filter(|(ifindex, _)| !watched.contains(ifindex)) {
             let new = || Waiting { name: link.name.clone(), attempts: Attempts::default() };
             let waiting = self.interfaces.waiting.entry(*ifindex).or_insert_with(new);
             if waiting.name != link.name {
@@ -122,6 +120,7 @@ impl Poller {
         self.interfaces.waiting.retain(|ifindex, _| wanted.contains_key(ifindex));
         if any {
             self.protect_interfaces_again();
+            self.publish_states();
         }
     }
 
@@ -133,9 +132,14 @@ impl Poller {
                 Change::Renamed(name) => {
                     let old = std::mem::replace(&mut self.attached[position].interface, name.clone());
                     tracing::info!("{old} is called {name} now, and is watched under that name");
-                    self.metrics.forget(&old);
-                    if let Some(former) = self.interfaces.former.of(&old) {
-                        self.metrics.kernel(&old, former);
+                    self.seen_check.add(&name);
+                    let former = &self.interfaces.former;
+                    match self.kernel.counters(ifindex) {
+                        Ok(mut counters) => {
+                            former.of(&name).into_iter().for_each(|before| counters.add(before));
+                            self.metrics.rename((&old, former.of(&old)), (&name, &counters));
+                        }
+                        Err(error) => tracing::warn!("counters of {name}: {error:#}"),
                     }
                 }
                 Change::Gone => gone.push(self.attached.remove(position)),
@@ -181,19 +185,22 @@ impl Poller {
         for attached in &self.attached {
             self.publish_counters(&attached.interface, attached.ifindex);
         }
-        let Interfaces { list, waiting, former, news, links, started, .. } = &mut self.interfaces;
+        let Interfaces { list, former, news, started, .. } = &mut self.interfaces;
         let watched: BTreeSet<&str> = self.attached.iter().map(|one| one.interface.as_str()).collect();
         let ended = former.fold(started.elapsed(), |name| watched.contains(name) || list.is_named(name));
-        match former.gone() {
-            Some(gone) => self.metrics.fold(&ended, GONE, gone),
-            None => ended.iter().for_each(|name| self.metrics.forget(name)),
-        }
-        let refused = || waiting.values().filter(|one| one.attempts.have_failed());
-        let mut states: BTreeMap<String, bool> = list.names().iter().map(|name| (name.clone(), false)).collect();
-        states.extend(refused().map(|one| (one.name.clone(), false)));
-        states.extend(watched.iter().map(|name| ((*name).to_owned(), true)));
-        self.metrics.interfaces(states, links.overruns());
+        self.metrics.fold(&ended, GONE, former.gone());
         news.tell_the_rest();
+        self.publish_states();
+    }
+
+    /// On which interfaces the programs are: once a second, and when that changes.
+    pub(super) fn publish_states(&self) {
+        let Interfaces { list, waiting, links, .. } = &self.interfaces;
+        let refused = waiting.values().filter(|one| one.attempts.have_failed());
+        let mut states: BTreeMap<String, bool> = list.names().iter().map(|name| (name.clone(), false)).collect();
+        states.extend(refused.map(|one| (one.name.clone(), false)));
+        states.extend(self.attached.iter().map(|one| (one.interface.clone(), true)));
+        self.metrics.interfaces(states, links.overruns());
     }
 
     /// The kernel's counters of an interface, with what was counted under its name before.
