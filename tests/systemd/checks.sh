@@ -17,6 +17,7 @@ all_checks() {
     refused_start "a missing interface" nope0 's|^interfaces = .*|interfaces = ["nope0"]|'
     refused_start "a setting that does not exist" nonsense '1s|^|nonsense = 1\n|'
     out_of_range
+    broken_binary
     stopped_between_tries
     stop_and_start
     purge
@@ -257,6 +258,23 @@ out_of_range() {
     cp "$SCRATCH/good.toml" "$ROOT$CONFIG"
     check "systemctl reload with the old file" inside systemctl reload sensor.service
     check "the agent goes on" test "$before" = "$(show MainPID)"
+}
+
+# The worst next version: not even `sensor detach` works.
+broken_binary() {
+    say "a binary that does not run"
+    local ids
+    ids=$(pinned)
+    mv "$ROOT/usr/bin/sensor" "$SCRATCH/sensor"
+    cp "$ROOT/bin/false" "$ROOT/usr/bin/sensor"
+    check "systemctl restart fails" not inside systemctl restart sensor.service
+    check "the unit has failed in the end" until_true 60 is_failed
+    check "and then nothing is pinned" until_true 20 test ! -e "$SCRATCH/bpf/sensor"
+    check "or attached" until_true 5 nothing_of "$ids"
+    mv "$SCRATCH/sensor" "$ROOT/usr/bin/sensor"
+    inside systemctl reset-failed sensor.service sensor-pins.service
+    check "with the old binary it starts" inside systemctl start sensor.service
+    same "and the verdict is back" "$VERDICT" "$(flood_verdicts)"
 }
 
 stopped_between_tries() {
