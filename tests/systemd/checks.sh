@@ -12,10 +12,12 @@ all_checks() {
     operator
     upgrade
     killed
-    hanging
+    hanging "an agent that is stopped (SIGSTOP)" stopped
+    hanging "an agent whose poll thread hangs" held
     refused_start "a missing interface" nope0 's|^interfaces = .*|interfaces = ["nope0"]|'
     refused_start "a setting that does not exist" nonsense '1s|^|nonsense = 1\n|'
     out_of_range
+    broken_binary
     stopped_between_tries
     stop_and_start
     purge
@@ -187,24 +189,31 @@ killed() {
     same "the verdict is the same" "$VERDICT" "$(flood_verdicts)"
 }
 
+# hanging WHAT COMMAND...: the command, with the numbers of the agent's process in the machine and on this host behind it, makes
+# it hang.
 hanging() {
-    say "an agent that hangs, under traffic"
-    local before limit since
+    local what=$1 before limit since
+    shift
+    say "$what, under traffic"
     before=$(show MainPID)
-    limit=$(($(inside systemctl show --value -p WatchdogUSec sensor.service | sed 's/s$//') + RESTART))
+    limit=$(($(show WatchdogUSec | sed 's/s$//') + RESTART))
     since=$(seconds_now)
     start_traffic $limit
-    signal STOP "$before"
+    "$@" "$before" "$(pgrep -P "$LEADER" -x sensor)" &
     check "it is started again within $limit s" until_true $limit runs_anew "$before"
+    note "after $(awk -v a="$since" -v b="$(seconds_now)" 'BEGIN { printf "%.1f", b - a }') s"
     check "because of the watchdog" says_since "$since" "[Ww]atchdog timeout"
     end_traffic
-    nothing_was_lost "an agent that hangs"
+    nothing_was_lost "$what"
     check "the lease had ended: the dropped flow passed meanwhile ($FLOOD_GOT of $FLOOD_SENT)" test "$FLOOD_GOT" -gt 0
     start_traffic 2
     end_traffic
     same "it is dropped again ($FLOOD_SENT sent)" 0 "$FLOOD_GOT"
     inside systemctl reset-failed sensor.service
 }
+
+stopped() { signal STOP "$1"; }
+held() { python3 "$HERE/hold.py" "$2" sensor-poll 60; }
 
 # refused_start WHAT WORD SED: a restart with a configuration that cannot work.
 refused_start() {
@@ -249,6 +258,23 @@ out_of_range() {
     cp "$SCRATCH/good.toml" "$ROOT$CONFIG"
     check "systemctl reload with the old file" inside systemctl reload sensor.service
     check "the agent goes on" test "$before" = "$(show MainPID)"
+}
+
+# The worst next version: not even `sensor detach` works.
+broken_binary() {
+    say "a binary that does not run"
+    local ids
+    ids=$(pinned)
+    mv "$ROOT/usr/bin/sensor" "$SCRATCH/sensor"
+    cp "$ROOT/bin/false" "$ROOT/usr/bin/sensor"
+    check "systemctl restart fails" not inside systemctl restart sensor.service
+    check "the unit has failed in the end" until_true 60 is_failed
+    check "and then nothing is pinned" until_true 20 test ! -e "$SCRATCH/bpf/sensor"
+    check "or attached" until_true 5 nothing_of "$ids"
+    mv "$SCRATCH/sensor" "$ROOT/usr/bin/sensor"
+    inside systemctl reset-failed sensor.service sensor-pins.service
+    check "with the old binary it starts" inside systemctl start sensor.service
+    same "and the verdict is back" "$VERDICT" "$(flood_verdicts)"
 }
 
 stopped_between_tries() {

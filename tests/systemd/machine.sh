@@ -1,11 +1,11 @@
-# A Debian 12 with a systemd of its own, booted by systemd-nspawn on this host's kernel. Sourced by run.sh.
+# A Debian (12, if not told otherwise) with a systemd of its own, booted by systemd-nspawn on this host's kernel. Sourced by run.sh.
 #
 #   netns sn-svc-peer [eth0: ADMIN, FLOOD] ──veth── [eth0: BOX] netns sn-svc-box = the machine's network
 #
 # Everything it makes has a name that begins with sn-svc, or is under $SCRATCH; clean_up takes all of it away again.
 
 CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/sensor
-SUITE=bookworm
+SUITE=${SENSOR_DEBIAN_SUITE:-bookworm}
 MIRROR=${SENSOR_DEBIAN_MIRROR:-http://deb.debian.org/debian}
 BASE=$CACHE/$SUITE-systemd-1.tar.gz
 INCLUDE=systemd,systemd-sysv,dbus,init-system-helpers
