@@ -53,6 +53,17 @@ pub(crate) struct DistArgs {
     check_reproducible: bool,
 }
 
+impl DistArgs {
+    /// Only the Debian package, for the machine that makes it.
+    ///
+    /// # Errors
+    /// On an architecture that no packages are made for.
+    pub(crate) fn deb_of_this_machine() -> Result<Self> {
+        let host = Arch::host().context("packages are made on x86-64 or aarch64")?;
+        Ok(Self { arch: vec![host], only: vec![Kind::Deb], prebuilt: None, check_reproducible: false })
+    }
+}
+
 /// A kind of package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kind {

@@ -10,6 +10,7 @@ mod docs;
 mod ebpf;
 mod fuzz;
 mod lint;
+mod packages;
 mod python;
 mod run;
 mod setup;
@@ -72,6 +73,10 @@ enum Task {
     /// Example: `cargo xtask dist --arch x86_64 --only deb,rpm`. What is made is in target/dist, with the same bytes in each
     /// run on the same source.
     Dist(dist::DistArgs),
+    /// Test the Debian package: lintian, then install, upgrade under traffic, crash, hang and purge under a real systemd.
+    ///
+    /// Boots a Debian 12 of its own in a container, which needs root, and downloads it the first time.
+    Packages(packages::PackagesArgs),
     /// Check format, lints (host and BPF), dependencies, generated documents and what the kernel programs cost. Changes no
     /// file of the project.
     Lint,
@@ -99,6 +104,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Parity(args) => run::parity(args),
         Task::Docs(args) => docs::docs(args),
         Task::Dist(args) => dist::dist(args),
+        Task::Packages(args) => packages::packages(args),
         Task::Lint => lint::lint(),
     }
 }

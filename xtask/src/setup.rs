@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// Also install what `cargo xtask lint` runs: clippy for the BPF toolchain, and cargo-deny
     #[arg(long)]
     lint: bool,
+    /// Also install what `cargo xtask packages` runs: debootstrap, systemd-nspawn, lintian
+    #[arg(long)]
+    packages: bool,
     /// Only print what would be installed
     #[arg(long)]
     dry_run: bool,
@@ -40,12 +43,21 @@ pub(crate) struct Options {
 
 impl Options {
     /// What the build of the agent needs beyond Rust: nothing.
-    pub(crate) const BUILD: Self =
-        Self { yes: false, ebpf: false, tests: false, lint: false, dry_run: false, packages_only: false };
+    pub(crate) const BUILD: Self = Self {
+        yes: false,
+        ebpf: false,
+        tests: false,
+        lint: false,
+        packages: false,
+        dry_run: false,
+        packages_only: false,
+    };
     /// What running the tests or the demo needs.
     pub(crate) const TESTS: Self = Self { tests: true, ..Self::BUILD };
     /// What `cargo xtask lint` needs.
     pub(crate) const LINT: Self = Self { lint: true, ..Self::BUILD };
+    /// What `cargo xtask packages` needs beyond the packages.
+    pub(crate) const PACKAGES: Self = Self { packages: true, ..Self::BUILD };
 }
 
 /// A Debian package that tests need, a program that shows it is there, and what tests use it for.
@@ -67,6 +79,14 @@ const TEST_TOOLS: [(&str, &str, &str); 17] = [
     ("prometheus", "promtool", "scrapes, and checks of the exposition and rules"),
     ("iputils-ping", "ping", "reachability"),
     ("ethtool", "ethtool", "offloads of test links"),
+];
+/// The same for the tests of packages.
+const PACKAGE_TOOLS: [(&str, &str, &str); 5] = [
+    ("debootstrap", "debootstrap", "a Debian to install the package in"),
+    ("systemd-container", "systemd-nspawn", "boots it"),
+    ("lintian", "lintian", "looks at the package"),
+    ("iproute2", "ip", "its network"),
+    ("curl", "curl", "its metrics"),
 ];
 /// Not a program in PATH, so looked for by importing it.
 const PYTHON_VENV: (&str, &str) = ("python3-venv", "the model pipeline's environment");
@@ -94,7 +114,7 @@ impl Step {
 /// When something cannot be installed; the message says what to run instead.
 pub(crate) fn setup(mut options: Options) -> Result<()> {
     // Asked for by itself, the command gets what no other command needs unless the kernel programs were changed.
-    options.ebpf |= !options.tests && !options.lint;
+    options.ebpf |= !options.tests && !options.lint && !options.packages;
     let mut is_new = ensure(options)?;
     if options.ebpf && env::var_os("SENSOR_EBPF_OBJECT").is_none() && !options.packages_only {
         let found = toolchain::find(&Here)?.filter(is_wanted);
@@ -174,7 +194,11 @@ pub(crate) fn ensure(options: Options) -> Result<bool> {
         steps.extend(missing.map(|package| Step::Apt { package, why }));
     }
     if options.tests {
-        test_tool_steps(&mut steps);
+        tool_steps(&TEST_TOOLS, &mut steps);
+        python_step(&mut steps);
+    }
+    if options.packages {
+        tool_steps(&PACKAGE_TOOLS, &mut steps);
     }
     if options.lint {
         lint_steps(&mut steps);
@@ -207,12 +231,15 @@ pub(crate) fn ensure(options: Options) -> Result<bool> {
     Ok(true)
 }
 
-fn test_tool_steps(steps: &mut Vec<Step>) {
-    for (package, program, why) in TEST_TOOLS {
+fn tool_steps(tools: &[(&'static str, &str, &'static str)], steps: &mut Vec<Step>) {
+    for (package, program, why) in tools {
         if cmd::find_in_path(program).is_none() {
             steps.push(Step::Apt { package, why });
         }
     }
+}
+
+fn python_step(steps: &mut Vec<Step>) {
     if !cmd::succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"])) {
         let (package, why) = PYTHON_VENV;
         steps.push(Step::Apt { package, why });
@@ -276,7 +303,12 @@ fn refuse_unless_root(packages: &[String], options: Options) -> Result<()> {
     }
     if !cmd::is_root() {
         let program = env::current_exe().context("cannot find the path of the running xtask")?;
-        let flags = [(options.ebpf, " --ebpf"), (options.tests, " --tests"), (options.lint, " --lint")];
+        let flags = [
+            (options.ebpf, " --ebpf"),
+            (options.tests, " --tests"),
+            (options.lint, " --lint"),
+            (options.packages, " --packages"),
+        ];
         let flags: String = flags.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag).collect();
         // HOME and PATH, so that root sees this user's rustup and does not install a second toolchain.
         bail!(
