@@ -162,6 +162,8 @@ fn listen(socket: Option<&OwnedFd>, shared: &Weak<Shared>) {
                     shared.change(|old| *old = table);
                 }
             }
+            // Changes are coming in, so nothing is missed; the next second has another try.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if !failed => {
                 failed = true;
                 tracing::warn!("the interfaces cannot be listed, and new ones may not be seen: {error}");
