@@ -68,8 +68,8 @@ impl List {
             let is_name = !name.is_empty() && name.len() <= longest && !name.contains(['/', ' ', '\0', '!']);
             ensure!(
                 is_name,
-                "interfaces: \"{entry}\" is not an interface name (1 to 15 bytes, no slash or space), nor a pattern (as \
-                 in \"veth*\", or \"!veth-skip*\" for what patterns leave out)"
+                "interfaces: \"{entry}\" is not an interface name (1 to 15 bytes, no slash or space), nor a pattern \
+                 (as in \"veth*\", or \"!veth-skip*\" for what patterns leave out)"
             );
             if entries[..position].contains(entry) {
                 bail!("interfaces: \"{entry}\" is named twice");
@@ -83,8 +83,8 @@ impl List {
         }
         ensure!(
             list.excluded.is_empty() || !list.patterns.is_empty(),
-            "interfaces: \"!{}\" leaves something out, but there is no pattern that it could be left out of; add one, as in \
-             \"*\"",
+            "interfaces: \"!{}\" leaves something out, but there is no pattern that it could be left out of; add one, \
+             as in \"*\"",
             list.excluded.first().map_or("", String::as_str)
         );
         ensure!(
