@@ -19,14 +19,15 @@ use serde::Serialize;
 
 use crate::allow;
 use crate::breaker::Trip;
+use crate::config::change::Change;
 use crate::config::{ActionName, AuditConfig, Mode};
+use crate::logging::JOURNAL;
 use crate::verdicts::Verdict;
 
 /// Lines that may wait for the disk.
 const QUEUE: usize = 16_384;
 /// Lines that may wait for a reader of standard output.
 const STDOUT_QUEUE: usize = 1_024;
-const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// What happened.
 #[derive(Clone, Debug, Serialize)]
@@ -118,6 +119,25 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         refused: Option<String>,
     },
+    /// The configuration was read again.
+    Reload {
+        /// By whom.
+        by: String,
+        /// The file, if there is one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
+        /// Hash of the configuration that is in force now.
+        hash: String,
+        /// Settings that have changed.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        changed: Vec<Change>,
+        /// Settings that wait for a restart.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        restart: Vec<Change>,
+        /// Why it was refused; the configuration before it is in force then.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        refused: Option<String>,
+    },
     /// Drops of models are held back because drift is high, or are not any more.
     Drift {
         /// Whether they are.
@@ -177,34 +197,29 @@ impl Audit {
     /// Opens the sinks of a configuration. `directory`: where a relative path starts. A sink that cannot be opened is
     /// done without, with a log line.
     pub fn open(config: &AuditConfig, directory: Option<&Path>) -> Audit {
-        let path = config.path.as_ref().and_then(|path| match directory {
-            _ if path.is_absolute() => Some(path.clone()),
-            directory => Some(directory?.join(path)),
-        });
-        let bytes = u64::from(config.max_mib) << 20;
-        let wanted = path.is_some() || config.journald || config.stdout;
-        let file = path.and_then(|path| {
-            let opened = Rotating::open(&path, bytes, config.files);
-            opened.inspect_err(|error| tracing::error!("no audit is written (audit.path): {error:#}")).ok()
-        });
-        let journal = config.journald.then(journal).and_then(|opened| {
-            opened.inspect_err(|error| tracing::error!("no audit goes to the journal (audit.journald): {error:#}")).ok()
-        });
-        let stdout = config.stdout.then(stdout).and_then(|started| {
-            started.inspect_err(|error| tracing::error!("no audit goes to standard output: {error:#}")).ok()
-        });
+        let (opened, failures) = Opened::of(config, directory);
+        failures.iter().for_each(|failure| tracing::error!("{failure}"));
+        Audit::none().with(opened, !failures.is_empty())
+    }
+
+    /// Goes on with other sinks; what was handed over before is still written to those before. The counts go on.
+    pub fn reopened(&self, opened: Opened) -> Audit {
+        self.with(opened, false)
+    }
+
+    fn with(&self, Opened { file, journal, stdout }: Opened, broken: bool) -> Audit {
+        let (lost, written) = (self.lost.clone(), self.written.clone());
+        let nowhere = Audit { queue: None, broken, lost: lost.clone(), written: written.clone() };
         if file.is_none() && journal.is_none() && stdout.is_none() {
-            return Audit { broken: wanted, ..Audit::none() };
+            return nowhere;
         }
         let (queue, inbox) = sync_channel(QUEUE);
-        let audit = Audit { queue: Some(queue), ..Audit::none() };
-        let (lost, written) = (audit.lost.clone(), audit.written.clone());
         let sinks = Sinks { file, journal, stdout, lost, written, failing: false };
         match std::thread::Builder::new().name("sensor-audit".to_owned()).spawn(move || sinks.run(&inbox)) {
-            Ok(_) => audit,
+            Ok(_) => Audit { queue: Some(queue), broken: false, ..nowhere },
             Err(error) => {
                 tracing::error!("cannot start the thread that writes the audit: {error}");
-                Audit { broken: true, ..Audit::none() }
+                Audit { broken: true, ..nowhere }
             }
         }
     }
@@ -248,6 +263,44 @@ pub fn rfc3339(unix_ms: u64) -> String {
     let last = Duration::from_secs(253_402_300_799);
     let time = time.filter(|time| time.duration_since(SystemTime::UNIX_EPOCH).is_ok_and(|age| age < last));
     humantime::format_rfc3339_millis(time.unwrap_or(SystemTime::UNIX_EPOCH + last)).to_string()
+}
+
+/// Sinks that nothing has been written to yet.
+pub struct Opened {
+    file: Option<Rotating>,
+    journal: Option<UnixDatagram>,
+    stdout: Option<SyncSender<String>>,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened").finish_non_exhaustive()
+    }
+}
+
+impl Opened {
+    /// Opens the sinks of a configuration: those that can be, and what is wrong with the others.
+    pub fn of(config: &AuditConfig, directory: Option<&Path>) -> (Opened, Vec<String>) {
+        let path = config.path.as_ref().and_then(|path| match directory {
+            _ if path.is_absolute() => Some(path.clone()),
+            directory => Some(directory?.join(path)),
+        });
+        let bytes = u64::from(config.max_mib) << 20;
+        let mut failures = Vec::new();
+        let file = path.and_then(|path| {
+            let opened = Rotating::open(&path, bytes, config.files);
+            opened.map_err(|error| failures.push(format!("no audit is written (audit.path): {error:#}"))).ok()
+        });
+        let journal = config.journald.then(journal).and_then(|opened| {
+            let failed = |error| failures.push(format!("no audit goes to the journal (audit.journald): {error:#}"));
+            opened.map_err(failed).ok()
+        });
+        let stdout = config.stdout.then(stdout).and_then(|started| {
+            let failed = |error| failures.push(format!("no audit goes to standard output (audit.stdout): {error:#}"));
+            started.map_err(failed).ok()
+        });
+        (Opened { file, journal, stdout }, failures)
+    }
 }
 
 struct Sinks {

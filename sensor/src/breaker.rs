@@ -114,6 +114,11 @@ impl Breaker {
         Breaker { config, trip, quiet_since: None, last: None, recent: [0; SLOTS], slot: 0 }
     }
 
+    /// Takes other caps. What was counted goes on; if it is open, it stays so until all is below these.
+    pub fn set_config(&mut self, config: BreakerConfig) {
+        self.config = config;
+    }
+
     /// Why it is open; `None`: it is closed.
     pub fn trip(&self) -> Option<&Trip> {
         self.trip.as_ref()

@@ -1,16 +1,23 @@
-//! The agent's settings: one struct, filled from defaults, then the file, then the command line.
+//! The agent's settings: one struct, filled from defaults, then the file, then the environment, then the command line
+//! ([`Source`]).
 //!
-//! Invariant: a [`Config`] that passed [`Config::validate`] needs no further checks of ranges anywhere.
-//! `config/sensor.toml` lists every setting with its default; a test holds the two together. Called by `cli`.
+//! Invariant: a [`Config`] that passed [`Config::validate`] needs no further checks of ranges anywhere. [`change`] says
+//! of each setting whether a running agent can take another value. `config/sensor.toml` lists every setting with its
+//! default; a test holds the two together. Called by `cli`.
 
+pub mod change;
+pub mod environment;
+mod file;
 mod flows;
 mod forms;
 mod kinds;
 mod model;
 mod policy;
+mod problem;
+mod source;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -18,11 +25,15 @@ use sensor_common::counter::{MAX_INTERFACES, MIN_INTERFACES};
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 use serde::{Deserialize, Serialize};
 
+pub use self::file::read;
 pub use self::flows::{ContextConfig, FlowsConfig};
 use self::forms::{duration, empty_is_none};
 pub use self::kinds::{ActionName, AgentLoss, BpfLog, HostEntry, LogFormat, Mode, OriginName, Tunnel, XdpMode};
 pub use self::model::ModelConfig;
 pub use self::policy::{AuditConfig, BreakerConfig, PolicyConfig};
+pub use self::problem::Problem;
+use self::problem::{Checks, show};
+pub use self::source::{Override, SYSTEM_FILE, Source, Wrong};
 use crate::interfaces::List;
 
 /// The documented default configuration file.
@@ -199,7 +210,7 @@ impl Default for MetricsConfig {
 
 impl Default for LogConfig {
     fn default() -> LogConfig {
-        LogConfig { format: LogFormat::Text, level: "info".to_owned(), summary: false }
+        LogConfig { format: LogFormat::default(), level: "info".to_owned(), summary: false }
     }
 }
 
@@ -220,26 +231,15 @@ impl KernelConfig {
 }
 
 impl Config {
-    /// Reads a file. Ranges are checked by [`Config::validate`], after the command line was applied.
+    /// Parses the text of a file; `name` is for messages. Ranges are checked by [`Config::problems`], after everything
+    /// that wins over the file was applied ([`Source`]).
     ///
     /// # Errors
-    /// The file cannot be read, or a line of it is not a setting; the message names the line.
-    pub fn load(path: &Path) -> Result<Config> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration file {}", path.display()))?;
-        Config::parse(&text, &path.display().to_string())
-    }
-
-    /// Parses the text of a file; `name` is for messages.
-    ///
-    /// # Errors
-    /// As [`Config::load`].
+    /// A line of it is not a setting; the message names the line.
     pub fn parse(text: &str, name: &str) -> Result<Config> {
         toml::from_str(text).map_err(|error| {
-            let before = error.span().map_or("", |span| text.get(..span.start).unwrap_or_default());
-            let line = before.matches('\n').count() + 1;
-            let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
-            anyhow!("{name}:{line}:{column}: {}", error.message().trim_end().replace('\n', "; "))
+            let (line, column) = file::place(text, error.span().map_or(0, |span| span.start));
+            anyhow!("{name}:{line}:{column}: {}", one_line(&error))
         })
     }
 
@@ -251,11 +251,26 @@ impl Config {
         toml::to_string(self).context("cannot write the configuration as TOML")
     }
 
+    /// The hash that tells two configurations apart: SHA-256 of [`Config::to_toml`], hexadecimal.
+    pub fn hash(&self) -> String {
+        use sha2::Digest as _;
+        // A path that is not UTF-8 can come from no file, variable or flag.
+        let digest = sha2::Sha256::digest(self.to_toml().unwrap_or_default());
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Checks every range and every relation between settings.
     ///
     /// # Errors
-    /// The first setting that cannot work, with what would.
+    /// What [`Config::problems`] finds, in one line.
     pub fn validate(&self) -> Result<()> {
+        let problems: Vec<String> = self.problems().into_iter().map(|problem| problem.text).collect();
+        ensure!(problems.is_empty(), "{}", problems.join("; "));
+        Ok(())
+    }
+
+    /// Every setting that cannot work, with what would.
+    pub fn problems(&self) -> Vec<Problem> {
         let Config {
             interfaces,
             mode: _,
@@ -271,110 +286,103 @@ impl Config {
             metrics: _,
             log,
         } = self;
-        let list = List::parse(interfaces)?;
+        let mut checks = Checks::default();
+        match List::parse(interfaces) {
+            Ok(list) => kernel.check(&list, &mut checks),
+            Err(error) => {
+                checks.result(&["interfaces"], Err(error));
+                kernel.check(&List::default(), &mut checks);
+            }
+        }
+        context.check(&mut checks);
+        agent.check(&mut checks);
+        model.check(&mut checks);
+        policy.check(&mut checks);
+        breaker.check(&mut checks);
+        audit.check(&mut checks);
+        checks.ensure(tag.mark & !tag.mask == 0, &["tag.mark", "tag.mask"], || {
+            format!("tag.mark = {:#x}: has bits outside tag.mask = {:#x}; widen the mask", tag.mark, tag.mask)
+        });
+        if let Some(dscp) = tag.dscp {
+            checks.number(&["tag.dscp"], dscp, 0, 63);
+        }
+        checks.result(&["log.level"], crate::logging::check(&log.level));
+        checks.0
+    }
+}
 
+impl KernelConfig {
+    fn check(&self, list: &List, checks: &mut Checks) {
+        let KernelConfig { xdp_mode: _, flows, max_interfaces, evict_idle, max_memory_mib, bpf_log: _ } = self;
         let (least, most) = (MIN_BUCKETS * WAYS as u32, MAX_BUCKETS * WAYS as u32);
-        ensure!(
-            kernel.flows.is_power_of_two() && (least..=most).contains(&kernel.flows),
-            "kernel.flows = {}: must be a power of two from {least} to {most}",
-            kernel.flows
-        );
-        ensure!(
-            kernel.max_interfaces == 0
-                || (kernel.max_interfaces.is_power_of_two()
-                    && (MIN_INTERFACES..=MAX_INTERFACES).contains(&kernel.max_interfaces)),
-            "kernel.max_interfaces = {}: must be a power of two from {MIN_INTERFACES} to {MAX_INTERFACES}, or 0 for what \
-             interfaces asks for",
-            kernel.max_interfaces
-        );
-        ensure!(
-            list.names().len() <= kernel.interface_slots(&list) as usize,
-            "interfaces: {} are named, but kernel.max_interfaces = {}: raise it",
-            list.names().len(),
-            kernel.max_interfaces
-        );
-        within("kernel.evict_idle", kernel.evict_idle, SECOND, 60 * MINUTE)?;
-        ensure!(
-            kernel.max_memory_mib == 0 || (16..=1 << 16).contains(&kernel.max_memory_mib),
-            "kernel.max_memory_mib = {}: must be from 16 to 65536, or 0 for no limit",
-            kernel.max_memory_mib
-        );
+        checks.ensure(flows.is_power_of_two() && (least..=most).contains(flows), &["kernel.flows"], || {
+            format!("kernel.flows = {flows}: must be a power of two from {least} to {most}")
+        });
+        let counts = MIN_INTERFACES..=MAX_INTERFACES;
+        let fits = *max_interfaces == 0 || (max_interfaces.is_power_of_two() && counts.contains(max_interfaces));
+        checks.ensure(fits, &["kernel.max_interfaces"], || {
+            format!(
+                "kernel.max_interfaces = {max_interfaces}: must be a power of two from {MIN_INTERFACES} to {MAX_INTERFACES}, \
+                 or 0 for what interfaces asks for"
+            )
+        });
+        let named = list.names().len();
+        checks.ensure(named <= self.interface_slots(list) as usize, &["interfaces", "kernel.max_interfaces"], || {
+            format!("interfaces: {named} are named, but kernel.max_interfaces = {max_interfaces}: raise it")
+        });
+        checks.within(&["kernel.evict_idle"], *evict_idle, SECOND, 60 * MINUTE);
+        let fits = *max_memory_mib == 0 || (16..=1 << 16).contains(max_memory_mib);
+        checks.ensure(fits, &["kernel.max_memory_mib"], || {
+            format!("kernel.max_memory_mib = {max_memory_mib}: must be from 16 to 65536, or 0 for no limit")
+        });
+    }
+}
 
-        context.validate()?;
-        within("agent.poll_interval", agent.poll_interval, Duration::from_millis(10), SECOND)?;
-        within("agent.lease", agent.lease, Duration::from_millis(50), MINUTE)?;
-        ensure!(
-            agent.lease >= agent.poll_interval * 5,
-            "agent.lease = {}: must be at least five times agent.poll_interval ({}), or one slow poll ends enforcement",
-            show(agent.lease),
-            show(agent.poll_interval)
-        );
-        within("agent.idle_timeout", agent.idle_timeout, SECOND, 60 * MINUTE)?;
-        within("agent.active_timeout", agent.active_timeout, 10 * SECOND, 24 * 60 * MINUTE)?;
-        within("agent.closed_linger", agent.closed_linger, Duration::ZERO, MINUTE)?;
-        within("agent.rescore_interval", agent.rescore_interval, SECOND, 60 * MINUTE)?;
+impl AgentConfig {
+    fn check(&self, checks: &mut Checks) {
+        let agent = self;
+        checks.within(&["agent.poll_interval"], agent.poll_interval, Duration::from_millis(10), SECOND);
+        checks.within(&["agent.lease"], agent.lease, Duration::from_millis(50), MINUTE);
+        checks.ensure(agent.lease >= agent.poll_interval * 5, &["agent.lease", "agent.poll_interval"], || {
+            format!(
+                "agent.lease = {}: must be at least five times agent.poll_interval ({}), or one slow poll ends enforcement",
+                show(agent.lease),
+                show(agent.poll_interval)
+            )
+        });
+        checks.within(&["agent.idle_timeout"], agent.idle_timeout, SECOND, 60 * MINUTE);
+        checks.within(&["agent.active_timeout"], agent.active_timeout, 10 * SECOND, 24 * 60 * MINUTE);
+        checks.within(&["agent.closed_linger"], agent.closed_linger, Duration::ZERO, MINUTE);
+        checks.within(&["agent.rescore_interval"], agent.rescore_interval, SECOND, 60 * MINUTE);
         if let Some(pins) = &agent.pins {
             // The BPF file system refuses dots in names of its own.
             let dotted = pins.file_name().is_none_or(|name| name.to_string_lossy().contains('.'));
-            ensure!(
-                pins.is_absolute() && !dotted,
-                "agent.pins = \"{}\": must be an absolute path whose last part has no dot",
-                pins.display()
-            );
+            checks.ensure(pins.is_absolute() && !dotted, &["agent.pins"], || {
+                format!("agent.pins = \"{}\": must be an absolute path whose last part has no dot", pins.display())
+            });
         }
-        ensure!(
-            agent.on_agent_loss == AgentLoss::Open || agent.pins.is_some(),
-            "agent.on_agent_loss = \"keep\": needs agent.pins, without which the programs end with the agent"
-        );
+        let kept = agent.on_agent_loss == AgentLoss::Open || agent.pins.is_some();
+        checks.ensure(kept, &["agent.on_agent_loss", "agent.pins"], || {
+            "agent.on_agent_loss = \"keep\": needs agent.pins, without which the programs end with the agent".to_owned()
+        });
         let socket = agent.socket.as_os_str().len();
-        ensure!(
-            agent.socket.is_absolute() && socket <= 107,
-            "agent.socket = \"{}\": must be an absolute path of at most 107 bytes",
-            agent.socket.display()
-        );
-
+        checks.ensure(agent.socket.is_absolute() && socket <= 107, &["agent.socket"], || {
+            format!("agent.socket = \"{}\": must be an absolute path of at most 107 bytes", agent.socket.display())
+        });
         if let Some(directory) = &agent.state_dir {
-            ensure!(directory.is_absolute(), "agent.state_dir = \"{}\": must be an absolute path", directory.display());
+            checks.ensure(directory.is_absolute(), &["agent.state_dir"], || {
+                format!("agent.state_dir = \"{}\": must be an absolute path", directory.display())
+            });
         }
-
-        model.validate()?;
-        policy.validate()?;
-        breaker.validate()?;
-        audit.validate()?;
-        ensure!(
-            tag.mark & !tag.mask == 0,
-            "tag.mark = {:#x}: has bits outside tag.mask = {:#x}; widen the mask",
-            tag.mark,
-            tag.mask
-        );
-        if let Some(dscp) = tag.dscp {
-            ensure!(dscp <= 63, "tag.dscp = {dscp}: must be from 0 to 63");
-        }
-        crate::logging::check(&log.level)
     }
 }
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn show(duration: Duration) -> String {
-    humantime::format_duration(duration).to_string()
-}
-
-fn within(name: &str, value: Duration, least: Duration, most: Duration) -> Result<()> {
-    ensure!(
-        (least..=most).contains(&value),
-        "{name} = \"{}\": must be from {} to {}",
-        show(value),
-        show(least),
-        show(most)
-    );
-    Ok(())
-}
-
-fn number(name: &str, value: u32, least: u32, most: u32) -> Result<()> {
-    ensure!((least..=most).contains(&value), "{name} = {value}: must be from {least} to {most}");
-    Ok(())
+/// What a parser says, in one line.
+fn one_line(error: &toml::de::Error) -> String {
+    error.message().trim_end().replace('\n', "; ")
 }
 
 #[cfg(test)]

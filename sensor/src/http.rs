@@ -29,18 +29,29 @@ pub struct Health {
     started: Instant,
     /// Nanoseconds from `started` to the last poll, 0 = none yet.
     last_ns: AtomicU64,
-    stale_after: Duration,
+    /// Nanoseconds.
+    stale_after: AtomicU64,
 }
 
 impl Health {
     /// `stale_after`: the lease, after which the programs do not obey the agent any more.
     pub fn new(now: Instant, stale_after: Duration) -> Health {
+        let stale_after = AtomicU64::new(nanos(stale_after));
         Health { started: now, last_ns: AtomicU64::new(0), stale_after }
+    }
+
+    /// Another lease.
+    pub fn set_stale_after(&self, stale_after: Duration) {
+        self.stale_after.store(nanos(stale_after), Ordering::Relaxed);
+    }
+
+    fn stale_after(&self) -> Duration {
+        Duration::from_nanos(self.stale_after.load(Ordering::Relaxed))
     }
 
     /// Called at each poll.
     pub fn tick(&self, now: Instant) {
-        let ns = u64::try_from(now.saturating_duration_since(self.started).as_nanos()).unwrap_or(u64::MAX);
+        let ns = nanos(now.saturating_duration_since(self.started));
         self.last_ns.store(ns.max(1), Ordering::Relaxed);
     }
 
@@ -54,8 +65,12 @@ impl Health {
 
     /// Whether the last poll is recent enough for the lease to hold.
     pub fn is_fresh(&self, now: Instant) -> bool {
-        self.age(now).is_some_and(|age| age < self.stale_after)
+        self.age(now).is_some_and(|age| age < self.stale_after())
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What the endpoints show.
@@ -102,7 +117,7 @@ async fn healthz(State(HttpState { health, .. }): State<HttpState>) -> Response 
     let body = json!({
         "status": status,
         "last_poll_seconds": health.age(now).map(|age| age.as_secs_f64()),
-        "stale_after_seconds": health.stale_after.as_secs_f64(),
+        "stale_after_seconds": health.stale_after().as_secs_f64(),
     });
     (code, [(CACHE_CONTROL, "no-store")], axum::Json(body)).into_response()
 }

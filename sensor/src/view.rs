@@ -13,12 +13,14 @@ use crate::config::Mode;
 
 mod enforce;
 pub(crate) mod flow;
+mod reload;
 
 pub use enforce::{
     BatchView, BreakerView, EnforceRequest, EnforcementView, MAX_BATCH, ModeView, NewAllow, NewVerdict, NewVerdicts,
     Peer, Reply, VerdictList, VerdictView, Which,
 };
 pub use flow::{FeaturesView, FlowView, SortKey, protocol_name, protocol_number, sort_flows, top};
+pub use reload::{ConfigState, ConfigView, LastReload, ModelReload, ReloadView};
 
 /// The agent as a whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -58,6 +60,9 @@ pub struct StatusView {
     pub verdicts: VerdictsView,
     /// What is in force.
     pub enforcement: EnforcementView,
+    /// The configuration.
+    #[serde(default)]
+    pub config: ConfigState,
     /// Packets in no record, by stage and cause; causes that never happened are left out.
     pub loss: BTreeMap<String, BTreeMap<String, u64>>,
 }
@@ -262,6 +267,28 @@ pub enum Request {
         /// Where the answer goes, when the agent has begun to leave.
         reply: oneshot::Sender<Result<HandOverView, String>>,
     },
+    /// Read the configuration again; the answer comes when it is in force, or refused.
+    Reload {
+        /// Who asks.
+        by: Peer,
+        /// Where the answer goes.
+        reply: Reply<ReloadView>,
+    },
+    /// The configuration that is in force.
+    Config {
+        /// Where the answer goes.
+        reply: oneshot::Sender<ConfigView>,
+    },
+    /// The metrics, in Prometheus text.
+    Metrics {
+        /// Where the answer goes.
+        reply: oneshot::Sender<String>,
+    },
+    /// The last lines of the log.
+    Log {
+        /// Where the answer goes.
+        reply: oneshot::Sender<String>,
+    },
     /// Verdicts, the never-drop list, the mode, the breaker.
     Enforce(EnforceRequest),
     /// The status.
@@ -279,6 +306,10 @@ impl Request {
             Request::Features { reply, .. } => reply.is_closed(),
             Request::Load { reply, .. } => reply.is_closed(),
             Request::HandOver { reply, .. } => reply.is_closed(),
+            Request::Reload { reply, .. } => reply.is_closed(),
+            Request::Config { reply } => reply.is_closed(),
+            Request::Metrics { reply } => reply.is_closed(),
+            Request::Log { reply } => reply.is_closed(),
             Request::Enforce(request) => request.is_abandoned(),
             Request::Status { reply } => reply.is_closed(),
         }

@@ -66,11 +66,16 @@ pub(crate) fn install(packages: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn update() -> Result<()> {
+/// Downloads the package lists.
+///
+/// # Errors
+/// When `apt-get update` fails.
+pub(crate) fn update() -> Result<()> {
     cmd::run(Command::new("apt-get").arg("update"))
 }
 
-fn is_installed(package: &str) -> bool {
+/// Whether the package is installed.
+pub(crate) fn is_installed(package: &str) -> bool {
     let status = cmd::output(Command::new("dpkg-query").args(["-W", "-f=${Status}", package]));
     status.is_ok_and(|text| text == "install ok installed")
 }

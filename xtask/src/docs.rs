@@ -7,7 +7,7 @@ use std::{fs, process::Command};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{cmd, ebpf, setup};
+use crate::{cmd, ebpf};
 
 /// File, and the arguments of `sensor` that print it.
 const DOCUMENTS: [(&str, &[&str]); 4] = [
@@ -30,8 +30,7 @@ pub(crate) struct DocsArgs {
 /// # Errors
 /// When the agent cannot be built or run, or (with `--check`) a document is out of date.
 pub(crate) fn docs(args: DocsArgs) -> Result<()> {
-    setup::ensure(setup::Options::BUILD)?;
-    ebpf::build(ebpf::Objects::All)?;
+    ebpf::ready()?;
     generate(args.check)
 }
 

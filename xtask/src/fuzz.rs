@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{apt, cmd, ebpf, setup};
+use crate::{apt, cmd, ebpf};
 
 /// fuzz/fuzz_targets: the quick ones, which are the default, and [`MODEL`].
 const TARGETS: [&str; 4] = ["parse", "record", "capture", "model"];
@@ -54,8 +54,7 @@ pub(crate) fn fuzz(args: FuzzArgs) -> Result<()> {
     ensure_compiler()?;
     if targets.iter().any(|target| target == MODEL) {
         // The agent embeds the kernel programs.
-        setup::ensure(setup::Options::BUILD)?;
-        ebpf::build(ebpf::Objects::Agent)?;
+        ebpf::ready()?;
     }
     let (sources, work) = (cmd::workspace_root().join("fuzz"), cmd::workspace_root().join("target/fuzz"));
     let host = host()?;

@@ -5,10 +5,10 @@
 
 mod apt;
 mod cmd;
+mod dist;
 mod docs;
 mod ebpf;
 mod fuzz;
-mod linker;
 mod lint;
 mod python;
 mod run;
@@ -32,16 +32,16 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Install what building the eBPF object needs: a Rust toolchain with rust-src, and bpf-linker.
+    /// Install what compiles the kernel programs (only changes of them need that), or what tests and lints use.
     ///
-    /// As root on Debian 12 that is Debian's own rustc-web with LLVM 22; elsewhere rustup's nightly with rust-src.
-    /// bpf-linker goes into target/tools, apart from your own ~/.cargo/bin. Nothing is done when all is there.
+    /// That is rustc 1.96.0 with rust-src and bpf-linker: Debian's packages as root on Debian 12, else rustup's, below
+    /// target/tools, apart from your own toolchains. Sources that fail are passed by. Nothing is done when all is there.
     Setup(setup::Options),
-    /// Build the eBPF object into target/bpf/sensor-ebpf.o, which the agent's build embeds, and that of benches beside it.
+    /// Compile the kernel programs into sensor-ebpf/object, where they are committed and the agent's build takes them from.
     ///
-    /// The toolchain is the first of: $SENSOR_EBPF_OBJECT (a prebuilt object, used as it is; tests and benches need
-    /// sensor-ebpf-bench.o beside it), $SENSOR_BPF_RUSTC, rustup's newest nightly with rust-src, any rustc with rust-src.
-    /// Objects have the same bytes from any folder.
+    /// To be run, and its result committed, after a change of sensor-ebpf or of what it uses. $SENSOR_BPF_RUSTC names
+    /// another compiler than the pinned one; $SENSOR_EBPF_OBJECT an object that builds use as it is (benches: the one
+    /// beside it, sensor-ebpf-bench.o). Objects have the same bytes from any folder.
     /// Then says what each program costs, beside its budget (sensor-ebpf/budget.toml), and fails if one is over a limit.
     Ebpf(ebpf::EbpfArgs),
     /// Build everything and run the agent, by default with its live summary.
@@ -67,6 +67,11 @@ enum Task {
     Parity(run::ParityArgs),
     /// Write docs/metrics.md and docs/features.md from what the agent itself declares.
     Docs(docs::DocsArgs),
+    /// Make what people install: static binaries, .deb, .rpm, .apk, the container image, checksums, bill of materials.
+    ///
+    /// Example: `cargo xtask dist --arch x86_64 --only deb,rpm`. What is made is in target/dist, with the same bytes in each
+    /// run on the same source.
+    Dist(dist::DistArgs),
     /// Check format, lints (host and BPF), dependencies, generated documents and what the kernel programs cost. Changes no
     /// file of the project.
     Lint,
@@ -93,6 +98,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Bench(args) => run::bench(args),
         Task::Parity(args) => run::parity(args),
         Task::Docs(args) => docs::docs(args),
+        Task::Dist(args) => dist::dist(args),
         Task::Lint => lint::lint(),
     }
 }

@@ -33,8 +33,10 @@ pub(crate) struct BenchArgs {
 /// When setup or a build fails, or the program cannot be started as root.
 pub(crate) fn run(args: RunArgs) -> Result<()> {
     let RunArgs { demo, debug, mut args } = args;
-    setup::ensure(if demo { setup::Options::TESTS } else { setup::Options::BUILD })?;
-    ebpf::build(if demo { ebpf::Objects::All } else { ebpf::Objects::Agent })?;
+    if demo {
+        setup::ensure(setup::Options::TESTS)?;
+    }
+    ebpf::ready()?;
     let mut build = cmd::cargo();
     build.args(["build", "-p", "sensor", "--bin", "sensor"]);
     if demo {
@@ -69,10 +71,13 @@ pub(crate) fn bench(args: BenchArgs) -> Result<()> {
     // The others drive real servers and load tools, and the agent beside them.
     let programs = ["datapath", "scaling", "profile", "cpus"];
     let tools = args.args.first().is_none_or(|name| !programs.contains(&name.as_str()));
-    setup::ensure(if tools { setup::Options::TESTS } else { setup::Options::BUILD })?;
-    ebpf::build(ebpf::Objects::All)?;
+    if tools {
+        setup::ensure(setup::Options::TESTS)?;
+    }
+    ebpf::ready()?;
+    ebpf::build_bench()?;
     let mut build = cmd::cargo();
-    build.args(["build", "--release", "-p", "sensor-tests", "--bin", "sensor-bench"]);
+    build.args(["build", "--release", "-p", "sensor-tests", "--features", "bench", "--bin", "sensor-bench"]);
     if tools {
         build.args(["-p", "sensor", "--bin", "sensor"]);
     }
@@ -94,8 +99,7 @@ pub(crate) struct ParityArgs {
 /// # Errors
 /// As [`run`].
 pub(crate) fn parity(args: ParityArgs) -> Result<()> {
-    setup::ensure(setup::Options::BUILD)?;
-    ebpf::build(ebpf::Objects::All)?;
+    ebpf::ready()?;
     // With debug assertions: a silent overflow would be a difference, too.
     cmd::run(cmd::cargo().args(["build", "-p", "sensor-tests", "--bin", "sensor-parity"]))?;
     cmd::exec_as_root(&cmd::host_binary("debug", "sensor-parity")?, &args.args)

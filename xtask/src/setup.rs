@@ -1,14 +1,18 @@
-//! `cargo xtask setup`: makes this machine able to build the eBPF object and, on request, to run the tests and checks.
+//! `cargo xtask setup`: makes this machine able to compile the kernel programs, and to run the tests and checks.
 //!
 //! Invariant: everything that will be installed is printed, with its reason, before the system is touched; what is
-//! already there is not touched. Never calls sudo. Also called, as [`ensure`], by the commands that need its result.
+//! already there is not touched. Never calls sudo. Also called by the commands that need its result: [`ensure`] for
+//! packages, [`toolchain`] for what compiles the kernel programs.
 
 use std::{env, path::PathBuf, process::Command};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{apt, cmd, linker, toolchain, toolchain::Toolchain};
+use crate::{
+    apt, cmd,
+    toolchain::{self, Attempt, Compiler, Here, RUSTUP_HOME, Toolchain},
+};
 
 /// What to install.
 #[derive(Args, Default, Clone, Copy)]
@@ -16,6 +20,10 @@ pub(crate) struct Options {
     /// Do not ask; also the case when stdin is not a terminal
     #[arg(long)]
     yes: bool,
+    /// What compiles the kernel programs: a Rust toolchain with rust-src, and bpf-linker. Only changes of sensor-ebpf or
+    /// sensor-common need it
+    #[arg(long)]
+    ebpf: bool,
     /// Also install what the tests and the demo drive: nginx, wrk, nmap, Prometheus and others (Debian packages)
     #[arg(long)]
     tests: bool,
@@ -31,17 +39,14 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// What building needs.
-    pub(crate) const BUILD: Self = Self { yes: false, tests: false, lint: false, dry_run: false, packages_only: false };
+    /// What the build of the agent needs beyond Rust: nothing.
+    pub(crate) const BUILD: Self =
+        Self { yes: false, ebpf: false, tests: false, lint: false, dry_run: false, packages_only: false };
     /// What running the tests or the demo needs.
     pub(crate) const TESTS: Self = Self { tests: true, ..Self::BUILD };
     /// What `cargo xtask lint` needs.
     pub(crate) const LINT: Self = Self { lint: true, ..Self::BUILD };
 }
-
-/// The Debian packages of the BPF toolchain. Their compiler and this LLVM belong together.
-const DEBIAN_TOOLCHAIN: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "llvm-22-dev"];
-const DEBIAN_LLVM_MAJOR: u32 = 22;
 
 /// A Debian package that tests need, a program that shows it is there, and what tests use it for.
 const TEST_TOOLS: [(&str, &str, &str); 17] = [
@@ -68,18 +73,14 @@ const PYTHON_VENV: (&str, &str) = ("python3-venv", "the model pipeline's environ
 
 /// One thing to install.
 enum Step {
-    Apt { package: String, why: &'static str },
-    Rustup { args: Vec<String>, why: &'static str },
-    BpfLinker,
+    Apt { package: &'static str, why: &'static str },
     CargoDeny,
 }
 
 impl Step {
-    fn describe(&self, linker: &str) -> String {
+    fn describe(&self) -> String {
         match self {
             Self::Apt { package, why } => format!("Debian package {package}: {why}"),
-            Self::Rustup { args, why } => format!("rustup {}: {why}", args.join(" ")),
-            Self::BpfLinker => format!("bpf-linker in target/tools ({linker}): links the eBPF object"),
             Self::CargoDeny => {
                 "cargo-deny in target/tools (compiled here, minutes): checks licences and sources".to_owned()
             }
@@ -91,35 +92,92 @@ impl Step {
 ///
 /// # Errors
 /// When something cannot be installed; the message says what to run instead.
-pub(crate) fn setup(options: Options) -> Result<()> {
-    if ensure(options)? {
-        return Ok(());
+pub(crate) fn setup(mut options: Options) -> Result<()> {
+    // Asked for by itself, the command gets what no other command needs unless the kernel programs were changed.
+    options.ebpf |= !options.tests && !options.lint;
+    let mut is_new = ensure(options)?;
+    if options.ebpf && env::var_os("SENSOR_EBPF_OBJECT").is_none() && !options.packages_only {
+        let found = toolchain::find(&Here)?.filter(is_wanted);
+        is_new |= found.is_none();
+        match found {
+            Some(Toolchain { compiler, linker }) => println!("kernel programs: {}, {}", compiler.name(), linker.name()),
+            None if options.dry_run => print_plan(&toolchain::plan(&Here)?),
+            None => drop(self::toolchain(options)?),
+        }
     }
-    let with = match env::var_os("SENSOR_EBPF_OBJECT") {
-        Some(object) => format!("the eBPF object is {} (SENSOR_EBPF_OBJECT)", object.display()),
-        None => toolchain::require()
-            .map(|t| format!("the eBPF object is built by {} ({})", t.rustc.display(), t.release))?,
-    };
-    println!("nothing to install; {with}");
+    if !is_new {
+        println!("nothing to install");
+    }
     Ok(())
 }
 
-/// Installs what is missing and says so; returns whether anything was missing.
+/// The toolchain of the kernel programs: the one that is here, else what can be had. The pinned one, if it can be had.
+///
+/// # Errors
+/// When there is none, and every source of one failed; the message names each.
+pub(crate) fn toolchain(options: Options) -> Result<Toolchain> {
+    let found = toolchain::find(&Here)?;
+    if let Some(found) = found.clone().filter(is_wanted) {
+        return Ok(found);
+    }
+    let plan = toolchain::plan(&Here)?;
+    print_plan(&plan);
+    if !plan.is_empty() && !options.yes && !cmd::confirm("Proceed?")? {
+        match found {
+            Some(found) => return Ok(found),
+            None => bail!("nothing was installed, as you said no.\n{}", toolchain::HOW_TO_INSTALL),
+        }
+    }
+    match (toolchain::obtain(&mut Here, &plan), found) {
+        (Ok(toolchain), _) => Ok(toolchain),
+        (Err(error), Some(found)) => {
+            println!("note: {} serves, which is not the pinned compiler: {error:#}", found.compiler.name());
+            Ok(found)
+        }
+        (Err(error), None) if !cmd::is_root() && apt::is_here() => {
+            let program = env::current_exe().context("cannot find the path of the running xtask")?;
+            Err(error.context(format!(
+                "root could install Debian's packages. Run this, then the command again:\n  \
+                 sudo env \"HOME=$HOME\" \"PATH=$PATH\" {} setup --ebpf --packages-only",
+                program.display()
+            )))
+        }
+        (Err(error), None) => Err(error),
+    }
+}
+
+/// Whether nothing better needs to be looked for.
+fn is_wanted(found: &Toolchain) -> bool {
+    found.is_pinned() || env::var_os("SENSOR_BPF_RUSTC").is_some()
+}
+
+fn print_plan(plan: &[Attempt]) {
+    println!("the kernel programs are compiled by a Rust compiler with rust-src, and by bpf-linker. What is tried:");
+    for (number, attempt) in plan.iter().enumerate() {
+        let otherwise = if number == 0 { "" } else { "if that fails: " };
+        println!("  {}. {otherwise}{}", number + 1, attempt.describe());
+    }
+    if plan.is_empty() {
+        println!("  (nothing: there is no rustup here, and no Debian packages that this user can install)");
+    }
+}
+
+/// Installs the packages that are missing and says so; returns whether anything was missing.
 ///
 /// # Errors
 /// As [`setup`].
 pub(crate) fn ensure(options: Options) -> Result<bool> {
-    let prebuilt_object = env::var_os("SENSOR_EBPF_OBJECT").is_some();
-    let found = toolchain::find()?;
     let mut steps = Vec::new();
-    if !prebuilt_object {
-        toolchain_steps(found.as_ref(), options, &mut steps)?;
+    if options.ebpf && options.packages_only {
+        let why = "compiles the kernel programs";
+        let missing = toolchain::DEBIAN_PACKAGES.into_iter().filter(|package| !apt::is_installed(package));
+        steps.extend(missing.map(|package| Step::Apt { package, why }));
     }
     if options.tests {
         test_tool_steps(&mut steps);
     }
     if options.lint {
-        lint_steps(found.as_ref(), &mut steps);
+        lint_steps(&mut steps);
     }
     if options.packages_only {
         steps.retain(|step| matches!(step, Step::Apt { .. }));
@@ -127,17 +185,9 @@ pub(crate) fn ensure(options: Options) -> Result<bool> {
     if steps.is_empty() {
         return Ok(false);
     }
-
-    let linker = match &found {
-        Some(toolchain) => linker::Source::choose(toolchain.llvm_major).describe(),
-        None if steps.iter().any(|step| matches!(step, Step::Apt { .. })) => {
-            format!("compiled here against LLVM {DEBIAN_LLVM_MAJOR}")
-        }
-        None => "for the toolchain above".to_owned(),
-    };
     println!("setup installs:");
     for step in &steps {
-        println!("  - {}", step.describe(&linker));
+        println!("  - {}", step.describe());
     }
     if options.dry_run {
         return Ok(true);
@@ -151,76 +201,52 @@ pub(crate) fn ensure(options: Options) -> Result<bool> {
     if !packages.is_empty() {
         apt::install(&packages)?;
     }
-    for step in &steps {
-        match step {
-            Step::Apt { .. } => {}
-            Step::Rustup { args, .. } => cmd::run(Command::new("rustup").args(args))?,
-            Step::BpfLinker => install_linker()?,
-            Step::CargoDeny => install_cargo_deny()?,
-        }
+    if steps.iter().any(|step| matches!(step, Step::CargoDeny)) {
+        install_cargo_deny()?;
     }
     Ok(true)
-}
-
-fn toolchain_steps(found: Option<&Toolchain>, options: Options, steps: &mut Vec<Step>) -> Result<()> {
-    let Some(found) = found else {
-        if !options.dry_run {
-            apt::ensure_lists()?;
-        }
-        let debian = apt::candidate(DEBIAN_TOOLCHAIN[0]).is_some_and(|version| version >= (1, 95));
-        if debian && (cmd::is_root() || cmd::find_in_path("rustup").is_none()) {
-            let why = "compiles the eBPF object (a Rust toolchain with the source of core, and its LLVM)";
-            steps.extend(DEBIAN_TOOLCHAIN.map(|package| Step::Apt { package: package.to_owned(), why }));
-        } else if cmd::find_in_path("rustup").is_some() {
-            let args = ["toolchain", "install", "nightly", "--component", "rust-src", "--no-self-update"];
-            let why = "compiles the eBPF object, which needs the source of core; your default toolchain stays";
-            steps.push(Step::Rustup { args: args.map(str::to_owned).into(), why });
-        } else {
-            bail!(
-                "this machine has neither rustup nor a Debian with rustc-web 1.95 or newer.\n{}",
-                toolchain::HOW_TO_INSTALL
-            );
-        }
-        steps.push(Step::BpfLinker);
-        return Ok(());
-    };
-    if linker::find(found)?.is_none() {
-        steps.push(Step::BpfLinker);
-    }
-    Ok(())
 }
 
 fn test_tool_steps(steps: &mut Vec<Step>) {
     for (package, program, why) in TEST_TOOLS {
         if cmd::find_in_path(program).is_none() {
-            steps.push(Step::Apt { package: package.to_owned(), why });
+            steps.push(Step::Apt { package, why });
         }
     }
     if !cmd::succeeds(Command::new("python3").args(["-c", "import ensurepip, venv"])) {
         let (package, why) = PYTHON_VENV;
-        steps.push(Step::Apt { package: package.to_owned(), why });
+        steps.push(Step::Apt { package, why });
     }
 }
 
-fn lint_steps(found: Option<&Toolchain>, steps: &mut Vec<Step>) {
-    let why = "lints the eBPF crate with the compiler that builds it";
-    match found {
-        Some(toolchain) if toolchain.program("clippy-driver").is_none() => match toolchain.rustup_name() {
-            Some(name) => {
-                let args = ["component", "add", "clippy", "--toolchain", &name];
-                steps.push(Step::Rustup { args: args.map(str::to_owned).into(), why });
-            }
-            None => steps.push(Step::Apt { package: "rust-web-clippy".to_owned(), why }),
-        },
-        // rustup's nightly, the other choice, comes with clippy.
-        None if steps.iter().any(|step| matches!(step, Step::Apt { .. })) => {
-            steps.push(Step::Apt { package: "rust-web-clippy".to_owned(), why });
-        }
-        _ => {}
-    }
+fn lint_steps(steps: &mut Vec<Step>) {
     if cargo_deny().is_none() {
         steps.push(Step::CargoDeny);
     }
+}
+
+/// Gets clippy for the compiler of the kernel programs, which comes apart from it: rustup's into the project's own
+/// toolchain, Debian's as a package. Returns whether it is there; a toolchain of the user's is not touched.
+///
+/// # Errors
+/// When the download fails.
+pub(crate) fn clippy(compiler: &Compiler) -> Result<bool> {
+    let is_there = || compiler.program("cargo-clippy").is_some() && compiler.program("clippy-driver").is_some();
+    if is_there() {
+        return Ok(true);
+    }
+    match compiler.rustup() {
+        Some((home, name)) if home.starts_with(cmd::tools_root()) => {
+            let mut add = Command::new("rustup");
+            cmd::run(add.args(["component", "add", "clippy", "--toolchain", &name]).env(RUSTUP_HOME, home))?;
+        }
+        None if cmd::is_root() && apt::is_here() => {
+            println!("setup installs:\n  - Debian package rust-web-clippy: lints the kernel programs");
+            apt::install(&["rust-web-clippy".to_owned()])?;
+        }
+        _ => {}
+    }
+    Ok(is_there())
 }
 
 /// cargo-deny: the project's own, else the one in PATH.
@@ -231,7 +257,7 @@ pub(crate) fn cargo_deny() -> Option<PathBuf> {
 
 fn apt_packages(steps: &[Step]) -> Vec<String> {
     let package = |step: &Step| match step {
-        Step::Apt { package, .. } => Some(package.clone()),
+        Step::Apt { package, .. } => Some((*package).to_owned()),
         _ => None,
     };
     steps.iter().filter_map(package).collect()
@@ -250,7 +276,7 @@ fn refuse_unless_root(packages: &[String], options: Options) -> Result<()> {
     }
     if !cmd::is_root() {
         let program = env::current_exe().context("cannot find the path of the running xtask")?;
-        let flags = [(options.tests, " --tests"), (options.lint, " --lint")];
+        let flags = [(options.ebpf, " --ebpf"), (options.tests, " --tests"), (options.lint, " --lint")];
         let flags: String = flags.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag).collect();
         // HOME and PATH, so that root sees this user's rustup and does not install a second toolchain.
         bail!(
@@ -260,13 +286,6 @@ fn refuse_unless_root(packages: &[String], options: Options) -> Result<()> {
         );
     }
     apt::ensure_lists()
-}
-
-fn install_linker() -> Result<()> {
-    let toolchain = toolchain::require()?;
-    let source = linker::Source::choose(toolchain.llvm_major);
-    source.install()?;
-    linker::require(&toolchain).map(drop)
 }
 
 fn install_cargo_deny() -> Result<()> {

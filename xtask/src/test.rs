@@ -12,6 +12,9 @@ use crate::{cmd, ebpf, python, setup};
 /// Which tests to run.
 #[derive(Args)]
 pub(crate) struct TestArgs {
+    /// Run only the tests that compare the programs of benches with the agent's; needs what compiles kernel programs
+    #[arg(long)]
+    benches: bool,
     /// Parts of test names, or other arguments for the runner (`cargo nextest run`, else `cargo test`); without any,
     /// all tests
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FILTER")]
@@ -24,7 +27,14 @@ pub(crate) struct TestArgs {
 /// When setup or a build fails, a test fails, or another user than root has no sudo.
 pub(crate) fn test(args: TestArgs) -> Result<()> {
     setup::ensure(setup::Options::TESTS)?;
-    ebpf::build(ebpf::Objects::All)?;
+    ebpf::ready()?;
+    if args.benches {
+        ebpf::build_bench()?;
+        become_able_to_attach()?;
+        let mut programs = cmd::cargo();
+        programs.args(["test", "-p", "sensor-tests", "--features", "bench", "--test", "programs", "bench::"]);
+        return cmd::run(as_root(&mut programs));
+    }
     // Over the whole workspace, so that dependencies get the same features as in the test build: built once.
     cmd::run(cmd::cargo().args(["build", "--workspace", "--bin", "sensor"]))?;
     become_able_to_attach()?;

@@ -8,6 +8,7 @@ use anyhow::Result;
 use sensor_common::features::Sample;
 use sensor_common::table::WAYS;
 
+use super::apply::Settled;
 use super::clock::now_ns;
 use super::enforce::Around;
 use super::interfaces::Interfaces;
@@ -15,7 +16,8 @@ use super::poll::{Models, Poller, Watched};
 use super::reload::{Files, Loader};
 use crate::bpf::load::Kernel;
 use crate::bpf::probe::links::Links;
-use crate::config::Config;
+use crate::config::{Config, Source};
+use crate::control::SharedPolicy;
 use crate::harvest::Memory;
 use crate::http::Health;
 use crate::interfaces::List;
@@ -38,13 +40,15 @@ impl Polls {
     /// # Errors
     /// If no thread can be started.
     pub fn new(config: Config, kernel: Kernel, model: Option<Model>) -> Result<Polls> {
-        let loader = Loader::start(&config, Files::none())?;
+        let loader = Loader::start(&config, Source::default(), Files::none())?;
         let health = Arc::new(Health::new(Instant::now(), config.agent.lease));
         let around = Around::look(&config);
         let models = Models { active: model, shadow: None, loader };
+        let settled = Settled::new(None, config.clone(), SharedPolicy::default(), None);
+        let metrics = Arc::new(Metrics::new());
         let interfaces = Interfaces::new(List::default(), Links::follow()?, &kernel, true);
         let watched = Watched { attached: Vec::new(), interfaces };
-        Ok(Polls(Poller::new(config, kernel, watched, models, Arc::new(Metrics::new()), health, around)))
+        Ok(Polls(Poller::new(config, kernel, watched, models, metrics, health, around, settled)))
     }
 
     /// One poll: what the agent does every poll interval, but for what it does once a second.

@@ -3,11 +3,12 @@
 //! Invariant: a swap takes place between two polls and takes no verdict away; a shadow's scores reach metrics and
 //! nothing else. Called by [`super::poll`] and [`super::score`].
 
+use std::sync::mpsc::TrySendError;
 use std::time::{Duration, Instant};
 
 use super::clock::now_ns;
 use super::poll::Poller;
-use super::reload::{Job, Outcome, Reply};
+use super::reload::{Done, Job, Outcome, ReloadReply, Reply};
 use super::report;
 use super::start::lease_until;
 use crate::audit::Event;
@@ -101,69 +102,86 @@ impl Poller {
         if role == ModelRole::Shadow && self.model.is_none() {
             return drop(reply.send(Err("there is no model that a shadow could be compared with".to_owned())));
         }
-        if let Err(error) = self.loader.jobs.try_send(Job::Load { role, path, by, reply }) {
-            use std::sync::mpsc::TrySendError::{Disconnected, Full};
-            let (Full(job) | Disconnected(job)) = error;
-            if let Job::Load { reply, .. } = job {
-                drop(reply.send(Err("other models are being loaded; try again later".to_owned())));
-            }
+        let job = Job::Load { role, path, by, reply };
+        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = self.loader.jobs.try_send(job)
+            && let Job::Load { reply, .. } = job
+        {
+            drop(reply.send(Err("other models are being loaded; try again later".to_owned())));
+        }
+    }
+
+    /// Hands a request to the thread that reads the configuration.
+    pub(super) fn request_reload(&mut self, by: Peer, reply: ReloadReply) {
+        let job = Job::Reload { by: format!("operator {by}"), reply: Some(reply) };
+        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = self.loader.jobs.try_send(job)
+            && let Job::Reload { reply: Some(reply), .. } = job
+        {
+            drop(reply.send(Err("other files are being loaded; try again later".to_owned())));
         }
     }
 
     /// Takes over what was loaded since the last poll.
     pub(super) fn take_loaded(&mut self) {
-        while let Ok(outcome) = self.loader.outcomes.try_recv() {
-            let Outcome { role, source, path, took, result, reply } = outcome;
-            self.metrics.model_load(role, source, result.is_ok());
-            let by = reply.as_ref().map_or_else(|| source.name().to_owned(), |(peer, _)| format!("operator {peer}"));
-            let answer = match result {
-                Ok(model) => {
-                    tracing::info!(
-                        "{} model {} ({}) loaded from {} in {:.0} ms ({})",
-                        role.name(),
-                        model.name,
-                        report::short_hash(&model),
-                        path.display(),
-                        took.as_secs_f64() * 1e3,
-                        source.name()
-                    );
-                    let view = report::model(&model, &path);
-                    self.enforcer.audit.write(Event::Model {
-                        role: role.name(),
-                        name: model.name.clone(),
-                        model: model.hash.clone(),
-                        by,
-                        refused: None,
-                    });
-                    match role {
-                        ModelRole::Active => self.swap(*model, path),
-                        ModelRole::Shadow => self.swap_shadow(*model, path),
-                    }
-                    Ok(view)
-                }
-                Err(error) => {
-                    let goes_on = match role {
-                        ModelRole::Active => self.model.as_ref(),
-                        ModelRole::Shadow => self.shadow.as_ref().map(|shadow| &shadow.model),
-                    };
-                    let goes_on = goes_on.map_or("none is in use".to_owned(), |model| {
-                        format!("{} ({}) goes on", model.name, report::short_hash(model))
-                    });
-                    tracing::error!("{} model refused ({}), {goes_on}: {error:#}", role.name(), source.name());
-                    self.enforcer.audit.write(Event::Model {
-                        role: role.name(),
-                        name: path.display().to_string(),
-                        model: String::new(),
-                        by,
-                        refused: Some(format!("{error:#}")),
-                    });
-                    Err(format!("{error:#}"))
-                }
-            };
-            if let Some((_, reply)) = reply {
-                // Nobody waits any more if it cannot be sent.
-                let _ = reply.send(answer);
+        while let Ok(done) = self.loader.outcomes.try_recv() {
+            match done {
+                Done::Model(outcome) => self.take_model(outcome),
+                Done::Config(reloaded) => self.take_config(*reloaded),
             }
+        }
+    }
+
+    /// Takes a model, or says why it was refused.
+    pub(super) fn take_model(&mut self, outcome: Outcome) {
+        let Outcome { role, source, path, took, result, reply } = outcome;
+        self.metrics.model_load(role, source, result.is_ok());
+        let by = reply.as_ref().map_or_else(|| source.name().to_owned(), |(peer, _)| format!("operator {peer}"));
+        let answer = match result {
+            Ok(model) => {
+                tracing::info!(
+                    "{} model {} ({}) loaded from {} in {:.0} ms ({})",
+                    role.name(),
+                    model.name,
+                    report::short_hash(&model),
+                    path.display(),
+                    took.as_secs_f64() * 1e3,
+                    source.name()
+                );
+                let view = report::model(&model, &path);
+                self.enforcer.audit.write(Event::Model {
+                    role: role.name(),
+                    name: model.name.clone(),
+                    model: model.hash.clone(),
+                    by,
+                    refused: None,
+                });
+                match role {
+                    ModelRole::Active => self.swap(*model, path),
+                    ModelRole::Shadow => self.swap_shadow(*model, path),
+                }
+                Ok(view)
+            }
+            Err(error) => {
+                let goes_on = match role {
+                    ModelRole::Active => self.model.as_ref(),
+                    ModelRole::Shadow => self.shadow.as_ref().map(|shadow| &shadow.model),
+                };
+                let goes_on = goes_on.map_or("none is in use".to_owned(), |model| {
+                    format!("{} ({}) goes on", model.name, report::short_hash(model))
+                });
+                tracing::error!("{} model refused ({}), {goes_on}: {error:#}", role.name(), source.name());
+                self.enforcer.audit.write(Event::Model {
+                    role: role.name(),
+                    name: path.display().to_string(),
+                    model: String::new(),
+                    by,
+                    refused: Some(format!("{error:#}")),
+                });
+                Err(format!("{error:#}"))
+            }
+        };
+        if let Some((_, reply)) = reply {
+            // Nobody waits any more if it cannot be sent.
+            let _ = reply.send(answer);
         }
     }
 
@@ -199,6 +217,41 @@ impl Poller {
         }
     }
 
+    /// There is no such model any more. Verdicts stay until they end.
+    pub(super) fn unload(&mut self, role: ModelRole) {
+        let old = match role {
+            ModelRole::Active => self.model.take(),
+            ModelRole::Shadow => self.shadow.take().map(|shadow| shadow.model),
+        };
+        let Some(old) = old else { return };
+        self.metrics.model(role, None);
+        if role == ModelRole::Active {
+            self.memories.iter_mut().for_each(|memory| memory.another_model(false));
+            self.renew_drift();
+        }
+        tracing::info!("{} model {} is not in use any more", role.name(), old.name);
+        self.retire(old);
+    }
+
+    /// Drift is counted anew, and holds nothing back.
+    pub(super) fn renew_drift(&mut self) {
+        if std::mem::take(&mut self.enforcer.drifted) {
+            self.enforcer.audit.write(Event::Drift { held: false });
+            self.obey_ceilings();
+        }
+        self.drift = DriftState::new(&self.config, self.model.as_ref());
+        self.metrics.drift_reset();
+    }
+
+    /// The rules of the configuration, for the models in use.
+    pub(super) fn renew_policy(&mut self) {
+        self.policy = policy(&self.config, self.model.as_ref());
+        self.policy.set_ramp(self.enforcer.ramp());
+        if let Some(shadow) = &mut self.shadow {
+            shadow.policy = policy(&self.config, Some(&shadow.model));
+        }
+    }
+
     fn retire(&mut self, old: Model) {
         // If the thread is busy, it is dropped here.
         let _ = self.loader.jobs.try_send(Job::Retire(Box::new(old)));
@@ -221,6 +274,7 @@ impl Poller {
             }
             self.lease_until_ns = lease_until(&self.config, now_ns());
             self.kernel.control.set_lease(self.lease_until_ns);
+            self.watchdog.feed();
             let (begun, invalid) = (Instant::now(), other.invalid());
             let contexts = contexts.get(first..first + records.len()).unwrap_or_default();
             let result = other.score(records, contexts, scores);

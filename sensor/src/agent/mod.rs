@@ -4,10 +4,12 @@
 //! Order: checks → model → sockets → programs → attach → poll. Traffic is touched by none of it before the last step. Where an
 //! agent runs already and is to be replaced, it goes on up to the sockets ([`start`]).
 
+mod apply;
 #[cfg(feature = "bench")]
 pub mod bench;
 mod clock;
 mod context;
+mod detach;
 mod enforce;
 mod interfaces;
 mod life;
@@ -26,6 +28,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use self::apply::Settled;
+pub use self::detach::detach;
 use self::enforce::Around;
 use self::interfaces::Interfaces;
 use self::poll::{Ending, Models, Poller, Watched};
@@ -37,26 +41,29 @@ use crate::bpf::load::Kernel;
 use crate::bpf::memory::mib;
 use crate::bpf::probe::links::Links;
 use crate::bpf::probe::{self, Capabilities};
-use crate::config::Config;
-use crate::control::{Access, ControlSocket};
+use crate::config::{Config, Source};
+use crate::control::{Access, ControlSocket, SharedPolicy};
 use crate::http::{self, Health, HttpState};
 use crate::interfaces::List;
+use crate::logging::Logger;
 use crate::metrics::Metrics;
 use crate::model::{Model, accept, isolate};
+use crate::service;
 
 /// Interfaces that have a line of their own in the log at the start.
 const ANNOUNCED: usize = 32;
 /// Requests that may wait for the poll thread.
 const REQUESTS: usize = 16;
 
-/// Runs the agent until SIGINT or SIGTERM, or until another agent takes over. `takeover`: whether and when this one takes
-/// over from another.
+/// Runs the agent until SIGINT or SIGTERM, or until another agent takes over. `config` is what came of `source`, which is asked
+/// again when the agent reloads; `logger` follows. `takeover`: whether and when this one takes over from another.
 ///
 /// # Errors
 /// Whatever kept it from starting, or from taking its programs off at the end; nothing stays attached.
-pub fn run(mut config: Config, takeover: Option<Takeover>) -> Result<()> {
+pub fn run(mut config: Config, source: Source, logger: Logger, takeover: Option<Takeover>) -> Result<()> {
     let capabilities = probe::kernel();
     check(&capabilities)?;
+    let configured = config.clone();
     if config.interfaces.is_empty() {
         config.interfaces = vec![probe::default_interface()?];
     }
@@ -65,14 +72,18 @@ pub fn run(mut config: Config, takeover: Option<Takeover>) -> Result<()> {
         attach::ifindex(name)?;
     }
     let files = Files::now(&config);
+    service::starting(&config, "checking the model");
     let model = load_model(config.model.path.as_deref(), &config)?;
+    service::starting(&config, "checking the shadow model");
     let shadow = load_model(config.model.shadow.as_deref(), &config)?;
+    service::starting(&config, "loading and attaching programs");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
     let beginning = Beginning::new(&config, &capabilities, takeover)?;
-    runtime.block_on(serve(config, model, shadow, files, &capabilities, beginning))
+    let origin = Origin { source, configured, logger };
+    runtime.block_on(serve(config, origin, model, shadow, files, &capabilities, beginning))
 }
 
 /// What the kernel must have before anything is tried.
@@ -110,8 +121,17 @@ fn load_model(path: Option<&Path>, config: &Config) -> Result<Option<Model>> {
     accept::on_large_stack(|| accept::load(path, config)).map(Some)
 }
 
+/// What a reload begins with.
+struct Origin {
+    source: Source,
+    /// What came of it, before the start filled in what it found.
+    configured: Config,
+    logger: Logger,
+}
+
 async fn serve(
     config: Config,
+    Origin { source, configured, logger }: Origin,
     model: Option<Model>,
     shadow: Option<Model>,
     files: Files,
@@ -129,7 +149,8 @@ async fn serve(
     let metrics = Arc::new(Metrics::new());
     let health = Arc::new(Health::new(Instant::now(), config.agent.lease));
     let group = Some(config.agent.socket_group.clone()).filter(|group| !group.is_empty());
-    let access = Access { group, policy: config.policy.clone() };
+    let shared = SharedPolicy::new(config.policy.clone().into());
+    let access = Access { group, policy: shared.clone() };
     let control = ControlSocket::bind(&config.agent.socket, access).await?;
     let listener = match config.metrics.listen {
         Some(address) => Some(http::bind(address).await?),
@@ -141,7 +162,8 @@ async fn serve(
     announce(&kernel, &attached, model.as_ref());
     let interfaces = Interfaces::new(list, links, &kernel, capabilities.tcx);
     let maps = kernel.memory();
-    let loader = Loader::start(&config, files)?;
+    let settled = Settled::new(source.file.clone(), configured.clone(), shared, Some(logger));
+    let loader = Loader::start(&configured, source, files)?;
     let jobs = loader.jobs.clone();
 
     let (requests, inbox) = mpsc::channel(REQUESTS);
@@ -161,6 +183,7 @@ async fn serve(
         metrics,
         health,
         around,
+        settled,
     );
     let thread = std::thread::Builder::new()
         .name("sensor-poll".to_owned())
@@ -183,6 +206,7 @@ async fn serve(
             mib(maps.taken),
             mib(maps.mapped)
         );
+        service::ready();
         tracing::info!("ready");
     }
     let reason = loop {
@@ -194,12 +218,13 @@ async fn serve(
             _ = interrupt.recv() => break "SIGINT",
             _ = terminate.recv() => break "SIGTERM",
             _ = &mut ended => break "the poll thread",
-            _ = hangup.recv() => match jobs.try_send(Job::Again) {
-                Ok(()) => tracing::info!("SIGHUP: loading the models again"),
-                Err(_) => tracing::warn!("SIGHUP is ignored: models are being loaded"),
+            _ = hangup.recv() => match jobs.try_send(Job::Reload { by: "SIGHUP".to_owned(), reply: None }) {
+                Ok(()) => tracing::info!("SIGHUP: reading the configuration and the models again"),
+                Err(_) => tracing::warn!("SIGHUP is ignored: other files are being loaded"),
             },
         }
     };
+    service::stopping(reason);
     tracing::info!("stopping because of {reason}");
     ending.stop();
     // The thread looks at the flag once a poll, at most a second; a second signal is not needed.

@@ -1,7 +1,8 @@
-//! The thread that loads models while the agent runs: on SIGHUP, when a file changes, and for `sensor model load`.
+//! The thread that reads files while the agent runs: the configuration on SIGHUP and for `sensor reload`, models also
+//! when a file changes and for `sensor model load`.
 //!
-//! Invariant: the poll thread never waits for a file, a check or a build. It gets models that are ready, swaps them
-//! between two polls, and gives the old ones back to be dropped here. A model that fails leaves the running one alone.
+//! Invariant: the poll thread never waits for a file, a check or a build. It gets models and settings that are ready,
+//! takes them between two polls, and gives old models back to be dropped here. What fails leaves the running one alone.
 //! Called by [`super::serve`] (starts it), by the signal handler and by [`super::poll`].
 
 use std::fs;
@@ -13,10 +14,14 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 
-use crate::config::Config;
+use super::apply::SINKS;
+use super::enforce::Around;
+use crate::audit::Opened;
+use crate::config::{Config, Source, change};
+use crate::host::{self, Surroundings};
 use crate::metrics::{LoadSource, ModelRole};
 use crate::model::{Model, accept, file, isolate};
-use crate::view::{ModelView, Peer};
+use crate::view::{ModelView, Peer, ReloadView};
 
 /// Time between two looks at the files.
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
@@ -26,12 +31,15 @@ const JOBS: usize = 8;
 /// Whoever waits for a load: the model that is in use since, or what went wrong.
 pub(super) type Reply = oneshot::Sender<Result<ModelView, String>>;
 
+/// Whoever waits for a reload.
+pub(super) type ReloadReply = oneshot::Sender<Result<ReloadView, String>>;
+
 /// What the thread is asked.
 pub(super) enum Job {
     /// Load this file.
     Load { role: ModelRole, path: PathBuf, by: Peer, reply: Reply },
-    /// Load again whatever file each role has.
-    Again,
+    /// Read the configuration again, and load again whatever file each role has. Nobody waits if it is a signal.
+    Reload { by: String, reply: Option<ReloadReply> },
     /// Drop a model that is no longer used: that can take longer than a poll may.
     Retire(#[expect(dead_code, reason = "it is only dropped")] Box<Model>),
 }
@@ -45,6 +53,40 @@ pub(super) struct Outcome {
     pub(super) result: Result<Box<Model>>,
     /// Who asked, and waits.
     pub(super) reply: Option<(Peer, Reply)>,
+}
+
+/// Something for the poll thread.
+pub(super) enum Done {
+    Model(Outcome),
+    Config(Box<Reloaded>),
+}
+
+/// A configuration that was read again.
+pub(super) struct Reloaded {
+    pub(super) by: String,
+    /// What is to be taken, all of it or nothing; or why it is refused.
+    pub(super) result: Result<Prepared, String>,
+    /// Who asked, and waits.
+    pub(super) reply: Option<ReloadReply>,
+    /// This thread waits to hear whether it was taken.
+    pub(super) taken: SyncSender<bool>,
+}
+
+/// Later looks around this host.
+pub(super) type Watch = Receiver<Surroundings>;
+
+/// A configuration whose files are open.
+pub(super) struct Prepared {
+    pub(super) change: change::Outcome,
+    pub(super) models: Vec<Outcome>,
+    /// The model and the shadow that the configuration does not have any more.
+    pub(super) without: Vec<ModelRole>,
+    /// New sinks of the audit, if those are changed.
+    pub(super) audit: Option<Opened>,
+    /// What is around this host, if something else is to be looked at, or the mode changes: sessions first.
+    pub(super) around: Option<Around>,
+    /// Later looks, if something else is to be looked at.
+    pub(super) watch: Option<Watch>,
 }
 
 /// The files of a configuration as they are now. To be taken before they are read: what is written later is a change.
@@ -66,15 +108,16 @@ impl Files {
 /// The poll thread's end.
 pub(super) struct Loader {
     pub(super) jobs: SyncSender<Job>,
-    pub(super) outcomes: Receiver<Outcome>,
+    pub(super) outcomes: Receiver<Done>,
 }
 
 impl Loader {
-    /// Starts the thread; it ends when the last sender of jobs is gone. `files` are those that are in use.
-    pub(super) fn start(config: &Config, Files(files): Files) -> Result<Loader> {
+    /// Starts the thread; it ends when the last sender of jobs is gone. `config` is what came of `source`; `files` are
+    /// those that are in use.
+    pub(super) fn start(config: &Config, source: Source, Files(files): Files) -> Result<Loader> {
         let (jobs, inbox) = sync_channel(JOBS);
         let (outbox, outcomes) = sync_channel(JOBS);
-        let mut thread = Thread { files, config: config.clone(), outbox };
+        let mut thread = Thread { files, config: config.clone(), source, outbox };
         std::thread::Builder::new()
             .name("sensor-model".to_owned())
             .stack_size(2 * isolate::STACK)
@@ -85,10 +128,12 @@ impl Loader {
 }
 
 struct Thread {
+    /// As it was configured: a model that was loaded by command is none of it.
     config: Config,
+    source: Source,
     /// What is watched.
     files: Vec<(ModelRole, Watched)>,
-    outbox: SyncSender<Outcome>,
+    outbox: SyncSender<Done>,
 }
 
 impl Thread {
@@ -98,10 +143,7 @@ impl Thread {
                 Ok(Job::Load { role, path, by, reply }) => {
                     self.load(role, path, LoadSource::Command, Some((by, reply)))
                 }
-                Ok(Job::Again) => {
-                    let paths: Vec<_> = self.files.iter().map(|(role, file)| (*role, file.path.clone())).collect();
-                    paths.into_iter().all(|(role, path)| self.load(role, path, LoadSource::Signal, None))
-                }
+                Ok(Job::Reload { by, reply }) => self.reload(by, reply),
                 Ok(Job::Retire(_)) => true,
                 Err(RecvTimeoutError::Timeout) => !self.config.model.watch || self.look(),
                 Err(RecvTimeoutError::Disconnected) => false,
@@ -121,20 +163,114 @@ impl Thread {
 
     /// Loads a file; whether the poll thread is still there.
     fn load(&mut self, role: ModelRole, path: PathBuf, source: LoadSource, reply: Option<(Peer, Reply)>) -> bool {
-        let begun = Instant::now();
-        // Before it is read: what is written later is a change.
-        let watched = Watched::new(path.clone());
-        let result = accept::load(&path, &self.config).map(Box::new);
+        let (watched, outcome) = read(role, path, source, &self.config);
+        self.watch(role, watched, outcome.result.is_ok());
+        self.outbox.send(Done::Model(Outcome { reply, ..outcome })).is_ok()
+    }
+
+    fn watch(&mut self, role: ModelRole, watched: Watched, loaded: bool) {
         match self.files.iter_mut().find(|(of, _)| *of == role) {
             // A refused file of another name is not watched: the one in use still is.
-            Some((_, file)) if result.is_ok() || file.path == path => *file = watched,
+            Some((_, file)) if loaded || file.path == watched.path => *file = watched,
             Some(_) => {}
-            None if result.is_ok() => self.files.push((role, watched)),
+            None if loaded => self.files.push((role, watched)),
             None => {}
         }
-        self.outbox.send(Outcome { role, source, path, took: begun.elapsed(), result, reply }).is_ok()
+    }
+
+    /// Reads the configuration again; whether the poll thread is still there.
+    fn reload(&mut self, by: String, reply: Option<ReloadReply>) -> bool {
+        if reply.as_ref().is_some_and(ReloadReply::is_closed) {
+            // Whoever asked has been told that nothing is done.
+            return true;
+        }
+        let (taken, answer) = sync_channel(1);
+        let source = if reply.is_some() { LoadSource::Command } else { LoadSource::Signal };
+        let (result, seen) = match self.prepare(source) {
+            Ok((prepared, seen)) => (Ok(prepared), seen),
+            Err(reason) => (Err(reason), Vec::new()),
+        };
+        let config = result.as_ref().ok().map(|prepared| prepared.change.config.clone());
+        let without = result.as_ref().map(|prepared| prepared.without.clone()).unwrap_or_default();
+        if self.outbox.send(Done::Config(Box::new(Reloaded { by, result, reply, taken }))).is_err() {
+            return false;
+        }
+        match (answer.recv(), config) {
+            (Ok(true), Some(config)) => {
+                self.config = config;
+                self.files.retain(|(role, _)| !without.contains(role));
+                seen.into_iter().for_each(|(role, watched, loaded)| self.watch(role, watched, loaded));
+                true
+            }
+            (answer, _) => answer.is_ok(),
+        }
+    }
+
+    /// Everything of a reload that takes time or can fail; the error is for whoever asked. With it, what is watched
+    /// afterwards and whether it was loaded.
+    fn prepare(&self, source: LoadSource) -> Result<(Prepared, Vec<Seen>), String> {
+        let new = self.source.resolve().map_err(|wrong| wrong.to_string())?;
+        let change = change::compare(&self.config, &new);
+        // What waits for a restart and what does not must go together until then.
+        let problems: Vec<_> = change.config.problems().into_iter().map(|problem| problem.text).collect();
+        if !problems.is_empty() {
+            return Err(format!("{} (as long as other settings wait for a restart)", problems.join("; ")));
+        }
+        let config = &change.config;
+        // A model that cannot be had with these settings is an error in them; of one that was fine with them before,
+        // the file is to blame, and the settings are good.
+        let strict = ["model", "agent.lease", "policy.threshold", "policy.label_actions"]
+            .iter()
+            .any(|name| change.changes(name));
+        let (mut models, mut seen, mut without) = (Vec::new(), Vec::new(), Vec::new());
+        let roles = [
+            (ModelRole::Active, "model.path", &config.model.path),
+            (ModelRole::Shadow, "model.shadow", &config.model.shadow),
+        ];
+        for (role, setting, configured) in roles {
+            // One that was loaded by command stays in its place until the configuration names another.
+            let in_use = self.files.iter().find(|(of, _)| *of == role).map(|(_, file)| file.path.clone());
+            let path = if change.changes(setting) { configured.clone() } else { in_use };
+            let Some(path) = path else {
+                without.push(role);
+                continue;
+            };
+            let (watched, outcome) = read(role, path, source, config);
+            if let Err(error) = &outcome.result
+                && strict
+            {
+                return Err(format!("{setting}: {error:#}"));
+            }
+            seen.push((role, watched, outcome.result.is_ok()));
+            models.push(outcome);
+        }
+        let audit = if SINKS.iter().any(|name| change.changes(name)) {
+            let (opened, failures) = Opened::of(&config.audit, config.agent.state_dir.as_deref());
+            if !failures.is_empty() {
+                return Err(failures.join("; "));
+            }
+            Some(opened)
+        } else {
+            None
+        };
+        let looks = ["policy.never_drop_host", "policy.session_ports"].iter().any(|name| change.changes(name));
+        let watch = looks.then(|| host::watch(&config.policy)).transpose().map_err(|error| format!("{error:#}"))?;
+        let around = (looks || change.changes("mode")).then(|| Around::look(config));
+        Ok((Prepared { change, models, without, audit, around, watch }, seen))
     }
 }
+
+/// Loads a model, and how its file was before.
+fn read(role: ModelRole, path: PathBuf, source: LoadSource, config: &Config) -> (Watched, Outcome) {
+    let begun = Instant::now();
+    // Before it is read: what is written later is a change.
+    let watched = Watched::new(path.clone());
+    let result = accept::load(&path, config).map(Box::new);
+    (watched, Outcome { role, source, path, took: begun.elapsed(), result, reply: None })
+}
+
+/// A file that was read for a role, and whether it could be loaded.
+type Seen = (ModelRole, Watched, bool);
 
 /// A file and how it was when it was last loaded.
 struct Watched {
@@ -202,8 +338,11 @@ mod tests {
         // Here the agent has read the first file, and then somebody puts another one in its place.
         fs::write(folder.path().join("new"), vec![0; 2 << 20]).expect("write");
         fs::rename(folder.path().join("new"), &path).expect("rename");
-        let loader = Loader::start(&config, files).expect("start");
-        let Outcome { role, source, result, .. } = loader.outcomes.recv_timeout(WATCH_INTERVAL * 20).expect("seen");
+        let loader = Loader::start(&config, Source::default(), files).expect("start");
+        let Done::Model(outcome) = loader.outcomes.recv_timeout(WATCH_INTERVAL * 20).expect("seen") else {
+            panic!("nobody asked for a reload")
+        };
+        let Outcome { role, source, result, .. } = outcome;
         assert_eq!((role, source), (ModelRole::Active, LoadSource::File));
         let text = format!("{:#}", result.expect_err("too large"));
         assert!(text.contains("model.max_file_mib"), "{text}");

@@ -203,6 +203,7 @@ pub(super) fn status(poller: &Poller) -> StatusView {
         flows: FlowsView { created: totals.flows_created, ended: totals.flows_ended, scored: totals.scored },
         verdicts: metrics.verdicts_view(),
         enforcement: poller.enforcement_view(),
+        config: poller.settled.state(),
         loss: metrics.loss_view(),
     }
 }

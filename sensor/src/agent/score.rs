@@ -222,6 +222,7 @@ impl Poller {
         // Each is a call of the model.
         self.lease_until_ns = lease_until(&self.config, now_ns());
         self.kernel.control.set_lease(self.lease_until_ns);
+        self.watchdog.feed();
         let sample = Sample { record: &self.records[number], context: &context };
         let mut row = vec![0.0; model.features.len()];
         vector::fill(&model.features, &sample, &mut row);

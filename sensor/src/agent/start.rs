@@ -206,13 +206,7 @@ impl Beginning {
                 freed => tracing::warn!("freed {freed} records that a killed agent had locked"),
             }
         }
-        kernel.control.set(&Control {
-            tag_mark: config.tag.mark,
-            tag_mask: config.tag.mask,
-            tag_dscp: config.tag.dscp.map_or(NO_DSCP, u32::from),
-            evict_idle_ticks: ticks(config.kernel.evict_idle) as u32,
-            ..Control::zeroed()
-        });
+        kernel.control.set(&page(config));
         let mut attached = Vec::new();
         let matched = list.select(links.values()).into_iter().map(|link| &link.name);
         let matched = matched.filter(|name| !list.is_named(name));
@@ -267,6 +261,17 @@ pub(super) fn lease_until(config: &Config, now_ns: u64) -> u64 {
     }
 }
 
+/// The part of the control page that settings make.
+pub(super) fn page(config: &Config) -> Control {
+    Control {
+        tag_mark: config.tag.mark,
+        tag_mask: config.tag.mask,
+        tag_dscp: config.tag.dscp.map_or(NO_DSCP, u32::from),
+        evict_idle_ticks: ticks(config.kernel.evict_idle) as u32,
+        ..Control::zeroed()
+    }
+}
+
 fn options(config: &Config, capabilities: &Capabilities) -> LoadOptions {
     // The configuration was checked.
     let list = List::parse(&config.interfaces).unwrap_or_default();
@@ -288,7 +293,7 @@ fn options(config: &Config, capabilities: &Capabilities) -> LoadOptions {
 }
 
 /// The directory, and whether it is ours. An agent that stops may remove it under our hands.
-fn open(path: &Path) -> Result<(Pins, bool)> {
+pub(super) fn open(path: &Path) -> Result<(Pins, bool)> {
     let mut tries = 3;
     loop {
         let mut pins = Pins::open(path)?;

@@ -1,13 +1,13 @@
 //! The agent's only door to the kernel: load, attach, shared memory. Nothing outside this module imports aya.
 //!
 //! [`sys`] holds all `unsafe` of the agent; [`load`] makes programs and maps of the embedded object, which `object` chooses, [`memory`]
-//! adds up what the maps take, [`context`] is two of them, `books` are what left them, and `balance` (feature `bench`) adds it all up,
+//! adds up what the maps take, [`context`] is two of them, `books` are what left them, and `balance` (feature `inspect`) adds it all up,
 //! [`run`] names the programs and runs them without an interface; [`attach`] puts them on interfaces and takes them off again; `bench`
-//! (of the same feature) has what these are compared with; [`verdicts`] keeps the maps of verdicts and the never-drop list; [`probe`]
+//! (feature `bench`) has what these are compared with; [`verdicts`] keeps the maps of verdicts and the never-drop list; [`probe`]
 //! says what this kernel can do.
 
 pub mod attach;
-#[cfg(feature = "bench")]
+#[cfg(feature = "inspect")]
 pub mod balance;
 #[cfg(feature = "bench")]
 pub mod bench;

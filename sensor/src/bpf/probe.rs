@@ -187,9 +187,11 @@ pub(super) fn frames(interface: &str) -> Option<u16> {
 /// There is no default route.
 pub fn default_interface() -> Result<String> {
     let table = |path| fs::read_to_string(path).unwrap_or_default();
-    default_route_v4(&table("/proc/net/route")).or_else(|| default_route_v6(&table("/proc/net/ipv6_route"))).ok_or_else(
-        || anyhow!("there is no default route to take the interface from; name one with -i or `interfaces`"),
-    )
+    default_route_v4(&table("/proc/thread-self/net/route"))
+        .or_else(|| default_route_v6(&table("/proc/thread-self/net/ipv6_route")))
+        .ok_or_else(|| {
+            anyhow!("there is no default route to take the interface from; name one with -i or `interfaces`")
+        })
 }
 
 /// `enum netdev_xdp_act`: the basic actions, and receiving into several buffers.

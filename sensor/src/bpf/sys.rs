@@ -4,12 +4,12 @@
 //! an atomic load or store; a record is copied under its sequence lock and copied again if a writer was inside.
 //!
 //! Mapping, and what makes plain data of a type, are in this file; the parts stand on them without `unsafe` of their own: [`table`],
-//! [`sets`] of the host context, the page of [`control`], the `ring` of evicted records (feature `bench`).
+//! [`sets`] of the host context, the page of [`control`], the `ring` of evicted records (feature `inspect`).
 
 #![expect(unsafe_code, reason = "memory that is shared with the kernel")]
 
 mod control;
-#[cfg(feature = "bench")]
+#[cfg(feature = "inspect")]
 mod ring;
 mod sets;
 mod table;
@@ -26,7 +26,7 @@ use sensor_common::flow::FlowRecord;
 use sensor_common::lock::TAKEN;
 
 pub use self::control::ControlPage;
-#[cfg(feature = "bench")]
+#[cfg(feature = "inspect")]
 pub use self::ring::RingView;
 pub use self::sets::Sets;
 pub use self::table::{Head, Slot, Table};

@@ -239,7 +239,7 @@ pub(super) fn mode(to: Option<Mode>, socket: &Socket, json: bool) -> Result<Exit
     if view.ramp {
         text += ", ramp: only the highest scores drop";
     } else if to == Some(Mode::Enforce) {
-        text += ", no ramp: every verdict is done (policy.ramp, read at a start)";
+        text += ", no ramp: every verdict is done (policy.ramp)";
     }
     say(&if json { print::json(&view)? } else { text + "\n" })?;
     Ok(ExitCode::SUCCESS)

@@ -7,25 +7,26 @@ mod extract;
 mod model;
 mod print;
 mod replay;
+mod support;
 
 use std::ffi::OsString;
 use std::future::Future;
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use clap::{Args, Parser, Subcommand};
+use anyhow::{Context, Result, anyhow};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::agent::Takeover;
 use crate::bpf::probe::{self, links};
-use crate::config::{self, BpfLog, Config, LogFormat, Mode, XdpMode};
+use crate::config::{self, BpfLog, Config, LogFormat, Mode, Override, Source, XdpMode, environment};
 use crate::interfaces::List;
 use crate::replay::View;
 use crate::view::SortKey;
-use crate::{control, doctor, logging};
+use crate::{control, doctor, logging, service};
 use print::Format;
 
 /// Watches the flows of a host's interfaces, scores them with a model, and acts on the scores.
@@ -46,6 +47,12 @@ enum Command {
         takeover: Option<Takeover>,
         #[command(flatten)]
         settings: Settings,
+    },
+    /// Take off the programs that an agent which is gone left attached, and its pins
+    Detach {
+        /// Directory of the pins
+        #[arg(long, value_name = "DIR", default_value_os_t = Config::default().agent.pins.unwrap_or_default())]
+        pins: PathBuf,
     },
     /// Show the largest flows of the running agent
     Flows {
@@ -137,20 +144,50 @@ enum Command {
         #[arg(long, value_enum, default_value_t)]
         format: Format,
     },
-    /// Print the configuration that `run` would use with the same flags
+    /// Print the configuration that `run` would use with the same flags, or check it
+    #[command(args_conflicts_with_subcommands = true)]
     Config {
+        #[command(subcommand)]
+        command: Option<ConfigCommand>,
         /// Print the default file, with its comments
         #[arg(long)]
         default: bool,
         #[command(flatten)]
-        settings: Settings,
+        settings: Box<Settings>,
+    },
+    /// Have the running agent read its configuration file again; a wrong one changes nothing, and the exit status is 1
+    Reload {
+        #[command(flatten)]
+        socket: Socket,
+        /// One JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write one archive with what others need to see what is wrong: configuration, status, metrics, log, versions
+    Support(support::Support),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Say nothing if the configuration is right; else say what is wrong, as FILE:LINE:COLUMN, with exit status 1. Without
+    /// --config, /etc/sensor/sensor.toml is checked if it is there
+    Check {
+        #[command(flatten)]
+        settings: Box<Settings>,
     },
 }
 
 #[derive(Debug, Args)]
 struct Socket {
     /// Control socket of the agent
-    #[arg(long, global = true, value_name = "PATH", default_value_os_t = Config::default().agent.socket)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "SENSOR_AGENT_SOCKET",
+        hide_env_values = true,
+        default_value_os_t = Config::default().agent.socket
+    )]
     socket: PathBuf,
 }
 
@@ -200,8 +237,8 @@ struct Settings {
 }
 
 impl Settings {
-    /// Defaults, then the file, then the flags; checked.
-    fn resolve(self) -> Result<Config> {
+    /// Where the settings come from: the file, the environment of this process, these flags.
+    fn source(self) -> Result<Source> {
         let Settings {
             interfaces,
             config: file,
@@ -217,50 +254,48 @@ impl Settings {
             bpf_log,
             summary,
         } = self;
-        let mut config = file.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
-        if !interfaces.is_empty() {
-            config.interfaces = interfaces;
+        let mut flags = Vec::new();
+        let mut set = |flag: &str, setting: &str, value: Option<toml::Value>| {
+            let one = |value| Override { origin: flag.to_owned(), setting: setting.to_owned(), value };
+            flags.extend(value.map(one));
+        };
+        let text = |flag: &str, text: OsString| match text.into_string() {
+            Ok(text) => Ok(toml::Value::String(text)),
+            Err(text) => Err(anyhow!("{flag} {}: this is not UTF-8", text.display())),
+        };
+        // The agent does not change its directory, but the configuration wants to be read without knowing it.
+        let absolute = |flag: &str, path: PathBuf| match path.as_os_str().is_empty() {
+            true => Ok(toml::Value::String(String::new())),
+            false => text(flag, std::path::absolute(path).with_context(|| flag.to_owned())?.into()),
+        };
+        if let Some(listen) = metrics_listen.as_deref().filter(|listen| !listen.is_empty()) {
+            listen.parse::<SocketAddr>().with_context(|| {
+                format!("--metrics-listen \"{listen}\" is not an address and port such as 127.0.0.1:9469")
+            })?;
         }
-        if let Some(path) = model {
-            config.model.path = (!path.is_empty()).then(|| path.into());
-        }
-        if let Some(listen) = metrics_listen {
-            config.metrics.listen = match listen.as_str() {
-                "" => None,
-                text => Some(text.parse::<SocketAddr>().with_context(|| {
-                    format!("--metrics-listen \"{text}\" is not an address and port such as 127.0.0.1:9469")
-                })?),
-            };
-        }
-        if let Some(path) = socket {
-            // The agent does not change its directory, but the configuration wants to be read without knowing it.
-            config.agent.socket = std::path::absolute(path).context("--socket")?;
-        }
-        if let Some(path) = pins {
-            config.agent.pins = (!path.is_empty()).then(|| path.into());
-        }
-        if let Some(path) = state_dir {
-            let path = (!path.as_os_str().is_empty()).then(|| std::path::absolute(path)).transpose();
-            config.agent.state_dir = path.context("--state-dir")?;
-        }
-        set(&mut config.mode, mode);
-        set(&mut config.kernel.xdp_mode, xdp_mode);
-        set(&mut config.kernel.bpf_log, bpf_log);
-        set(&mut config.agent.poll_interval, poll_interval);
-        set(&mut config.log.format, log_format);
-        config.log.summary |= summary;
-        config.validate().with_context(|| match &file {
-            Some(path) => format!("configuration ({} and flags)", path.display()),
-            None => "configuration".to_owned(),
-        })?;
-        Ok(config)
+        let name = |name: &str| toml::Value::String(name.to_owned());
+        let list = interfaces.iter().map(|interface| name(interface)).collect();
+        set("--interface", "interfaces", (!interfaces.is_empty()).then_some(toml::Value::Array(list)));
+        set("--model", "model.path", model.map(|path| text("--model", path)).transpose()?);
+        set("--mode", "mode", mode.map(|mode| name(mode.name())));
+        set("--metrics-listen", "metrics.listen", metrics_listen.map(|listen| name(&listen)));
+        set("--socket", "agent.socket", socket.map(|path| absolute("--socket", path)).transpose()?);
+        set("--pins", "agent.pins", pins.map(|path| text("--pins", path)).transpose()?);
+        set("--state-dir", "agent.state_dir", state_dir.map(|path| absolute("--state-dir", path)).transpose()?);
+        set("--xdp-mode", "kernel.xdp_mode", xdp_mode.map(|mode| name(mode.name())));
+        let interval = poll_interval.map(|interval| name(&humantime::format_duration(interval).to_string()));
+        set("--poll-interval", "agent.poll_interval", interval);
+        set("--log-format", "log.format", log_format.map(|format| name(format.name())));
+        set("--bpf-log", "kernel.bpf_log", bpf_log.map(|level| name(level.name())));
+        set("--summary", "log.summary", summary.then_some(toml::Value::Boolean(true)));
+        let file = file.map(std::path::absolute).transpose().context("--config")?;
+        Ok(Source { file, environment: environment::of_process(), flags })
     }
 }
 
-fn set<T>(value: &mut T, flag: Option<T>) {
-    if let Some(flag) = flag {
-        *value = flag;
-    }
+/// The command line as it is declared, for what is generated from it (examples/pages.rs).
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command line of this process.
@@ -269,7 +304,8 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("sensor: error: {error:#}");
+            service::failed(&error);
+            eprintln!("{}sensor: error: {error:#}", logging::error_prefix());
             ExitCode::FAILURE
         }
     }
@@ -285,9 +321,20 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run { takeover, settings } => {
-            let config = settings.resolve()?;
-            logging::init(&config.log, config.kernel.bpf_log)?;
-            crate::agent::run(config, takeover)?;
+            let source = settings.source()?;
+            let config = source.resolve()?;
+            let logger = logging::init(&config.log, config.kernel.bpf_log)?;
+            if source.file.is_none() && Path::new(config::SYSTEM_FILE).exists() {
+                tracing::warn!("{0} is not read: name it with --config {0}", config::SYSTEM_FILE);
+            }
+            crate::agent::run(config, source, logger, takeover)?;
+        }
+        Command::Detach { pins } => {
+            let left = crate::agent::detach(&pins)?;
+            say(&match left {
+                true => format!("took off what an agent had left at {}\n", pins.display()),
+                false => format!("nothing is left at {}\n", pins.display()),
+            })?;
         }
         Command::Flows { socket, sort, limit, json } => {
             let limit = limit.unwrap_or(if json { 0 } else { 50 });
@@ -309,10 +356,30 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Features { view: View::Sensor, format, of } => say(&print::features(format, &of)?)?,
         Command::Features { view, format, of: _ } => say(&print::columns(view, format)?)?,
         Command::Metrics { format } => say(&print::metrics(format)?)?,
-        Command::Config { default: true, settings: _ } => say(config::DEFAULT_FILE)?,
-        Command::Config { default: false, settings } => say(&settings.resolve()?.to_toml()?)?,
+        Command::Config { command: Some(ConfigCommand::Check { settings }), .. } => return check(*settings),
+        Command::Config { default: true, .. } => say(config::DEFAULT_FILE)?,
+        Command::Config { settings, .. } => say(&settings.source()?.resolve()?.to_toml()?)?,
+        Command::Reload { socket, json } => {
+            let view = wait(control::reload(&socket.socket))?;
+            say(&if json { print::json(&view)? } else { print::reload(&view) })?;
+            return Ok(if view.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Support(arguments) => return support::run(&arguments),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `sensor config check`.
+fn check(settings: Settings) -> Result<ExitCode> {
+    let mut source = settings.source()?;
+    if source.file.is_none() && Path::new(config::SYSTEM_FILE).exists() {
+        source.file = Some(config::SYSTEM_FILE.into());
+    }
+    let Err(config::Wrong(lines)) = source.resolve() else { return Ok(ExitCode::SUCCESS) };
+    for line in lines {
+        eprintln!("{line}");
+    }
+    Ok(ExitCode::FAILURE)
 }
 
 fn doctor(interfaces: Vec<String>, json: bool) -> Result<ExitCode> {

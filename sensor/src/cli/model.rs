@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use sensor_common::features::Sample;
 
 use super::{Socket, print, say, wait};
-use crate::config::Config;
+use crate::config::{Config, Source, environment};
 use crate::control;
 use crate::model::explain::{Explanation, explain};
 use crate::model::isolate::{self, Limits};
@@ -81,8 +81,10 @@ pub(super) struct ConfigFile {
 
 impl ConfigFile {
     pub(super) fn read(&self) -> Result<Config> {
-        let config = self.config.as_deref().map_or_else(|| Ok(Config::default()), Config::load)?;
-        config.validate()?;
+        let Some(file) = &self.config else { return Ok(Config::default()) };
+        // As the agent with that file reads it.
+        let source = Source { file: Some(file.clone()), environment: environment::of_process(), flags: Vec::new() };
+        let config = source.resolve()?;
         Ok(config)
     }
 }

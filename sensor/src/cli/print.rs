@@ -8,10 +8,12 @@ use sensor_common::features::{COLUMNS, CONTRACT_VERSION, Column, FEATURES, Featu
 use serde::Serialize;
 use serde_json::json;
 
+use crate::audit::rfc3339;
 use crate::bpf::memory;
+use crate::config::change::Change;
 use crate::metrics::declared;
 use crate::replay::View;
-use crate::view::{FlowView, LeaseState, PacketsView, StatusView};
+use crate::view::{ConfigState, FlowView, LastReload, LeaseState, ModelReload, PacketsView, ReloadView, StatusView};
 
 /// Form of a list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -181,6 +183,33 @@ fn endpoint(address: &str, port: u16) -> String {
     }
 }
 
+/// What came of a reload.
+pub(super) fn reload(view: &ReloadView) -> String {
+    let ReloadView { file, hash: _, changed, restart, models } = view;
+    let mut text = match file {
+        Some(file) => format!("{file} is in force\n"),
+        None => "there is no configuration file: the agent was started without --config\n".to_owned(),
+    };
+    // Writing to a string cannot fail.
+    for Change { setting, from, to } in changed {
+        let _ = writeln!(text, "changed   {setting}: {from} -> {to}");
+    }
+    if changed.is_empty() {
+        text += "no setting has changed\n";
+    }
+    for Change { setting, from, to } in restart {
+        let _ = writeln!(text, "restart   {setting}: {from} -> {to} (not in force before a restart)");
+    }
+    for ModelReload { role, path, refused } in models {
+        let path = path.as_deref().unwrap_or("none");
+        let _ = match refused {
+            None => writeln!(text, "model     {role}: {path} is loaded"),
+            Some(reason) => writeln!(text, "model     {role}: {path} REFUSED, the one before goes on: {reason}"),
+        };
+    }
+    text
+}
+
 /// The agent's state.
 pub(super) fn status(status: &StatusView) -> String {
     let mut text = String::new();
@@ -189,6 +218,7 @@ pub(super) fn status(status: &StatusView) -> String {
         let _ = writeln!(text, "{name:11} {value}");
     };
     line("agent", format!("sensor {}, pid {}, up {:.0} s", status.version, status.pid, status.uptime_seconds));
+    line("config", config(&status.config));
     let enforcement = &status.enforcement;
     let mut mode = status.mode.to_string();
     if status.mode != enforcement.configured_mode {
@@ -313,6 +343,25 @@ pub(super) fn status(status: &StatusView) -> String {
     for (stage, causes) in &status.loss {
         let causes: Vec<_> = causes.iter().map(|(cause, packets)| format!("{cause} {packets}")).collect();
         line("no record", format!("{stage}: {}", causes.join(", ")));
+    }
+    text
+}
+
+/// The configuration in the status.
+fn config(state: &ConfigState) -> String {
+    let ConfigState { file, hash, restart, last_reload } = state;
+    let mut text = file.clone().unwrap_or_else(|| "no file".to_owned());
+    text += &format!(", hash {}", hash.get(..12).unwrap_or(hash));
+    match last_reload {
+        Some(LastReload { unix_ms, by, error: None }) => text += &format!(", reloaded {} by {by}", rfc3339(*unix_ms)),
+        Some(LastReload { unix_ms, by, error: Some(error) }) => {
+            text += &format!("; RELOAD REFUSED {} ({by}), the one before is in force: {error}", rfc3339(*unix_ms));
+        }
+        None => {}
+    }
+    if !restart.is_empty() {
+        let settings: Vec<_> = restart.iter().map(|change| change.setting.as_str()).collect();
+        text += &format!("; a restart is needed for {}", settings.join(", "));
     }
     text
 }

@@ -1,11 +1,11 @@
 //! `[context]` and `[flows]`: what is read of packets, and what is kept beside flows.
 
-use anyhow::{Result, ensure};
 use sensor_common::context::{DEFAULT_SERVICES, DEFAULT_SOURCES, MAX_ENTRIES, MIN_ENTRIES};
 use sensor_common::packet;
 use serde::{Deserialize, Serialize};
 
 use super::Tunnel;
+use super::problem::Checks;
 
 /// `[context]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,13 +49,11 @@ impl ContextConfig {
         self.enabled.then_some((self.sources, self.services))
     }
 
-    pub(super) fn validate(&self) -> Result<()> {
-        for (name, entries) in [("context.sources", self.sources), ("context.services", self.services)] {
-            ensure!(
-                entries.is_power_of_two() && (MIN_ENTRIES..=MAX_ENTRIES).contains(&entries),
-                "{name} = {entries}: must be a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}"
-            );
-        }
-        Ok(())
+    pub(super) fn check(&self, checks: &mut Checks) {
+        let ContextConfig { enabled: _, sources, services } = *self;
+        let fits = |entries: u32| entries.is_power_of_two() && (MIN_ENTRIES..=MAX_ENTRIES).contains(&entries);
+        let text = |entries| format!("= {entries}: must be a power of two from {MIN_ENTRIES} to {MAX_ENTRIES}");
+        checks.ensure(fits(sources), &["context.sources"], || format!("context.sources {}", text(sources)));
+        checks.ensure(fits(services), &["context.services"], || format!("context.services {}", text(services)));
     }
 }

@@ -138,11 +138,15 @@ pub enum HostEntry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Journald where standard error is the journal, else text.
     #[default]
+    Auto,
+    /// For people.
     Text,
     /// One JSON object a line.
     Json,
+    /// To the journal, with the fields of each line.
+    Journald,
 }
 
 macro_rules! names {
@@ -167,6 +171,7 @@ names! {
     Mode { Observe = "observe", Tag = "tag", Enforce = "enforce" }
     BpfLog { Off = "off", Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
     AgentLoss { Open = "open", Keep = "keep" }
+    LogFormat { Auto = "auto", Text = "text", Json = "json", Journald = "journald" }
     XdpMode { Auto = "auto", Native = "native", Tc = "tc", Generic = "generic" }
     Tunnel { Gre = "gre", Ipip = "ipip", Vxlan = "vxlan", Geneve = "geneve", Gtp = "gtp" }
     ActionName { Pass = "pass", Tag = "tag", Limit = "limit", Drop = "drop" }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{MINUTE, SECOND, number, within};
+use super::problem::Checks;
+use super::{MINUTE, SECOND};
 
 /// `[model]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -62,19 +62,25 @@ impl Default for ModelConfig {
 }
 
 impl ModelConfig {
-    pub(super) fn validate(&self) -> Result<()> {
-        number("model.max_batch", self.max_batch, 1, 4096)?;
-        number("model.threads", self.threads, 1, crate::model::network::MAX_THREADS as u32)?;
-        number("model.max_flows_per_poll", self.max_flows_per_poll, self.max_batch, 1 << 20)?;
-        ensure!(
-            self.shadow.is_none() || self.path.is_some(),
-            "model.shadow is set and model.path is not: a shadow is compared with the model beside it"
-        );
-        number("model.max_file_mib", self.max_file_mib, 1, 1024)?;
-        number("model.load_memory_mib", self.load_memory_mib, 256, 1 << 16)?;
-        within("model.load_timeout", self.load_timeout, SECOND, 10 * MINUTE)?;
-        within("model.max_inference", self.max_inference, Duration::from_millis(1), MINUTE)?;
-        number("model.drift_window", self.drift_window, 0, 10_000_000)?;
-        Ok(())
+    pub(super) fn check(&self, checks: &mut Checks) {
+        checks.number(&["model.max_batch"], self.max_batch, 1, 4096);
+        checks.number(&["model.threads"], self.threads, 1, crate::model::network::MAX_THREADS as u32);
+        let flows = self.max_flows_per_poll;
+        let fits = (self.max_batch..=1 << 20).contains(&flows);
+        checks.ensure(fits, &["model.max_flows_per_poll", "model.max_batch"], || {
+            format!(
+                "model.max_flows_per_poll = {flows}: must be from {} (model.max_batch) to {}",
+                self.max_batch,
+                1 << 20
+            )
+        });
+        checks.ensure(self.shadow.is_none() || self.path.is_some(), &["model.shadow", "model.path"], || {
+            "model.shadow is set and model.path is not: a shadow is compared with the model beside it".to_owned()
+        });
+        checks.number(&["model.max_file_mib"], self.max_file_mib, 1, 1024);
+        checks.number(&["model.load_memory_mib"], self.load_memory_mib, 256, 1 << 16);
+        checks.within(&["model.load_timeout"], self.load_timeout, SECOND, 10 * MINUTE);
+        checks.within(&["model.max_inference"], self.max_inference, Duration::from_millis(1), MINUTE);
+        checks.number(&["model.drift_window"], self.drift_window, 0, 10_000_000);
     }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::forms::{duration, empty_is_none};
-use super::{ActionName, HostEntry, MINUTE, SECOND, number, within};
+use super::problem::Checks;
+use super::{ActionName, HostEntry, MINUTE, SECOND};
 use crate::allow::item::Port;
 
 /// `[policy]`
@@ -159,52 +159,56 @@ impl Default for AuditConfig {
 }
 
 impl PolicyConfig {
-    pub(super) fn validate(&self) -> Result<()> {
+    pub(super) fn check(&self, checks: &mut Checks) {
+        let share = |score: f64| (0.0..=1.0).contains(&score);
         if let Some(threshold) = self.threshold {
-            ensure!((0.0..=1.0).contains(&threshold), "policy.threshold = {threshold}: must be from 0.0 to 1.0");
+            checks.ensure(share(threshold), &["policy.threshold"], || {
+                format!("policy.threshold = {threshold}: must be from 0.0 to 1.0")
+            });
         }
-        for (name, packets) in
-            [("policy.min_packets", self.min_packets), ("policy.min_packets_drop", self.min_packets_drop)]
-        {
-            number(name, packets, 1, 65_536)?;
-            ensure!(
-                packets.is_power_of_two(),
-                "{name} = {packets}: must be a power of two, because flows are looked at when their count doubles"
-            );
-        }
-        within("policy.verdict_ttl", self.verdict_ttl, 2 * SECOND, 24 * 60 * MINUTE)?;
-        number("policy.max_verdicts", self.max_verdicts, 64, 1 << 20)?;
-        within("policy.ramp", self.ramp, Duration::ZERO, 366 * 24 * 60 * MINUTE)?;
-        ensure!(
-            (0.0..=1.0).contains(&self.ramp_score),
-            "policy.ramp_score = {}: must be from 0.0 to 1.0",
-            self.ramp_score
-        );
+        packets(checks, &["policy.min_packets"], self.min_packets);
+        packets(checks, &["policy.min_packets_drop"], self.min_packets_drop);
+        checks.within(&["policy.verdict_ttl"], self.verdict_ttl, 2 * SECOND, 24 * 60 * MINUTE);
+        checks.number(&["policy.max_verdicts"], self.max_verdicts, 64, 1 << 20);
+        checks.within(&["policy.ramp"], self.ramp, Duration::ZERO, 366 * 24 * 60 * MINUTE);
+        checks.ensure(share(self.ramp_score), &["policy.ramp_score"], || {
+            format!("policy.ramp_score = {}: must be from 0.0 to 1.0", self.ramp_score)
+        });
         let limits = self.label_actions.values().any(|action| *action == ActionName::Limit);
-        ensure!(
-            !limits || self.limit_packets > 0 || self.limit_bytes > 0,
-            "policy.label_actions has a limit: set policy.limit_packets or policy.limit_bytes"
-        );
-        number("policy.escalate_flows", self.escalate_flows, 0, 65_536)?;
-        number("policy.half_open_limit", self.half_open_limit, 0, 10_000_000)
+        let bounded = !limits || self.limit_packets > 0 || self.limit_bytes > 0;
+        checks.ensure(bounded, &["policy.label_actions", "policy.limit_packets"], || {
+            "policy.label_actions has a limit: set policy.limit_packets or policy.limit_bytes".to_owned()
+        });
+        checks.number(&["policy.escalate_flows"], self.escalate_flows, 0, 65_536);
+        checks.number(&["policy.half_open_limit"], self.half_open_limit, 0, 10_000_000);
     }
 }
 
+fn packets(checks: &mut Checks, setting: &'static [&'static str; 1], packets: u32) {
+    checks.number(setting, packets, 1, 65_536);
+    checks.ensure(packets == 0 || packets.is_power_of_two(), setting, || {
+        let name = setting[0];
+        format!("{name} = {packets}: must be a power of two, because flows are looked at when their count doubles")
+    });
+}
+
 impl BreakerConfig {
-    pub(super) fn validate(&self) -> Result<()> {
-        for (name, share) in [("breaker.flow_share", self.flow_share), ("breaker.source_share", self.source_share)] {
-            ensure!(share > 0.0 && share <= 1.0, "{name} = {share}: must be above 0.0, up to 1.0 (off)");
-        }
-        number("breaker.min_flows", self.min_flows, 1, 1 << 20)?;
-        number("breaker.min_sources", self.min_sources, 1, 1 << 20)?;
-        within("breaker.reset_after", self.reset_after, Duration::ZERO, 24 * 60 * MINUTE)
+    pub(super) fn check(&self, checks: &mut Checks) {
+        let share = |share: f64| share > 0.0 && share <= 1.0;
+        let text = |share| format!("= {share}: must be above 0.0, up to 1.0 (off)");
+        let (flows, sources) = (self.flow_share, self.source_share);
+        checks.ensure(share(flows), &["breaker.flow_share"], || format!("breaker.flow_share {}", text(flows)));
+        checks.ensure(share(sources), &["breaker.source_share"], || format!("breaker.source_share {}", text(sources)));
+        checks.number(&["breaker.min_flows"], self.min_flows, 1, 1 << 20);
+        checks.number(&["breaker.min_sources"], self.min_sources, 1, 1 << 20);
+        checks.within(&["breaker.reset_after"], self.reset_after, Duration::ZERO, 24 * 60 * MINUTE);
     }
 }
 
 impl AuditConfig {
-    pub(super) fn validate(&self) -> Result<()> {
-        number("audit.max_mib", self.max_mib, 1, 1 << 12)?;
-        number("audit.files", self.files, 1, 1000)?;
-        number("audit.explain_per_second", self.explain_per_second, 0, 1000)
+    pub(super) fn check(&self, checks: &mut Checks) {
+        checks.number(&["audit.max_mib"], self.max_mib, 1, 1 << 12);
+        checks.number(&["audit.files"], self.files, 1, 1000);
+        checks.number(&["audit.explain_per_second"], self.explain_per_second, 0, 1000);
     }
 }

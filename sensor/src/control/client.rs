@@ -21,8 +21,8 @@ use crate::allow::item::Item;
 use crate::config::Mode;
 use crate::verdicts::Verdict;
 use crate::view::{
-    BatchView, BreakerView, FeaturesView, FlowView, ModeView, ModelView, NewAllow, NewVerdict, NewVerdicts, SortKey,
-    StatusView, VerdictList, VerdictView, Which,
+    BatchView, BreakerView, ConfigView, FeaturesView, FlowView, ModeView, ModelView, NewAllow, NewVerdict, NewVerdicts,
+    ReloadView, SortKey, StatusView, VerdictList, VerdictView, Which,
 };
 
 /// Asks the agent behind a socket for its verdicts, the newest `limit` of them (0 = all).
@@ -136,6 +136,39 @@ pub async fn load(socket: &Path, path: PathBuf, shadow: bool) -> Result<ModelVie
     let body = serde_json::to_vec(&LoadQuery { path, shadow }).context("the path is not UTF-8")?;
     let request = hyper::Request::post("/v1/model").header("content-type", "application/json");
     answer(socket, request, body.into(), LOAD_TIMEOUT + CLIENT_TIMEOUT).await
+}
+
+/// Has the agent behind a socket read its configuration again; returns when it is in force.
+///
+/// # Errors
+/// As [`get_status`], or it was refused: then the one before it is in force.
+pub async fn reload(socket: &Path) -> Result<ReloadView> {
+    let request = hyper::Request::post("/v1/reload");
+    answer(socket, request, Bytes::new(), LOAD_TIMEOUT + CLIENT_TIMEOUT).await
+}
+
+/// Asks the agent behind a socket for the configuration that is in force.
+///
+/// # Errors
+/// As [`get_status`].
+pub async fn get_config(socket: &Path) -> Result<ConfigView> {
+    fetch(socket, "/v1/config").await
+}
+
+/// Asks the agent behind a socket for its metrics, in Prometheus text.
+///
+/// # Errors
+/// As [`get_status`].
+pub async fn get_metrics(socket: &Path) -> Result<String> {
+    fetch(socket, "/v1/metrics").await
+}
+
+/// Asks the agent behind a socket for the last lines of its log.
+///
+/// # Errors
+/// As [`get_status`].
+pub async fn get_log(socket: &Path) -> Result<String> {
+    fetch(socket, "/v1/log").await
 }
 
 /// Asks the agent behind a socket for its status.

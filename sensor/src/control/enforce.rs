@@ -1,6 +1,6 @@
 //! The routes of enforcement: verdicts, the never-drop list, the mode, the breaker.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Path, Query, State};
@@ -13,8 +13,9 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::ANSWER_TIMEOUT;
 use super::routes::{exchange_within, failure};
+use super::server::SharedPolicy;
 use crate::allow::item::Item;
-use crate::config::{Mode, PolicyConfig};
+use crate::config::Mode;
 use crate::host::{self, Items};
 use crate::view::{EnforceRequest, NewAllow, NewVerdict, NewVerdicts, Peer, Request, Which};
 
@@ -28,11 +29,11 @@ type Look = (Instant, Option<Items>);
 #[derive(Clone)]
 struct Door {
     requests: mpsc::Sender<Request>,
-    policy: PolicyConfig,
+    policy: SharedPolicy,
     sessions: Arc<Mutex<Option<Look>>>,
 }
 
-pub(super) fn router(requests: mpsc::Sender<Request>, policy: PolicyConfig) -> Router {
+pub(super) fn router(requests: mpsc::Sender<Request>, policy: SharedPolicy) -> Router {
     Router::new()
         .route("/v1/verdicts", get(verdicts).post(add))
         .route("/v1/verdicts/batch", post(add_many))
@@ -69,7 +70,9 @@ impl Door {
         {
             return found.clone();
         }
-        let (policy, at) = (self.policy.clone(), Instant::now());
+        // Whoever panicked left a whole policy behind.
+        let policy = self.policy.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let at = Instant::now();
         let found = tokio::task::spawn_blocking(move || host::sessions(&policy)).await.ok().flatten();
         *last = Some((at, found.clone()));
         found

@@ -16,11 +16,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::client::{
-    add_allow, add_verdict, add_verdicts, breaker, get_allowed, get_features, get_flows, get_status, get_verdict,
-    get_verdicts, load, mode, remove_allow, remove_verdicts,
+    add_allow, add_verdict, add_verdicts, breaker, get_allowed, get_config, get_features, get_flows, get_log,
+    get_metrics, get_status, get_verdict, get_verdicts, load, mode, reload, remove_allow, remove_verdicts,
 };
 pub use self::handover::{hand_over, listener};
-pub use self::server::{Access, ControlSocket};
+pub use self::server::{Access, ControlSocket, SharedPolicy};
 
 /// The poll thread answers within one poll; a client that waited this long is told so.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

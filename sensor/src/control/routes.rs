@@ -14,17 +14,21 @@ use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::server::SharedPolicy;
 use super::{ANSWER_TIMEOUT, Failure, LOAD_TIMEOUT, enforce, handover};
-use crate::config::PolicyConfig;
 use crate::view::{Peer, Request, SortKey};
 
 /// All routes.
-pub(super) fn router(requests: mpsc::Sender<Request>, policy: PolicyConfig) -> Router {
+pub(super) fn router(requests: mpsc::Sender<Request>, policy: SharedPolicy) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
         .route("/v1/features", get(features))
         .route("/v1/model", post(load_model))
+        .route("/v1/reload", post(reload))
+        .route("/v1/config", get(config))
+        .route("/v1/log", get(log))
+        .route("/v1/metrics", get(metrics))
         .with_state(requests.clone())
         .merge(handover::router(requests.clone()))
         .merge(enforce::router(requests, policy))
@@ -130,4 +134,24 @@ async fn load_model(
         Ok(Err(reason)) => failure(StatusCode::UNPROCESSABLE_ENTITY, &reason),
         Err(response) => response,
     }
+}
+
+async fn reload(State(requests): State<mpsc::Sender<Request>>, Extension(by): Extension<Peer>) -> Response {
+    match exchange_within(LOAD_TIMEOUT, &requests, |reply| Request::Reload { by, reply }).await {
+        Ok(Ok(view)) => Json(view).into_response(),
+        Ok(Err(reason)) => failure(StatusCode::UNPROCESSABLE_ENTITY, &reason),
+        Err(response) => response,
+    }
+}
+
+async fn config(State(requests): State<mpsc::Sender<Request>>) -> Response {
+    ask(&requests, |reply| Request::Config { reply }).await
+}
+
+async fn metrics(State(requests): State<mpsc::Sender<Request>>) -> Response {
+    ask(&requests, |reply| Request::Metrics { reply }).await
+}
+
+async fn log(State(requests): State<mpsc::Sender<Request>>) -> Response {
+    ask(&requests, |reply| Request::Log { reply }).await
 }

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
 
 use anyhow::{Context, Result, bail};
 use axum::Extension;
@@ -22,8 +23,11 @@ pub struct Access {
     /// Members of this group may read (`agent.socket_group`).
     pub group: Option<String>,
     /// Whose sessions are looked for when an operator acts.
-    pub policy: PolicyConfig,
+    pub policy: SharedPolicy,
 }
+
+/// The policy in force, which a reload changes.
+pub type SharedPolicy = Arc<RwLock<PolicyConfig>>;
 
 /// The bound socket. Dropping it removes the file, if it still is this one.
 #[derive(Debug)]

@@ -12,8 +12,9 @@ use super::*;
 use crate::config::Mode;
 use crate::view::flow::tests::flow;
 use crate::view::{
-    self, BreakerView, EnforceRequest, EnforcementView, FeaturesView, FlowView, FlowsView, LeaseState, LeaseView,
-    ModeView, PacketsView, PollView, Request, SortKey, StatusView, TableView, VerdictsView, Which,
+    self, BreakerView, ConfigState, ConfigView, EnforceRequest, EnforcementView, FeaturesView, FlowView, FlowsView,
+    LeaseState, LeaseView, ModeView, PacketsView, PollView, Request, SortKey, StatusView, TableView, VerdictsView,
+    Which,
 };
 
 fn sample_status() -> StatusView {
@@ -34,6 +35,7 @@ fn sample_status() -> StatusView {
         flows: FlowsView::default(),
         verdicts: VerdictsView::default(),
         enforcement: enforcement(),
+        config: ConfigState { hash: "00ff".to_owned(), ..ConfigState::default() },
         loss: BTreeMap::new(),
     }
 }
@@ -78,6 +80,18 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
                 let refused = format!("{} refused, shadow {shadow}", path.display());
                 let _ = reply.send(Err(refused));
             }
+            Request::Reload { by, reply } => {
+                let _ = reply.send(Err(format!("/etc/s.toml:3:5: refused for {}", by.uid)));
+            }
+            Request::Config { reply } => {
+                let _ = reply.send(ConfigView { toml: "mode = \"tag\"".to_owned(), ..ConfigView::default() });
+            }
+            Request::Metrics { reply } => {
+                let _ = reply.send("sensor_mode 1\n".to_owned());
+            }
+            Request::Log { reply } => {
+                let _ = reply.send("a line\n".to_owned());
+            }
             Request::Enforce(EnforceRequest::Mode { to, by, reply, .. }) => {
                 assert_eq!(by.uid, rustix::process::geteuid().as_raw(), "the peer is known");
                 let mode = to.unwrap_or(Mode::Observe);
@@ -115,6 +129,11 @@ async fn round_trip() {
     }
     let error = format!("{:#}", load(&path, "/a b/ü.onnx".into(), true).await.expect_err("refused"));
     assert!(error.contains("/a b/ü.onnx refused, shadow true"), "{error}");
+    let error = format!("{:#}", reload(&path).await.expect_err("refused"));
+    assert!(error.contains("/etc/s.toml:3:5: refused for"), "{error}");
+    assert_eq!(get_config(&path).await.expect("configuration").toml, "mode = \"tag\"");
+    assert_eq!(get_metrics(&path).await.expect("metrics"), "sensor_mode 1\n");
+    assert_eq!(get_log(&path).await.expect("log"), "a line\n");
     let error = hand_over(&path, [0; 2], Duration::from_secs(5)).await.expect_err("no pins").to_string();
     assert!(error.contains("409") && error.contains(&format!("for {}", std::process::id())), "{error}");
     assert_eq!(mode(&path, None).await.expect("mode").mode, Mode::Observe);

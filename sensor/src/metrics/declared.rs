@@ -78,6 +78,11 @@ macro_rules! declare {
 
 declare! {
     BUILD_INFO: Gauge "sensor_build_info", "1", ["version"], "Always 1; the version of the agent";
+    CONFIG_INFO: Gauge "sensor_config_info", "1", ["hash"], "Always 1; the configuration in force, by its hash";
+    CONFIG_RELOADED: Gauge "sensor_config_last_reload_successful", "1", [],
+        "1 if the configuration was taken when it was read last, 0 if it was refused and the one before it is in force";
+    CONFIG_RELOAD_TIME: Gauge "sensor_config_last_reload_success_timestamp_seconds", "seconds", [],
+        "When a configuration was taken last, Unix time";
     ATTACHED: Gauge "sensor_interface_attached", "1", ["interface"],
         "1 while the programs are on the interface; 0 while one that is named in the list is not there, or one cannot be watched: its packets are not seen";
     LINK_OVERRUNS: Counter "sensor_link_overruns_total", "overruns", [],

@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use sensor_common::counter::{Hook, InterfaceCounters, Volume};
 use sensor_common::verdict::Action;
 
+use super::config::ConfigValues;
 use super::declared::{self, Kind, Metric};
 use super::enforce::{EnforceCounts, Enforcement};
 use super::process;
@@ -184,6 +185,11 @@ fn agent(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
     writer.family(&declared::PROGRAM_TIME, programs().map(|(name, (seconds, _))| (name, Value::Real(*seconds))))?;
     writer.family(&declared::PROGRAM_RUNS, programs().map(|(name, (_, runs))| (name, Value::Count(*runs))))?;
     models(writer, state)?;
+    if let Some(ConfigValues { hash, successful, success_unix }) = &state.config {
+        writer.family(&declared::CONFIG_INFO, [([hash.clone()], Value::Count(1))])?;
+        writer.family(&declared::CONFIG_RELOADED, [([], Value::Count(u64::from(*successful)))])?;
+        writer.family(&declared::CONFIG_RELOAD_TIME, [([], Value::Real(*success_unix))])?;
+    }
     enforcement(writer, &state.enforce)?;
     writer.family(&declared::BUILD_INFO, [([env!("CARGO_PKG_VERSION").to_owned()], Value::Count(1))])
 }

@@ -4,6 +4,7 @@
 //! longer than it takes to copy some thousand numbers: of the labels of all models that were loaded, the first 256 are
 //! told apart.
 
+mod config;
 pub mod declared;
 mod encode;
 mod enforce;

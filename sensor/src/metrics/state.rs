@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use sensor_common::counter::{Cause, InterfaceCounters, Volume};
 use sensor_common::verdict::Action;
 
+use super::config::ConfigValues;
 use super::enforce::EnforceCounts;
 use super::life::{LoadSource, ModelRole};
 
@@ -141,6 +142,8 @@ pub(super) struct State {
     pub(super) drift_windows: u64,
     pub(super) drift_fallback: bool,
     pub(super) enforce: EnforceCounts,
+    /// `None` before the start is over.
+    pub(super) config: Option<ConfigValues>,
 }
 
 impl State {

@@ -51,6 +51,7 @@ fn sample() -> Metrics {
     });
     metrics.verdict_change(VerdictChange::Expired, "flow", crate::config::OriginName::Model);
     metrics.breaker_tripped(crate::breaker::Cap::Flows);
+    metrics.config_taken("00ff".to_owned());
     metrics
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Needs root (CAP_BPF, CAP_NET_ADMIN). Time is the replay clock, so every run is the same; but for `threads`.
 
+#[cfg(feature = "bench")]
 mod bench;
 mod causes;
 mod context;

@@ -24,10 +24,10 @@ use sensor_common::verdict::{Action, Origin};
 
 use super::clock::now_ns;
 use super::poll::Poller;
-use crate::allow::{List, Why};
+use crate::allow::{Change, List, Why};
 use crate::audit::{Audit, Event};
 use crate::breaker::Breaker;
-use crate::config::{Config, Mode, OriginName};
+use crate::config::{Config, Mode, OriginName, PolicyConfig};
 use crate::host::{self, Items, Lasting, Surroundings};
 use crate::metrics::{ModelRole, VerdictChange};
 use crate::policy::{self, Ramp};
@@ -88,8 +88,8 @@ pub(super) fn moment() -> Moment {
 
 /// What is protected of this host, looked for before an earlier agent's lease is taken over: it can take a while.
 pub(super) struct Around {
-    surroundings: Surroundings,
-    sessions: Option<Items>,
+    pub(super) surroundings: Surroundings,
+    pub(super) sessions: Option<Items>,
 }
 
 impl Around {
@@ -207,6 +207,20 @@ impl Enforcer {
         }
     }
 
+    /// The entries of a configuration on the never-drop list; what the kernel has to follow.
+    pub(super) fn configure_allowed(&mut self, policy: &PolicyConfig) -> Vec<Change> {
+        let PolicyConfig { never_drop, never_drop_ports, never_drop_interfaces, .. } = policy;
+        let of = List::of(never_drop, never_drop_ports, never_drop_interfaces);
+        let items: Items = of.items().map(|item| (item.clone(), String::new())).collect();
+        self.replace(Why::Configuration, &items)
+    }
+
+    /// Gateways and resolvers are looked for anew.
+    pub(super) fn look_anew(&mut self, surroundings: Receiver<Surroundings>) {
+        self.surroundings = Some(surroundings);
+        self.found = Default::default();
+    }
+
     fn keep_state(&mut self) {
         let state = self.state();
         self.store.state(state);
@@ -270,10 +284,20 @@ impl Poller {
         self.kernel.verdicts.set_ceilings(|origin| enforcer.ceiling(origin));
     }
 
-    /// Changes the mode; `by` is for the audit.
+    /// Changes the mode by command; `by` is for the audit. It holds until the mode of the configuration changes.
     pub(super) fn set_mode(&mut self, to: Mode, by: String) {
-        let from = self.enforcer.mode;
         self.enforcer.saved_mode = Some(SavedMode { mode: to, configured: self.config.mode });
+        self.change_mode(to, by);
+    }
+
+    /// Takes the mode of the configuration, which has changed: what was set by command ends with that.
+    pub(super) fn configure_mode(&mut self, by: String) {
+        self.enforcer.saved_mode = None;
+        self.change_mode(self.config.mode, by);
+    }
+
+    fn change_mode(&mut self, to: Mode, by: String) {
+        let from = self.enforcer.mode;
         if from != to {
             let now = moment();
             self.enforcer.mode = to;

@@ -42,7 +42,7 @@ impl Enforcer {
 impl Poller {
     /// Brings changes of the list to the kernel, and takes back the verdicts that it forbids from now on. What the kernel
     /// refused first.
-    pub(super) fn protect(&mut self, changes: &[Change]) -> Option<String> {
+    pub(in crate::agent) fn protect(&mut self, changes: &[Change]) -> Option<String> {
         if changes.is_empty() {
             return None;
         }
@@ -142,13 +142,13 @@ impl Poller {
     }
 
     /// Takes over what was found around this host.
-    pub(super) fn take_surroundings(&mut self, around: Surroundings) {
+    pub(in crate::agent) fn take_surroundings(&mut self, around: Surroundings) {
         let changes = self.enforcer.surround(around);
         self.protect(&changes);
     }
 
     /// Takes over the sessions of operators at this moment.
-    pub(super) fn take_sessions(&mut self, sessions: Option<Items>) {
+    pub(in crate::agent) fn take_sessions(&mut self, sessions: Option<Items>) {
         if let Some(sessions) = sessions {
             let changes = self.enforcer.replace(Why::Session, &sessions);
             self.protect(&changes);

@@ -86,7 +86,7 @@ impl Poller {
     }
 
     /// One pass over the records, if verdicts on sources have changed.
-    pub(super) fn restamp(&mut self, now: u64) {
+    pub(in crate::agent) fn restamp(&mut self, now: u64) {
         let (stale, all) = (std::mem::take(&mut self.enforcer.stale), std::mem::take(&mut self.enforcer.all_stale));
         if stale.is_empty() && !all {
             return;

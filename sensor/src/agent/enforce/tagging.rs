@@ -29,7 +29,7 @@ impl Poller {
     ///
     /// # Errors
     /// If an interface does not take it; then the mode is not to be set.
-    pub(super) fn prepare_tagging(&mut self, mode: Mode) -> anyhow::Result<()> {
+    pub(in crate::agent) fn prepare_tagging(&mut self, mode: Mode) -> anyhow::Result<()> {
         if mode == Mode::Observe {
             return Ok(());
         }

@@ -98,7 +98,7 @@ impl Poller {
     }
 
     /// The ramp begins with mode enforce.
-    pub(super) fn count_ramp(&mut self, now: Moment) {
+    pub(in crate::agent) fn count_ramp(&mut self, now: Moment) {
         let enforcer = &mut self.enforcer;
         let minute = |enforced: Option<Ramp>| enforced.map(|ramp| ramp.spent_ms() / 60_000);
         let before = minute(enforcer.enforced);
@@ -191,7 +191,7 @@ impl Poller {
     }
 
     /// Gauges and totals for metrics and the status.
-    pub(super) fn publish_enforcement(&self) {
+    pub(in crate::agent) fn publish_enforcement(&self) {
         let enforcer = &self.enforcer;
         self.metrics.enforcement(Enforcement {
             mode: Some(enforcer.mode),

@@ -20,7 +20,6 @@ impl Poller {
     /// # Errors
     /// The list cannot be read; a plain name is new and there is no such interface, or it cannot be watched. Then
     /// nothing has changed.
-    #[expect(dead_code, reason = "the reload of the configuration calls it")]
     pub(in crate::agent) fn watch_interfaces(&mut self, entries: &[String]) -> Result<()> {
         let entries = match entries {
             [] => vec![probe::default_interface()?],

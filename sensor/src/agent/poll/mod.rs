@@ -17,6 +17,7 @@ use sensor_common::flow::FlowRecord;
 
 pub(super) use self::end::Ending;
 use self::end::Heir;
+use super::apply::{self, Settled};
 use super::clock::now_ns;
 use super::context::Follower;
 use super::enforce::{Around, Enforcer};
@@ -33,6 +34,7 @@ use crate::http::Health;
 use crate::metrics::{LoadSource, Metrics, ModelRole};
 use crate::model::{Model, Score};
 use crate::policy::Policy;
+use crate::service::Watchdog;
 
 /// A flow whose record was copied in this poll.
 #[derive(Clone, Copy)]
@@ -72,7 +74,8 @@ pub(super) struct Poller {
     started_ns: u64,
     pub(super) lease_until_ns: u64,
     pub(super) last_poll: Duration,
-    health: Arc<Health>,
+    pub(super) health: Arc<Health>,
+    pub(super) watchdog: Watchdog,
     pub(super) timeouts: Timeouts,
     pub(super) occupied: u64,
     /// Bucket at which the next scan starts: a scan that found too much to score goes on where it stopped.
@@ -86,12 +89,14 @@ pub(super) struct Poller {
     pub(super) interfaces: Interfaces,
     /// `None`: host context is off.
     pub(super) follower: Option<Follower>,
+    pub(super) settled: Settled,
     /// Another agent asked to take over.
     heir: Option<Heir>,
 }
 
 impl Poller {
     /// Everything is loaded and attached; nothing has been polled.
+    #[expect(clippy::too_many_arguments, reason = "each is made by another step of the start")]
     pub(super) fn new(
         config: Config,
         kernel: Kernel,
@@ -100,6 +105,7 @@ impl Poller {
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         around: Around,
+        settled: Settled,
     ) -> Poller {
         let policy = life::policy(&config, model.as_ref());
         let enforcer = Enforcer::start(&config, around);
@@ -112,19 +118,14 @@ impl Poller {
                 metrics.model_load(role, LoadSource::Start, true);
             }
         }
-        let agent = &config.agent;
-        let timeouts = Timeouts::new(
-            agent.idle_timeout,
-            agent.closed_linger,
-            agent.active_timeout,
-            agent.rescore_interval,
-            policy.min_packets(),
-        );
+        metrics.config_taken(settled.hash());
+        let timeouts = apply::timeouts(&config, policy.min_packets());
         let memories = Memories::new(kernel.table.buckets());
         let memory = kernel.memory();
         metrics.map_memory(memory.taken, memory.mapped);
         Poller {
             drift: DriftState::new(&config, model.as_ref()),
+            watchdog: Watchdog::new(&config),
             shadow: shadow.map(|model| Shadow::new(model, &config)),
             loader,
             seen_check: report::SeenCheck::new(attached.iter().map(|one| one.interface.as_str())),
@@ -151,6 +152,7 @@ impl Poller {
             scores: Vec::new(),
             logged: 0,
             unlogged: 0,
+            settled,
             heir: None,
         }
     }
@@ -176,6 +178,7 @@ impl Poller {
     pub(super) fn renew_lease(&mut self, now: u64) {
         self.lease_until_ns = lease_until(&self.config, now);
         self.kernel.control.set_lease(self.lease_until_ns);
+        self.watchdog.feed();
     }
 
     /// The context of a flow, [`HostContext::NONE`] if context is off.

@@ -17,6 +17,8 @@ use crate::view::Request;
 
 /// How often the programs' messages are read.
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
+/// Interfaces that the status names.
+const NAMED: usize = 4;
 
 impl Poller {
     /// Polls until it is to end, then ends all flows and takes the programs off, or leaves all to another agent. `begun`
@@ -30,7 +32,6 @@ impl Poller {
         ending: &Ending,
         begun: oneshot::Sender<()>,
     ) -> anyhow::Result<Option<Left>> {
-        let interval = self.config.agent.poll_interval;
         let mut begun = Some(begun);
         let mut inbox = Inbox::new(requests);
         self.begin_enforcement();
@@ -59,6 +60,7 @@ impl Poller {
         while !ending.is_asked_for() && self.heir.is_none() {
             // Between two polls, so that every flow of a poll is scored by one model.
             self.take_loaded();
+            let interval = self.config.agent.poll_interval;
             let started = Instant::now();
             self.poll(started);
             self.last_poll = started.elapsed();
@@ -125,6 +127,25 @@ impl Poller {
         (self.logged, self.unlogged) = (0, 0);
         self.enforcement_second();
         self.seen_check.look(|interface| self.metrics.packets_view(Some(interface)).seen);
+        self.tell_status();
+    }
+
+    /// What `systemctl status` shows.
+    fn tell_status(&mut self) {
+        let Poller { watchdog, enforcer, attached, metrics, .. } = self;
+        let state = || {
+            let names: Vec<_> = attached.iter().take(NAMED).map(|one| one.interface.as_str()).collect();
+            let more = attached.len() - names.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            let breaker = if enforcer.breaker.trip().is_some() { ", the breaker is open" } else { "" };
+            format!("mode {} on {}{more}{breaker}", enforcer.mode, names.join(", "))
+        };
+        let numbers = || {
+            let totals = metrics.totals();
+            let (flows, verdicts) = (totals.flows_active, enforcer.book.len());
+            format!("{flows} flows, {verdicts} verdicts, {} packets dropped", totals.dropped)
+        };
+        watchdog.status(state, numbers);
     }
 
     /// Lost flows into the ledger, entries in use into the metrics.
@@ -152,6 +173,10 @@ impl Poller {
                 Err(error) => drop(reply.send(Err(format!("{error:#}")))),
             },
             Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
+            Request::Reload { by, reply } => self.request_reload(by, reply),
+            Request::Config { reply } => drop(reply.send(self.settled.view())),
+            Request::Metrics { reply } => drop(reply.send(self.metrics.prometheus())),
+            Request::Log { reply } => drop(reply.send(self.settled.log())),
             Request::Enforce(request) => self.answer_enforce(request),
             Request::Status { reply } => drop(reply.send(report::status(self))),
         }

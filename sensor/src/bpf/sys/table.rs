@@ -131,7 +131,7 @@ impl Table {
     }
 
     /// What is in a slot, `Some(None)` = nothing; `None` if writers were inside at every try.
-    #[cfg(feature = "bench")]
+    #[cfg(feature = "inspect")]
     pub fn contents(&self, slot: Slot) -> Option<Option<FlowRecord>> {
         let sequence = self.records.half(slot * RECORD_WORDS, 0);
         for _ in 0..COPY_TRIES {
@@ -234,7 +234,7 @@ impl Table {
     }
 
     /// Takes a free lock and keeps it, as an agent does that is killed while it releases a slot; whether it did.
-    #[cfg(feature = "bench")]
+    #[cfg(feature = "inspect")]
     pub fn seize(&self, slot: Slot) -> bool {
         let sequence = self.records.half(slot * RECORD_WORDS, 0);
         let free = sequence.load(Ordering::Relaxed);

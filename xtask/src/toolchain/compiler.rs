@@ -1,7 +1,7 @@
-//! Which Rust compiler builds the eBPF object.
+//! Rust compilers on this machine that can build the eBPF object, and which of them is preferred.
 //!
-//! Invariant: a compiler is chosen because its sysroot holds the source of `core` (the BPF target ships no compiled
-//! one), never because of its channel's name. Called by `ebpf`, `linker`, `lint` and `setup`.
+//! Invariant: a compiler counts because its sysroot holds the source of `core` (the BPF target ships no compiled one),
+//! never because of its channel's name.
 
 use std::{
     env, fs,
@@ -13,28 +13,21 @@ use anyhow::{Context, Result, bail};
 
 use crate::cmd;
 
+/// The version that compiles the committed object, and the commit it was built from. Its LLVM has this major version.
+pub(super) const PINNED: &str = "1.96.0";
+const PINNED_COMMIT: &str = "ac68faa20";
+pub(super) const PINNED_LLVM: u32 = 22;
 /// The oldest compiler the workspace builds with (`rust-version` in Cargo.toml).
-const MIN_VERSION: (u32, u32) = (1, 95);
-
-/// How to get a toolchain, for both kinds of machine; shown whenever none is found.
-pub(crate) const HOW_TO_INSTALL: &str = "\
-`cargo xtask setup` installs it. By hand, on Debian 12 as root:
-  apt-get update
-  apt-get install -y --no-install-recommends rustc-web cargo-web rust-web-src llvm-22-dev
-  LLVM_PREFIX=/usr/lib/llvm-22 PATH=/usr/lib/llvm-22/bin:$PATH cargo install bpf-linker --version 0.13.0 \
---no-default-features --features llvm-22 --root target/tools
-elsewhere, as an ordinary user with rustup:
-  rustup toolchain install nightly --component rust-src
-  mkdir -p target/tools/bin && curl -fsSL https://github.com/aya-rs/bpf-linker/releases/download/v0.13.0/\
-bpf-linker-$(uname -m)-unknown-linux-musl.tar.zst | tar --zstd -x -C target/tools/bin
-or set SENSOR_EBPF_OBJECT to a prebuilt object, or SENSOR_BPF_RUSTC to a rustc that has rust-src.";
+pub(super) const MIN_VERSION: (u32, u32) = (1, 95);
+/// Debian's packages of that version, the compiler's own first.
+pub(super) const DEBIAN: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
 /// Where a compiler was found; earlier is preferred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Origin {
+pub(super) enum Origin {
     /// Named by `SENSOR_BPF_RUSTC`.
     Explicit,
-    /// One of rustup's toolchains.
+    /// One of rustup's toolchains: the project's own in target/tools, or the user's.
     Rustup,
     /// A rustc in PATH, or Debian's.
     System,
@@ -42,7 +35,7 @@ enum Origin {
 
 /// A Rust compiler that was asked who it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Toolchain {
+pub(crate) struct Compiler {
     /// The folder with `bin/rustc` and `lib/rustlib`.
     pub(crate) sysroot: PathBuf,
     /// Absolute path of the compiler (no rustup proxy).
@@ -51,21 +44,38 @@ pub(crate) struct Toolchain {
     pub(crate) release: String,
     /// The major version of its LLVM: bpf-linker must understand that bitcode.
     pub(crate) llvm_major: u32,
+    /// The commit it was built from, abbreviated as in `rustc --version`.
+    commit: String,
     commit_date: String,
     has_source: bool,
     origin: Origin,
 }
 
-impl Toolchain {
+impl Compiler {
     /// Whether `-Z` flags work without `RUSTC_BOOTSTRAP`.
     pub(crate) fn is_nightly(&self) -> bool {
         self.release.contains("nightly") || self.release.contains("dev")
     }
 
-    /// Whether rustup manages it; the name rustup knows it by is then the last part of the sysroot.
-    pub(crate) fn rustup_name(&self) -> Option<String> {
-        let managed = rustup_toolchains_dir().is_some_and(|dir| self.sysroot.starts_with(dir));
-        managed.then(|| self.sysroot.file_name().map(|name| name.to_string_lossy().into_owned())).flatten()
+    /// Whether it is the one that the project has pinned, from whatever source.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.release == PINNED && self.commit == PINNED_COMMIT
+    }
+
+    /// Whether the user named it.
+    pub(super) fn is_chosen(&self) -> bool {
+        self.origin == Origin::Explicit
+    }
+
+    /// As `rustc --version` names it, without a distribution's note.
+    pub(crate) fn name(&self) -> String {
+        format!("rustc {} ({} {})", self.release, self.commit, self.commit_date)
+    }
+
+    /// The RUSTUP_HOME that it is below, and the name rustup knows it by; `None`: rustup does not manage it.
+    pub(crate) fn rustup(&self) -> Option<(PathBuf, String)> {
+        let home = rustup_homes().into_iter().find(|home| self.sysroot.starts_with(home.join("toolchains")))?;
+        Some((home, self.sysroot.file_name()?.to_string_lossy().into_owned()))
     }
 
     /// A program of the same toolchain, e.g. `cargo`.
@@ -100,11 +110,11 @@ impl Toolchain {
     }
 }
 
-/// Finds the toolchain for the eBPF object; `None` when no compiler here has rust-src.
+/// Every compiler with rust-src that is new enough, in no order; only the one that `SENSOR_BPF_RUSTC` names, if it does.
 ///
 /// # Errors
 /// When `SENSOR_BPF_RUSTC` names a compiler that cannot be used: an explicit choice is never replaced silently.
-pub(crate) fn find() -> Result<Option<Toolchain>> {
+pub(super) fn all() -> Result<Vec<Compiler>> {
     if let Some(path) = env::var_os("SENSOR_BPF_RUSTC") {
         let found = inspect(Path::new(&path), Origin::Explicit)
             .with_context(|| format!("SENSOR_BPF_RUSTC={} is not a usable rustc", path.display()))?;
@@ -115,41 +125,29 @@ pub(crate) fn find() -> Result<Option<Toolchain>> {
                 source_dir(&found.sysroot).display()
             );
         }
-        return Ok(Some(found));
+        return Ok(vec![found]);
     }
     let rustup = rustup_compilers().into_iter().map(|rustc| (rustc, Origin::Rustup));
     let system = cmd::all_in_path("rustc").into_iter().filter(|rustc| !is_rustup_proxy(rustc));
     let system = system.map(|rustc| (rustc, Origin::System));
     // One broken compiler somewhere in PATH must not stop a good one from being used.
-    Ok(choose(rustup.chain(system).filter_map(|(rustc, origin)| inspect(&rustc, origin).ok())))
+    let found = rustup.chain(system).filter_map(|(rustc, origin)| inspect(&rustc, origin).ok());
+    Ok(found.filter(|one| one.has_source && version(&one.release).is_some_and(|v| v >= MIN_VERSION)).collect())
 }
 
-/// [`find`], where having none is an error that says how to get one.
-///
-/// # Errors
-/// When there is none.
-pub(crate) fn require() -> Result<Toolchain> {
-    find()?.with_context(|| {
-        format!(
-            "no Rust compiler with rust-src (version {}.{} or newer) was found.\n{HOW_TO_INSTALL}",
-            MIN_VERSION.0, MIN_VERSION.1
-        )
-    })
+/// The order of choice: an explicit one, the pinned version, then newer before older.
+pub(super) fn by_preference(mut compilers: Vec<Compiler>) -> Vec<Compiler> {
+    let rank = |one: &Compiler| (!one.is_chosen(), !one.is_pinned(), one.origin);
+    compilers.sort_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| b.commit_date.cmp(&a.commit_date)));
+    compilers
 }
 
-/// The order of choice: an explicit one, rustup's newest nightly, then any; only with rust-src and new enough.
-fn choose(candidates: impl Iterator<Item = Toolchain>) -> Option<Toolchain> {
-    let mut usable: Vec<_> =
-        candidates.filter(|t| t.has_source && version(&t.release).is_some_and(|v| v >= MIN_VERSION)).collect();
-    usable.sort_by(|a, b| {
-        let rank =
-            |t: &Toolchain| (t.origin != Origin::Explicit, !(t.origin == Origin::Rustup && t.is_nightly()), t.origin);
-        rank(a).cmp(&rank(b)).then_with(|| b.commit_date.cmp(&a.commit_date))
-    });
-    usable.into_iter().next()
+/// Whether [`Compiler::name`] gives this for the pinned compiler.
+pub(super) fn is_pinned(name: &str) -> bool {
+    name.starts_with(&format!("rustc {PINNED} ({PINNED_COMMIT} "))
 }
 
-fn inspect(rustc: &Path, origin: Origin) -> Result<Toolchain> {
+fn inspect(rustc: &Path, origin: Origin) -> Result<Compiler> {
     let ask = |args: &[&str]| cmd::output(Command::new(rustc).args(args).env_remove("RUSTC_BOOTSTRAP"));
     let facts = ask(&["-vV"])?;
     let sysroot = PathBuf::from(ask(&["--print", "sysroot"])?.trim());
@@ -160,7 +158,7 @@ fn inspect(rustc: &Path, origin: Origin) -> Result<Toolchain> {
     parse_facts(&facts, sysroot, rustc, has_source, origin)
 }
 
-fn parse_facts(facts: &str, sysroot: PathBuf, rustc: PathBuf, has_source: bool, origin: Origin) -> Result<Toolchain> {
+fn parse_facts(facts: &str, sysroot: PathBuf, rustc: PathBuf, has_source: bool, origin: Origin) -> Result<Compiler> {
     let field = |name: &str| {
         facts
             .lines()
@@ -169,9 +167,11 @@ fn parse_facts(facts: &str, sysroot: PathBuf, rustc: PathBuf, has_source: bool, 
     };
     let llvm = field("LLVM version")?;
     let llvm_major = llvm.split('.').next().and_then(|n| n.parse().ok());
-    Ok(Toolchain {
+    Ok(Compiler {
         release: field("release")?.to_owned(),
         llvm_major: llvm_major.with_context(|| format!("LLVM version {llvm:?} is not a number"))?,
+        // Nine digits, as in the first line of what it prints; distributions give no more.
+        commit: field("commit-hash")?.chars().take(9).collect(),
         commit_date: field("commit-date")?.to_owned(),
         sysroot,
         rustc,
@@ -189,16 +189,18 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-fn rustup_toolchains_dir() -> Option<PathBuf> {
-    let home =
+/// The project's own toolchains, and the user's.
+fn rustup_homes() -> Vec<PathBuf> {
+    let users =
         env::var_os("RUSTUP_HOME").map(PathBuf::from).or_else(|| env::home_dir().map(|home| home.join(".rustup")));
-    home.map(|home| home.join("toolchains"))
+    [Some(super::machine::rustup_home()), users].into_iter().flatten().collect()
 }
 
-/// rustup's compilers that have rust-src; read from its folder, as starting each one takes time.
+/// rustup's compilers that have rust-src; read from its folders, as starting each one takes time.
 fn rustup_compilers() -> Vec<PathBuf> {
-    let entries = rustup_toolchains_dir().and_then(|dir| fs::read_dir(dir).ok()).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|dir| source_dir(dir).is_dir()).map(|dir| dir.join("bin/rustc")).collect()
+    let dirs = rustup_homes().into_iter().filter_map(|home| fs::read_dir(home.join("toolchains")).ok());
+    let toolchains = dirs.flatten().flatten().map(|entry| entry.path());
+    toolchains.filter(|dir| source_dir(dir).is_dir()).map(|dir| dir.join("bin/rustc")).collect()
 }
 
 /// Whether `rustc` is rustup's proxy (a link to, or copy of, the `rustup` beside it).
@@ -222,60 +224,51 @@ fn steers_cargo(key: &str) -> bool {
 }
 
 #[cfg(test)]
+impl Compiler {
+    /// One of a test's machine.
+    pub(super) fn test(release: &str, date: &str, llvm_major: u32, origin: Origin) -> Compiler {
+        let sysroot = PathBuf::from("/t").join(release);
+        let commit = if release == PINNED { PINNED_COMMIT } else { "0123456789" }.to_owned();
+        let (rustc, release, commit_date) = (sysroot.join("bin/rustc"), release.to_owned(), date.to_owned());
+        Compiler { sysroot, rustc, release, llvm_major, commit, commit_date, has_source: true, origin }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     const DEBIAN: &str = "rustc 1.96.0 (ac68faa20 2026-05-25) (built from a source tarball)\nbinary: rustc\n\
         commit-hash: ac68faa20\ncommit-date: 2026-05-25\nhost: x86_64-unknown-linux-gnu\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
 
-    fn toolchain(release: &str, commit_date: &str, has_source: bool, origin: Origin) -> Toolchain {
-        Toolchain {
-            sysroot: PathBuf::from("/t").join(release),
-            rustc: PathBuf::from("/t").join(release).join("bin/rustc"),
-            release: release.to_owned(),
-            llvm_major: 22,
-            commit_date: commit_date.to_owned(),
-            has_source,
-            origin,
-        }
-    }
-
-    fn chosen(candidates: Vec<Toolchain>) -> Option<String> {
-        choose(candidates.into_iter()).map(|t| t.release)
-    }
-
     #[test]
     fn what_rustc_prints_is_understood() {
-        let t = parse_facts(DEBIAN, "/usr".into(), "/usr/bin/rustc".into(), true, Origin::System).unwrap();
-        assert_eq!((t.release.as_str(), t.llvm_major, t.is_nightly()), ("1.96.0", 22, false));
+        let debian = parse_facts(DEBIAN, "/usr".into(), "/usr/bin/rustc".into(), true, Origin::System).unwrap();
+        assert_eq!((debian.release.as_str(), debian.llvm_major, debian.is_nightly()), ("1.96.0", 22, false));
+        assert!(debian.is_pinned());
+        assert_eq!(debian.name(), "rustc 1.96.0 (ac68faa20 2026-05-25)");
+        let upstream = DEBIAN.replace("hash: ac68faa20", "hash: ac68faa20c58cbccd01ee7208bf3b6e93a7d7f96");
+        let upstream = parse_facts(&upstream, "/usr".into(), "/usr/bin/rustc".into(), true, Origin::Rustup).unwrap();
+        assert!(upstream.is_pinned() && upstream.name() == debian.name());
         let error = parse_facts("release: 1.96.0\n", "/".into(), "rustc".into(), true, Origin::System).unwrap_err();
         assert!(error.to_string().contains("LLVM version"), "{error}");
     }
 
     #[test]
-    fn a_nightly_without_source_loses_to_any_compiler_with_it() {
-        let nightly = toolchain("1.97.0-nightly", "2026-05-19", false, Origin::Rustup);
-        let debian = toolchain("1.96.0", "2026-05-25", true, Origin::System);
-        assert_eq!(chosen(vec![nightly.clone(), debian]).as_deref(), Some("1.96.0"));
-        assert_eq!(chosen(vec![nightly]), None);
-    }
-
-    #[test]
-    fn the_newest_rustup_nightly_is_preferred() {
-        let old = toolchain("1.96.0-nightly", "2026-03-01", true, Origin::Rustup);
-        let new = toolchain("1.97.0-nightly", "2026-05-19", true, Origin::Rustup);
-        let stable = toolchain("1.98.0", "2026-08-01", true, Origin::Rustup);
-        let debian = toolchain("1.96.0", "2026-05-25", true, Origin::System);
-        assert_eq!(chosen(vec![debian.clone(), stable.clone(), old, new]).as_deref(), Some("1.97.0-nightly"));
-        assert_eq!(chosen(vec![debian, stable]).as_deref(), Some("1.98.0"));
-    }
-
-    #[test]
-    fn an_explicit_compiler_comes_first_and_an_old_one_never() {
-        let explicit = toolchain("1.95.0", "2026-04-14", true, Origin::Explicit);
-        let nightly = toolchain("1.97.0-nightly", "2026-05-19", true, Origin::Rustup);
-        assert_eq!(chosen(vec![nightly, explicit]).as_deref(), Some("1.95.0"));
-        assert_eq!(chosen(vec![toolchain("1.85.0", "2025-02-17", true, Origin::System)]), None);
+    fn the_pinned_version_is_preferred_and_an_explicit_choice_before_it() {
+        let one = |release, date, origin| Compiler::test(release, date, 22, origin);
+        let order = |compilers: Vec<Compiler>| -> Vec<String> {
+            by_preference(compilers).into_iter().map(|one| one.release).collect()
+        };
+        let old = one("1.96.0-nightly", "2026-03-01", Origin::Rustup);
+        let new = one("1.97.0-nightly", "2026-05-19", Origin::Rustup);
+        let pinned = one("1.96.0", "2026-05-25", Origin::System);
+        let explicit = one("1.95.0", "2026-04-14", Origin::Explicit);
+        assert_eq!(
+            order(vec![old.clone(), new.clone(), pinned.clone()]),
+            ["1.96.0", "1.97.0-nightly", "1.96.0-nightly"]
+        );
+        assert_eq!(order(vec![pinned, explicit, new]), ["1.95.0", "1.96.0", "1.97.0-nightly"]);
     }
 
     #[test]
