@@ -1,5 +1,5 @@
-//! Interfaces that come and go, change their names, or are many: which of them the agent watches, how soon, and that every packet is
-//! counted once. The senders' counts are the measure, and the maps' own balance. Needs root.
+//! Interfaces that come and go, change their names, or are many: which of them the agent watches, how soon, and that
+//! every packet is counted once. The senders' counts are the measure, and the maps' own balance. Needs root.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
@@ -29,8 +29,8 @@ for line in sys.stdin:
         out.sendto(frame, (device, 0))
     print('sent', flush=True)";
 
-/// Two namespaces, between which pairs are made: one end where the agent is, the other where frames are sent. Nothing else sends
-/// anything.
+/// Two namespaces, between which pairs are made: one end where the agent is, the other where frames are sent. Nothing
+/// else sends anything.
 struct Scene {
     edge: NetNs,
     peer: NetNs,

@@ -1,5 +1,5 @@
-//! Attempts to watch an interface that failed before: each pause is twice the one before. An attempt may have had XDP on the
-//! interface for a moment, for which some drivers stop the link.
+//! Attempts to watch an interface that failed before: each pause is twice the one before. An attempt may have had XDP
+//! on the interface for a moment, for which some drivers stop the link.
 
 use std::time::Duration;
 

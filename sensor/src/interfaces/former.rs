@@ -1,8 +1,8 @@
 //! What interfaces counted that are not watched any more.
 //!
-//! Invariant: what was counted is in the sums of the metrics once. For [`KEPT_FOR`] it stays in the series of its interface, which
-//! goes on there if one of that name comes back. Then it is added to the sum of all that are gone, and its series ends: hosts make
-//! interfaces with new names for each container, and each is a label.
+//! Invariant: what was counted is in the sums of the metrics once. For [`KEPT_FOR`] it stays in the series of its
+//! interface, which goes on there if one of that name comes back. Then it is added to the sum of all that are gone, and
+//! its series ends: hosts make interfaces with new names for each container, and each is a label.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

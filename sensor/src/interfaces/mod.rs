@@ -1,7 +1,8 @@
-//! Which interfaces are to be watched: the list of the configuration (plain names, patterns, exclusions) against those there are.
+//! Which interfaces are to be watched: the list of the configuration (plain names, patterns, exclusions) against those
+//! there are.
 //!
-//! Pure: [`crate::bpf::probe::links`] says what there is, `agent` attaches. [`former`] keeps what interfaces counted that are gone,
-//! [`attempts`] spaces attempts out.
+//! Pure: [`crate::bpf::probe::links`] says what there is, `agent` attaches. [`former`] keeps what interfaces counted
+//! that are gone, [`attempts`] spaces attempts out.
 
 pub mod attempts;
 pub mod former;
@@ -56,7 +57,8 @@ impl List {
     /// Reads the entries: a plain name, a pattern with `*` and `?`, or `!` and what patterns are not to take.
     ///
     /// # Errors
-    /// An entry that can be no interface's name, stands there twice, or excludes where there is no pattern; too many names.
+    /// An entry that can be no interface's name, stands there twice, or excludes where there is no pattern; too many
+    /// names.
     pub fn parse(entries: &[String]) -> Result<List> {
         let mut list = List::default();
         for (position, entry) in entries.iter().enumerate() {
@@ -66,8 +68,8 @@ impl List {
             let is_name = !name.is_empty() && name.len() <= longest && !name.contains(['/', ' ', '\0', '!']);
             ensure!(
                 is_name,
-                "interfaces: \"{entry}\" is not an interface name (1 to 15 bytes, no slash or space), nor a pattern (as in \
-                 \"veth*\", or \"!veth-skip*\" for what patterns leave out)"
+                "interfaces: \"{entry}\" is not an interface name (1 to 15 bytes, no slash or space), nor a pattern \
+                 (as in \"veth*\", or \"!veth-skip*\" for what patterns leave out)"
             );
             if entries[..position].contains(entry) {
                 bail!("interfaces: \"{entry}\" is named twice");
@@ -81,7 +83,8 @@ impl List {
         }
         ensure!(
             list.excluded.is_empty() || !list.patterns.is_empty(),
-            "interfaces: \"!{}\" leaves something out, but there is no pattern that it could be left out of; add one, as in \"*\"",
+            "interfaces: \"!{}\" leaves something out, but there is no pattern that it could be left out of; add one, \
+             as in \"*\"",
             list.excluded.first().map_or("", String::as_str)
         );
         ensure!(
@@ -109,9 +112,9 @@ impl List {
 
     /// Of the interfaces there are, those to be watched.
     ///
-    /// A pattern takes no loopback interface, none that carries no Ethernet frames, and none that stands on another one of the
-    /// list (the bridge of a watched port, the VLAN of a watched interface): its packets would be counted twice. A plain name
-    /// takes what it names.
+    /// A pattern takes no loopback interface, none that carries no Ethernet frames, and none that stands on another one
+    /// of the list (the bridge of a watched port, the VLAN of a watched interface): its packets would be counted twice.
+    /// A plain name takes what it names.
     pub fn select<'a>(&self, links: impl IntoIterator<Item = &'a Link>) -> Vec<&'a Link> {
         let found: Vec<&Link> =
             links.into_iter().filter(|link| self.is_named(&link.name) || self.takes(link)).collect();

@@ -1,10 +1,10 @@
 //! Interfaces that come and go while the agent runs: those that the list asks for are attached, others are let go.
 //!
-//! [`crate::bpf::probe::links`] says what changed; that is looked at behind each poll, and everything once a second in any case.
-//! Parts: [`watch`] attaches and lets go, [`news`] keeps the log short.
+//! [`crate::bpf::probe::links`] says what changed; that is looked at behind each poll, and everything once a second in
+//! any case. Parts: [`watch`] attaches and lets go, [`news`] keeps the log short.
 //!
-//! Invariant: what an interface counted stays in the sums of metrics and kernel maps when it is gone ([`Former`]). Interfaces are
-//! known by their numbers, so a new name is no new interface.
+//! Invariant: what an interface counted stays in the sums of metrics and kernel maps when it is gone ([`Former`]).
+//! Interfaces are known by their numbers, so a new name is no new interface.
 
 mod news;
 mod watch;
@@ -24,7 +24,8 @@ use crate::interfaces::attempts::Attempts;
 use crate::interfaces::former::Former;
 use crate::interfaces::{Link, List};
 
-/// What stands in metrics for all interfaces that are not watched any more, and whose series ended. No interface has such a name.
+/// What stands in metrics for all interfaces that are not watched any more, and whose series ended. No interface has
+/// such a name.
 const GONE: &str = "(gone)";
 
 /// Which interfaces are to be watched, and which of them are not.
@@ -226,8 +227,8 @@ impl Poller {
     }
 }
 
-/// What became of an interface. The kernel is asked again: what is known of it (`link`) may be older than it is. Where the two do not
-/// agree, the next look decides.
+/// What became of an interface. The kernel is asked again: what is known of it (`link`) may be older than it is. Where
+/// the two do not agree, the next look decides.
 fn change(one: &Attached, link: Option<&Link>, wanted: bool) -> Option<Change> {
     let name = match attach::present_name(one.ifindex) {
         Ok(None) => return Some(Change::Gone),

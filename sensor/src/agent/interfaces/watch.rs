@@ -12,13 +12,14 @@ use crate::bpf::probe;
 use crate::interfaces::List;
 
 impl Poller {
-    /// Replaces the list of interfaces to watch, as a whole. Interfaces that a new plain name asks for are attached before this
-    /// returns, those that patterns match within the next polls; what the new list does not ask for is let go. A plain name that was
-    /// in the list before may be missing, and is waited for. Empty: the interface of the default route. Called for a reload.
+    /// Replaces the list of interfaces to watch, as a whole. Interfaces that a new plain name asks for are attached
+    /// before this returns, those that patterns match within the next polls; what the new list does not ask for is let
+    /// go. A plain name that was in the list before may be missing, and is waited for. Empty: the interface of the
+    /// default route. Called for a reload.
     ///
     /// # Errors
-    /// The list cannot be read; a plain name is new and there is no such interface, or it cannot be watched. Then nothing has
-    /// changed.
+    /// The list cannot be read; a plain name is new and there is no such interface, or it cannot be watched. Then
+    /// nothing has changed.
     pub(in crate::agent) fn watch_interfaces(&mut self, entries: &[String]) -> Result<()> {
         let entries = match entries {
             [] => vec![probe::default_interface()?],
@@ -119,8 +120,8 @@ impl Poller {
         }
     }
 
-    /// Takes the programs off interfaces that are not watched any more, and keeps what was counted there. `there`: some are still
-    /// there, and packets may be on their way through the programs.
+    /// Takes the programs off interfaces that are not watched any more, and keeps what was counted there. `there`: some
+    /// are still there, and packets may be on their way through the programs.
     pub(super) fn let_go(&mut self, attached: Vec<Attached>, there: bool) {
         for (interface, counted) in self.kernel.let_go(attached, there) {
             match counted {

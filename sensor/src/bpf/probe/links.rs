@@ -1,8 +1,8 @@
 //! The interfaces of this network namespace, and how they change: a thread that listens to rtnetlink (RTNLGRP_LINK).
 //!
-//! Invariant: what [`Links::now`] gives is what the kernel had a moment ago. Changes are applied one by one; when the kernel had to
-//! leave some out (ENOBUFS), and once a second anyway, everything is listed anew. The thread, not its reader, waits for the kernel's
-//! lock on interfaces, which others can hold for long. Called by `agent::interfaces`.
+//! Invariant: what [`Links::now`] gives is what the kernel had a moment ago. Changes are applied one by one; when the
+//! kernel had to leave some out (ENOBUFS), and once a second anyway, everything is listed anew. The thread, not its
+//! reader, waits for the kernel's lock on interfaces, which others can hold for long. Called by `agent::interfaces`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -162,6 +162,8 @@ fn listen(socket: Option<&OwnedFd>, shared: &Weak<Shared>) {
                     shared.change(|old| *old = table);
                 }
             }
+            // Changes are coming in, so nothing is missed; the next second has another try.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if !failed => {
                 failed = true;
                 tracing::warn!("the interfaces cannot be listed, and new ones may not be seen: {error}");
