@@ -1,4 +1,5 @@
-# A Debian (12, if not told otherwise) with a systemd of its own, booted by systemd-nspawn on this host's kernel. Sourced by run.sh.
+# A Debian (12, if not told otherwise) with a systemd of its own, booted by systemd-nspawn on this host's kernel.
+# Sourced by run.sh.
 #
 #   netns sn-svc-peer [eth0: ADMIN, FLOOD] ──veth── [eth0: BOX] netns sn-svc-box = the machine's network
 #
