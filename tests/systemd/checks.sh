@@ -49,12 +49,12 @@ print(" ".join(str(one["id"]) for one in verdicts if "'$FLOOD'" in json.dumps(on
 # --- traffic: a flow that has to pass whole, and one that is dropped
 
 start_traffic() {
-    ip netns exec sn-svc-box python3 "$HERE/traffic.py" receive $PORT > "$SCRATCH/received" &
+    ip netns exec $NETNS-box python3 "$HERE/traffic.py" receive $PORT > "$SCRATCH/received" &
     RECEIVER=$!
     until_true 10 in_box grep -q "$(printf ':%04X ' $PORT)" /proc/net/udp || die "the receiver does not listen"
-    ip netns exec sn-svc-peer python3 "$HERE/traffic.py" send $ADMIN $BOX $PORT $ADMIN_RATE "$1" > "$SCRATCH/admin" &
+    ip netns exec $NETNS-peer python3 "$HERE/traffic.py" send $ADMIN $BOX $PORT $ADMIN_RATE "$1" > "$SCRATCH/admin" &
     SENDERS=$!
-    ip netns exec sn-svc-peer python3 "$HERE/traffic.py" send $FLOOD $BOX $PORT $FLOOD_RATE "$1" > "$SCRATCH/flood" &
+    ip netns exec $NETNS-peer python3 "$HERE/traffic.py" send $FLOOD $BOX $PORT $FLOOD_RATE "$1" > "$SCRATCH/flood" &
     SENDERS="$SENDERS $!"
     # So that what follows happens under traffic.
     sleep 1
