@@ -1,7 +1,8 @@
-//! What the service manager hears from the agent (`sd_notify`): that it is ready, what it does, that it lives, that it stops.
+//! What the service manager hears from the agent (`sd_notify`): that it is ready, what it does, that it lives, that it
+//! stops.
 //!
-//! Without `NOTIFY_SOCKET` in the environment nothing is sent. Called by [`super::run`] and [`super::serve`]; the poll thread
-//! owns a [`Watchdog`].
+//! Without `NOTIFY_SOCKET` in the environment nothing is sent. Called by [`super::run`] and [`super::serve`]; the poll
+//! thread owns a [`Watchdog`].
 
 use std::time::{Duration, Instant};
 
@@ -57,7 +58,8 @@ impl Watchdog {
         let silence = config.model.max_inference.min(config.agent.lease / 2);
         if let Some(limit) = limit.filter(|limit| *limit < silence * 2) {
             tracing::warn!(
-                "the service manager's watchdog ({} s) is shorter than twice a legal call of a model ({} s): raise WatchdogSec",
+                "the service manager's watchdog ({} s) is shorter than twice a legal call of a model ({} s): raise \
+                 WatchdogSec",
                 limit.as_secs_f64(),
                 silence.as_secs_f64()
             );

@@ -1,4 +1,5 @@
-# What is checked, in order; each part leaves the agent running and the verdict in force for the next. Sourced by run.sh.
+# What is checked, in order; each part leaves the agent running and the verdict in force for the next. Sourced by
+# run.sh.
 
 PORT=9000
 ADMIN_RATE=2000 FLOOD_RATE=500
@@ -48,12 +49,12 @@ print(" ".join(str(one["id"]) for one in verdicts if "'$FLOOD'" in json.dumps(on
 # --- traffic: a flow that has to pass whole, and one that is dropped
 
 start_traffic() {
-    ip netns exec sn-svc-box python3 "$HERE/traffic.py" receive $PORT > "$SCRATCH/received" &
+    ip netns exec $NETNS-box python3 "$HERE/traffic.py" receive $PORT > "$SCRATCH/received" &
     RECEIVER=$!
     until_true 10 in_box grep -q "$(printf ':%04X ' $PORT)" /proc/net/udp || die "the receiver does not listen"
-    ip netns exec sn-svc-peer python3 "$HERE/traffic.py" send $ADMIN $BOX $PORT $ADMIN_RATE "$1" > "$SCRATCH/admin" &
+    ip netns exec $NETNS-peer python3 "$HERE/traffic.py" send $ADMIN $BOX $PORT $ADMIN_RATE "$1" > "$SCRATCH/admin" &
     SENDERS=$!
-    ip netns exec sn-svc-peer python3 "$HERE/traffic.py" send $FLOOD $BOX $PORT $FLOOD_RATE "$1" > "$SCRATCH/flood" &
+    ip netns exec $NETNS-peer python3 "$HERE/traffic.py" send $FLOOD $BOX $PORT $FLOOD_RATE "$1" > "$SCRATCH/flood" &
     SENDERS="$SENDERS $!"
     # So that what follows happens under traffic.
     sleep 1
@@ -95,15 +96,20 @@ installing() {
     note "the whole of it took $(awk -v a="$begun" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.2f", b - a }') s"
     check "the unit is enabled" inside systemctl is-enabled sensor.service
     check "the unit is active" is_active
-    is_active || die "nothing else can be checked: $(tail -5 "$SCRATCH/install.log"; inside journalctl -u sensor.service -o cat --no-pager | tail -5)"
+    is_active || die "nothing else can be checked: $(tail -5 "$SCRATCH/install.log"
+        inside journalctl -u sensor.service -o cat --no-pager | tail -5)"
     at_most "ready after seconds" 3 "$(seconds_from_to ExecMainStartTimestampMonotonic ActiveEnterTimestampMonotonic)"
-    check "systemd-analyze verify has nothing to say" quiet inside systemd-analyze verify --man=no sensor.service sensor-pins.service
+    check "systemd-analyze verify has nothing to say" \
+        quiet inside systemd-analyze verify --man=no sensor.service sensor-pins.service
     at_most "exposure of sensor.service" 2.0 "$(exposure sensor.service)"
     at_most "exposure of sensor-pins.service" 2.0 "$(exposure sensor-pins.service)"
 }
 
 quiet() { [ -z "$("$@" 2>&1)" ]; }
-exposure() { inside systemd-analyze security --no-pager "$1" 2>&1 | sed -n 's/.*Overall exposure level for .*: \([0-9.]*\) .*/\1/p'; }
+exposure() {
+    inside systemd-analyze security --no-pager "$1" 2>&1 |
+        sed -n 's/.*Overall exposure level for .*: \([0-9.]*\) .*/\1/p'
+}
 
 confinement() {
     say "what it may do"
@@ -189,8 +195,8 @@ killed() {
     same "the verdict is the same" "$VERDICT" "$(flood_verdicts)"
 }
 
-# hanging WHAT COMMAND...: the command, with the numbers of the agent's process in the machine and on this host behind it, makes
-# it hang.
+# hanging WHAT COMMAND...: the command, with the numbers of the agent's process in the machine and on this host behind
+# it, makes it hang.
 hanging() {
     local what=$1 before limit since
     shift

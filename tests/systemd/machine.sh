@@ -1,6 +1,7 @@
-# A Debian (12, if not told otherwise) with a systemd of its own, booted by systemd-nspawn on this host's kernel. Sourced by run.sh.
+# A Debian (12, if not told otherwise) with a systemd of its own, booted by systemd-nspawn on this host's kernel.
+# Sourced by run.sh.
 #
-#   netns sn-svc-peer [eth0: ADMIN, FLOOD] ──veth── [eth0: BOX] netns sn-svc-box = the machine's network
+#   netns $NETNS-peer [eth0: ADMIN, FLOOD] ──veth── [eth0: BOX] netns $NETNS-box = the machine's network
 #
 # Everything it makes has a name that begins with sn-svc, or is under $SCRATCH; clean_up takes all of it away again.
 
@@ -13,6 +14,8 @@ INCLUDE=systemd,systemd-sysv,dbus,init-system-helpers
 # The default gateway is on the never-drop list by itself, so the flow that is to be dropped comes from another address.
 BOX=198.18.77.1 ADMIN=198.18.77.2 FLOOD=198.18.77.3
 
+# With the number of this process, so that two runs at a time do not take away each other's.
+NETNS=sn-svc-$$
 SCRATCH= ROOT= NSPAWN= LEADER=
 
 # Packages that the suite needs on this host.
@@ -39,18 +42,18 @@ base() {
 }
 
 network() {
-    ip netns add sn-svc-box
-    ip netns add sn-svc-peer
-    ip -n sn-svc-box link add eth0 type veth peer name eth0 netns sn-svc-peer
-    ip -n sn-svc-box addr add $BOX/24 dev eth0
-    ip -n sn-svc-peer addr add $ADMIN/24 dev eth0
-    ip -n sn-svc-peer addr add $FLOOD/24 dev eth0
+    ip netns add $NETNS-box
+    ip netns add $NETNS-peer
+    ip -n $NETNS-box link add eth0 type veth peer name eth0 netns $NETNS-peer
+    ip -n $NETNS-box addr add $BOX/24 dev eth0
+    ip -n $NETNS-peer addr add $ADMIN/24 dev eth0
+    ip -n $NETNS-peer addr add $FLOOD/24 dev eth0
     local netns
-    for netns in sn-svc-box sn-svc-peer; do
+    for netns in $NETNS-box $NETNS-peer; do
         ip -n $netns link set lo up
         ip -n $netns link set eth0 up
     done
-    ip -n sn-svc-box route add default via $ADMIN
+    ip -n $NETNS-box route add default via $ADMIN
 }
 
 # A fresh copy of the base system, booted. Its BPF file system is one of its own.
@@ -63,8 +66,8 @@ boot() {
     echo sn-svc > "$ROOT/etc/hostname"
     mount -t bpf -o mode=0700 sn-svc-bpf "$SCRATCH/bpf"
     network
-    systemd-nspawn --quiet --directory="$ROOT" --machine=sn-svc --register=no --keep-unit --boot --link-journal=no \
-        --network-namespace-path=/run/netns/sn-svc-box --bind="$SCRATCH/bpf:/sys/fs/bpf" --console=pipe \
+    systemd-nspawn --quiet --directory="$ROOT" --machine=$NETNS --register=no --keep-unit --boot --link-journal=no \
+        --network-namespace-path=/run/netns/$NETNS-box --bind="$SCRATCH/bpf:/sys/fs/bpf" --console=pipe \
         --capability=CAP_BPF,CAP_NET_ADMIN,CAP_PERFMON --system-call-filter="bpf perf_event_open" \
         < /dev/null > "$SCRATCH/boot.log" 2>&1 &
     NSPAWN=$!
@@ -78,8 +81,8 @@ is_up() {
 
 # A command in the machine; and one of this host's in its network.
 inside() { nsenter --target "$LEADER" --all -- "$@"; }
-in_box() { ip netns exec sn-svc-box "$@"; }
-in_peer() { ip netns exec sn-svc-peer "$@"; }
+in_box() { ip netns exec $NETNS-box "$@"; }
+in_peer() { ip netns exec $NETNS-peer "$@"; }
 
 clean_up() {
     local pid
@@ -92,8 +95,8 @@ clean_up() {
         until_true 20 gone "$NSPAWN" || kill -KILL "$NSPAWN" 2> /dev/null
         wait "$NSPAWN" 2> /dev/null
     fi
-    ip netns del sn-svc-peer 2> /dev/null
-    ip netns del sn-svc-box 2> /dev/null
+    ip netns del $NETNS-peer 2> /dev/null
+    ip netns del $NETNS-box 2> /dev/null
     if [ -n "$SCRATCH" ]; then
         rm -rf "$SCRATCH"/bpf/sensor 2> /dev/null
         umount "$SCRATCH/bpf" 2> /dev/null

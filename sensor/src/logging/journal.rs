@@ -1,9 +1,11 @@
 //! Log lines to the journal in its own protocol, each field by itself (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL>).
 //!
-//! `tracing-journald` is not used because its MESSAGE has the text alone: `journalctl -u sensor` would say "verdict" and not on
-//! what. Here MESSAGE is the line that the text format prints, and the fields are there besides, for programs.
+//! `tracing-journald` is not used because its MESSAGE has the text alone: `journalctl -u sensor` would say "verdict"
+//! and not on what. Here MESSAGE is the line that the text format prints, and the fields are there besides, for
+//! programs.
 //!
-//! Invariant: a journal that is stuck holds nobody up for longer than [`PATIENCE`] a line; lines lost so are counted and told.
+//! Invariant: a journal that is stuck holds nobody up for longer than [`PATIENCE`] a line; lines lost so are counted
+//! and told.
 
 use std::fmt::Debug;
 use std::io;
