@@ -1,4 +1,5 @@
-//! Writes the man pages and the shell completions of `sensor` into a folder: `pages FOLDER`, as `cargo xtask dist` does.
+//! Writes the man pages and the shell completions of `sensor` into a folder: `pages FOLDER`, as `cargo xtask dist`
+//! does.
 //!
 //! They come from the command line's own declaration. An example, so that the agent itself depends on no generator.
 

@@ -1,5 +1,5 @@
-//! What is shipped beside the agent fits the agent: alerts and dashboards name metrics that it declares, with labels that it
-//! gives, and the alerts fire when they should.
+//! What is shipped beside the agent fits the agent: alerts and dashboards name metrics that it declares, with labels
+//! that it gives, and the alerts fire when they should.
 
 use std::collections::BTreeSet;
 use std::fs;

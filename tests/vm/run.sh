@@ -1,6 +1,6 @@
 #!/bin/bash
-# Boots a kernel under qemu and runs the agent in it: [ARCH=aarch64] tests/vm/run.sh KERNEL_IMAGE [MODULES_DIR]. See README.md.
-# Output: one PASS or FAIL line per check, then the whole console where a check failed. Exit status 0: all passed.
+# Boots a kernel under qemu and runs the agent in it: [ARCH=aarch64] tests/vm/run.sh KERNEL_IMAGE [MODULES_DIR].
+# See README.md. Output: one PASS or FAIL line per check, then the whole console where a check failed. Exit status 0: all passed.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,7 +1,8 @@
-//! `cargo xtask dist`: what people install. Static binaries, packages, the container image, checksums, bill of materials.
+//! `cargo xtask dist`: what people install. Static binaries, packages, the container image, checksums, bill of
+//! materials.
 //!
-//! Invariant: two runs on the same source give the same bytes, from whatever folder ([`again`] tests it). What is made is in
-//! target/dist; target/static holds what it was made from.
+//! Invariant: two runs on the same source give the same bytes, from whatever folder ([`again`] tests it). What is made
+//! is in target/dist; target/static holds what it was made from.
 
 use std::{
     fs,

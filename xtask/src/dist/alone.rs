@@ -1,5 +1,5 @@
-//! The test that a binary needs nothing but itself and the kernel: it runs where the root holds it, a model, a capture and
-//! `/proc`, as every container has, and no more.
+//! The test that a binary needs nothing but itself and the kernel: it runs where the root holds it, a model, a capture
+//! and `/proc`, as every container has, and no more.
 
 use std::{fs, path::Path, process::Command};
 

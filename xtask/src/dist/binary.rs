@@ -1,7 +1,7 @@
 //! The static binary of one architecture, and the pages that are written from its command line.
 //!
-//! Invariant: its bytes depend on the source, the pinned toolchain and the pinned linker, not on the folder, the user or
-//! the caller's settings.
+//! Invariant: its bytes depend on the source, the pinned toolchain and the pinned linker, not on the folder, the user
+//! or the caller's settings.
 
 use std::{
     fs,

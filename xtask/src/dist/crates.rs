@@ -1,7 +1,7 @@
 //! Which crates are linked into the shipped binaries: the base of the bill of materials and of the third-party notices.
 //!
-//! Invariant: the set is what cargo resolves for the agent alone (`cargo tree`), without procedural macros, build and test
-//! dependencies; facts of each crate are its own (`cargo metadata`, Cargo.lock).
+//! Invariant: the set is what cargo resolves for the agent alone (`cargo tree`), without procedural macros, build and
+//! test dependencies; facts of each crate are its own (`cargo metadata`, Cargo.lock).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -160,10 +160,14 @@ mod tests {
     #[test]
     fn crates_have_their_dependencies_and_checksums() {
         let text = r#"{"packages": [
-            {"id": "a", "name": "one", "version": "1.0.0", "license": "MIT/Apache-2.0", "repository": null, "manifest_path": "/c/one/Cargo.toml"},
-            {"id": "b", "name": "two", "version": "2.0.0", "license": "MIT", "repository": "https://two", "manifest_path": "/c/two/Cargo.toml"},
-            {"id": "c", "name": "macro", "version": "1.0.0", "license": null, "repository": null, "manifest_path": "/c/m/Cargo.toml"}],
-            "resolve": {"nodes": [{"id": "a", "dependencies": ["b", "c"]}, {"id": "b", "dependencies": []}, {"id": "c", "dependencies": []}]}}"#;
+            {"id": "a", "name": "one", "version": "1.0.0", "license": "MIT/Apache-2.0", "repository": null,
+             "manifest_path": "/c/one/Cargo.toml"},
+            {"id": "b", "name": "two", "version": "2.0.0", "license": "MIT", "repository": "https://two",
+             "manifest_path": "/c/two/Cargo.toml"},
+            {"id": "c", "name": "macro", "version": "1.0.0", "license": null, "repository": null,
+             "manifest_path": "/c/m/Cargo.toml"}],
+            "resolve": {"nodes": [{"id": "a", "dependencies": ["b", "c"]}, {"id": "b", "dependencies": []},
+                                  {"id": "c", "dependencies": []}]}}"#;
         let parse = || serde_json::from_str::<Metadata>(text).unwrap();
         let two = ("two".to_owned(), "2.0.0".to_owned());
         let set = named("one v1.0.0\ntwo v2.0.0\n");

@@ -40,10 +40,10 @@ pub(super) fn package(
     };
     let package = folder.join(name);
     let mut nfpm = tools.command("nfpm");
-    nfpm.current_dir(cmd::workspace_root());
-    nfpm.args(["package", "--config", DESCRIPTION, "--packager", packager, "--target"]).arg(&package);
+    nfpm.current_dir(stage).args(["package", "--packager", packager, "--target"]).arg(&package);
+    nfpm.arg("--config").arg(cmd::workspace_root().join(DESCRIPTION));
     nfpm.env("SENSOR_ARCH", go).env("SENSOR_VERSION", version).env("SENSOR_MAINTAINER", MAINTAINER);
-    nfpm.env("STAGE", stage).env("SOURCE_DATE_EPOCH", release.epoch.to_string());
+    nfpm.env("SOURCE_DATE_EPOCH", release.epoch.to_string());
     cmd::run(&mut nfpm)?;
     Ok(package)
 }
@@ -63,5 +63,6 @@ fn archive(release: &Release, arch: Arch, stage: &Path, folder: &Path) -> Result
     Ok(archive)
 }
 
-/// What makes GNU tar write the same bytes for the same files, whoever owns them and in whatever order the folder has them.
+/// What makes GNU tar write the same bytes for the same files, whoever owns them and in whatever order the folder has
+/// them.
 pub(super) const STABLE_TAR: [&str; 5] = ["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--format=gnu"];

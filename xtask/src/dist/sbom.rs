@@ -1,7 +1,7 @@
 //! The bill of materials (CycloneDX 1.5, JSON): what is linked into the binaries, from where, under which licence.
 //!
-//! Written here because cargo-cyclonedx cannot write the same twice (its issue 514): it puts the time of the clock and a
-//! random number into what it writes. `cargo` itself knows all that is in here.
+//! Written here because cargo-cyclonedx cannot write the same twice (its issue 514): it puts the time of the clock and
+//! a random number into what it writes. `cargo` itself knows all that is in here.
 
 use anyhow::Result;
 use serde_json::{Value, json};

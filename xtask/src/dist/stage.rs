@@ -1,7 +1,8 @@
 //! What is installed, laid out below a folder as it is installed: the input of every package, archive and image.
 //!
 //! Invariant: names, modes, times and content depend on the source alone. The trees: `common` is in everything, `systemd`
-//! and `openrc` are for the service manager, `deb` and `rpm` for what those formats want in places of their own.
+//! and `openrc` are for the service manager, `deb` and `rpm` for what those formats want in places of their own;
+//! `scripts` are run when a package is installed or removed.
 
 use std::{
     fs,
@@ -39,6 +40,18 @@ const FILES: [(&str, &str); 13] = [
 ];
 /// The same for what is executed.
 const PROGRAMS: [(&str, &str); 1] = [("packaging/openrc/sensor", "openrc/etc/init.d/sensor")];
+/// What nfpm takes into packages to be run: it records the times of these files, too.
+const SCRIPTS: [&str; 9] = [
+    "debian/postinst",
+    "debian/prerm",
+    "debian/postrm",
+    "rpm/post",
+    "rpm/preun",
+    "rpm/postun",
+    "apk/pre-install",
+    "apk/post-upgrade",
+    "apk/pre-deinstall",
+];
 /// The line of config/sensor.toml that names the model, and what it is in a package.
 const MODEL_HERE: &str = "path = \"models/sensor.onnx\"";
 const MODEL_INSTALLED: &str = "path = \"/usr/share/sensor/sensor.onnx\"";
@@ -57,6 +70,9 @@ pub(super) fn lay_out(folder: &Path, release: &Release, binary: &Path, pages: &P
     }
     for (from, to) in PROGRAMS {
         stage.copy(&root.join(from), to, PROGRAM)?;
+    }
+    for script in SCRIPTS {
+        stage.copy(&root.join("packaging").join(script), &format!("scripts/{script}"), PROGRAM)?;
     }
     for page in sorted(&root.join("docs"))?.into_iter().filter(|file| file.extension().is_some_and(|e| e == "md")) {
         stage.copy(&page, &format!("common/usr/share/doc/sensor/docs/{}", name(&page)), PLAIN)?;
