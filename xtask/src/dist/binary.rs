@@ -78,9 +78,13 @@ impl Builder<'_> {
         let mut places = vec![(cmd::workspace_root(), "/sensor")];
         places.extend(cmd::cargo_home().map(|home| (home, "/cargo")));
         places.push((self.rust.source(), "/rust"));
-        let rust: Vec<_> =
+        let mut rust: Vec<_> =
             places.iter().map(|(at, name)| format!("--remap-path-prefix={}={name}", at.display())).collect();
         let c: Vec<_> = places.iter().map(|(at, name)| format!("-ffile-prefix-map={}={name}", at.display())).collect();
+        if self.rust.builds_std {
+            // Such a toolchain has no start files of musl beside its std: the linker's own are used.
+            rust.push("-Clink-self-contained=no".to_owned());
+        }
         build.env("CARGO_ENCODED_RUSTFLAGS", rust.join("\u{1f}")).env("CFLAGS", c.join(" "));
         if self.rust.builds_std {
             build.args(["-Z", "build-std=std,panic_unwind"]).env("RUSTC_BOOTSTRAP", "1");
