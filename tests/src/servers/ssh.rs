@@ -41,8 +41,11 @@ impl Ssh {
         let text = format!(
             "ListenAddress 0.0.0.0\nListenAddress ::\nHostKey {shown}/host\nPidFile none\nUsePAM no\nUseDNS no\n\
              StrictModes no\nPermitRootLogin prohibit-password\nAuthorizedKeysFile {shown}/client.pub\n\
-             PasswordAuthentication yes\nMaxStartups 200\nMaxAuthTries 3\nPrintMotd no\nPrintLastLog no\n"
+             PasswordAuthentication yes\nMaxStartups 200\nMaxAuthTries 3\nPrintMotd no\nPrintLastLog no\n\
+             SetEnv HOME={shown}/home ENV=/dev/null\n"
         );
+        // An empty one: a session must not wait for what the user's own shell reads at its start.
+        std::fs::create_dir(root.join("home")).context("make the home of sessions")?;
         std::fs::write(&path, text).context("write sshd_config")?;
         let mut command = netns.command("/usr/sbin/sshd");
         command.args(["-D", "-e", "-f"]).arg(&path);
