@@ -1,7 +1,7 @@
 """Processor time of `sensor extract` by several builds of the agent: allocator.py CAPTURE ROUNDS BINARY...
 
 Each round runs every binary once, in turn, on CPU 0, so that what else the machine does falls on all of them; the medians of user
-and system time count. The first binary is what the others are compared with. For docs/decisions/0024-static-binary.md:
+and system time count. The first binary is what the others are compared with. For docs/decisions/0022-static-binary.md:
 
     cargo build --release -p sensor && cargo xtask dist --arch x86_64 --only archive
     python3 tests/compare/allocator.py big.pcap 7 target/release/sensor target/static/built/x86_64/sensor

@@ -86,7 +86,7 @@ pub(crate) fn workspace_root() -> PathBuf {
     manifest_dir.parent().map_or(manifest_dir.clone(), Path::to_path_buf)
 }
 
-/// Where the host binary `name` is after a build in `profile_dir` ("debug" or "release").
+/// Where the host binary `name` is after a build in `profile_dir` ("debug", "release" or "quick").
 ///
 /// # Errors
 /// When the path of this program itself is unknown: the answer is found beside it, whatever target folder is configured.

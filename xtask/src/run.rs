@@ -11,9 +11,12 @@ pub(crate) struct RunArgs {
     /// Show the agent at work instead: network namespaces with ordinary and hostile traffic, no interface of yours
     #[arg(long)]
     pub(crate) demo: bool,
-    /// Build with debug assertions and without the release optimisations
+    /// Build with debug assertions and without optimisations
     #[arg(long)]
     pub(crate) debug: bool,
+    /// Build everything at full speed, which takes about twice as long: without it, models that tract runs are slower
+    #[arg(long, conflicts_with = "debug")]
+    pub(crate) release: bool,
     /// Arguments of `sensor run` (or of the demo), e.g. `-i eth0 --mode observe`; see `sensor run --help`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     pub(crate) args: Vec<String>,
@@ -32,7 +35,7 @@ pub(crate) struct BenchArgs {
 /// # Errors
 /// When setup or a build fails, or the program cannot be started as root.
 pub(crate) fn run(args: RunArgs) -> Result<()> {
-    let RunArgs { demo, debug, mut args } = args;
+    let RunArgs { demo, debug, release, mut args } = args;
     if demo {
         setup::ensure(setup::Options::TESTS)?;
     }
@@ -42,12 +45,15 @@ pub(crate) fn run(args: RunArgs) -> Result<()> {
     if demo {
         build.args(["-p", "sensor-tests", "--bin", "sensor-demo"]);
     }
-    if !debug {
-        build.arg("--release");
-    }
-    cmd::run(&mut build)?;
+    // The demo's numbers are of the agent as it is released.
+    let profile = match (debug, release || demo) {
+        (true, _) => "dev",
+        (false, true) => "release",
+        (false, false) => "quick",
+    };
+    cmd::run(build.args(["--profile", profile]))?;
 
-    let profile_dir = if debug { "debug" } else { "release" };
+    let profile_dir = if debug { "debug" } else { profile };
     if demo {
         return cmd::exec_as_root(&cmd::host_binary(profile_dir, "sensor-demo")?, &args);
     }
