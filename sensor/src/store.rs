@@ -8,9 +8,9 @@
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -38,6 +38,8 @@ const BATCH: usize = 8_192;
 const PAUSE: Duration = Duration::from_millis(200);
 /// Rows that cannot be read and are logged one by one.
 const LOGGED: u32 = 5;
+/// Time between two messages that the state cannot be written: a full disk may stay full for hours.
+const SAID_AGAIN: Duration = Duration::from_secs(300);
 /// How long another agent that stops right now may still hold the file.
 const HELD: Duration = Duration::from_secs(3);
 
@@ -93,12 +95,14 @@ pub struct Store {
     behind: bool,
     errors: Arc<AtomicU64>,
     failed: Arc<AtomicBool>,
+    /// Why the last transaction failed; `None`: it did not.
+    problem: Arc<Mutex<Option<String>>>,
 }
 
 impl Store {
     /// A store that keeps nothing.
     pub fn none() -> Store {
-        Store { queue: None, behind: false, errors: Arc::default(), failed: Arc::default() }
+        Store { queue: None, behind: false, errors: Arc::default(), failed: Arc::default(), problem: Arc::default() }
     }
 
     /// Opens the store in `directory` (`None`: nothing is kept) and reads what is there.
@@ -108,7 +112,14 @@ impl Store {
             Ok((database, saved)) => {
                 let (queue, inbox) = sync_channel(QUEUE);
                 let store = Store { queue: Some(queue), ..Store::none() };
-                let writer = Writer { database, errors: store.errors.clone(), failed: store.failed.clone() };
+                let writer = Writer {
+                    database: Some(database),
+                    path: directory.join(FILE),
+                    errors: store.errors.clone(),
+                    failed: store.failed.clone(),
+                    problem: store.problem.clone(),
+                    said: None,
+                };
                 match std::thread::Builder::new().name("sensor-store".to_owned()).spawn(move || writer.run(&inbox)) {
                     Ok(_) => (store, saved),
                     Err(error) => {
@@ -161,6 +172,11 @@ impl Store {
         self.queue.is_some() && (self.behind || self.failed.load(Ordering::Relaxed))
     }
 
+    /// Why what changed last is not on the disk and would not survive a restart; `None`: it is, or is about to be.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Writes everything anew.
     pub fn replace<'a>(
         &mut self,
@@ -210,13 +226,19 @@ impl Store {
 }
 
 struct Writer {
-    database: Database,
+    /// `None`: a transaction failed. The library refuses every further one after an error of the disk, until the file is
+    /// opened anew.
+    database: Option<Database>,
+    path: PathBuf,
     errors: Arc<AtomicU64>,
     failed: Arc<AtomicBool>,
+    problem: Arc<Mutex<Option<String>>>,
+    /// When it was last said that a transaction failed.
+    said: Option<Instant>,
 }
 
 impl Writer {
-    fn run(self, inbox: &Receiver<Op>) {
+    fn run(mut self, inbox: &Receiver<Op>) {
         while let Ok(first) = inbox.recv() {
             let mut ops = vec![first];
             while ops.len() < BATCH && !matches!(ops.last(), Some(Op::Flush(_))) {
@@ -227,12 +249,8 @@ impl Writer {
                 Some(Op::Flush(done)) => Some(done.clone()),
                 _ => None,
             };
-            if let Err(error) = self.write(ops) {
-                if !self.failed.swap(true, Ordering::Relaxed) {
-                    tracing::error!("the state could not be written: {error:#}; it is tried again");
-                }
-                self.errors.fetch_add(1, Ordering::Relaxed);
-            }
+            let result = self.write(ops);
+            self.note(result);
             match done {
                 // Nobody may wait any more.
                 Some(done) => drop(done.try_send(())),
@@ -241,8 +259,46 @@ impl Writer {
         }
     }
 
-    fn write(&self, ops: Vec<Op>) -> Result<()> {
-        let transaction = self.database.begin_write()?;
+    /// What came of a transaction. After a failure all is written anew ([`Store::replace`]), so nothing is lost once the
+    /// disk takes it again.
+    fn note(&mut self, result: Result<()>) {
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        match result {
+            // A transaction that went well before all was written anew does not hold what was lost.
+            Ok(()) if self.failed.load(Ordering::Relaxed) => {}
+            Ok(()) => {
+                if problem.take().is_some() {
+                    tracing::info!("the state is written again, whole");
+                    self.said = None;
+                }
+            }
+            Err(error) => {
+                self.database = None;
+                self.failed.store(true, Ordering::Relaxed);
+                self.errors.fetch_add(1, Ordering::Relaxed);
+                let text = format!("{error:#}");
+                if self.said.is_none_or(|last| last.elapsed() >= SAID_AGAIN) {
+                    tracing::error!(
+                        "the state could not be written to {}: {text}. Changes of verdicts, mode and never-drop list do not \
+                         survive a restart until it can; that is tried once a second",
+                        self.path.display()
+                    );
+                    self.said = Some(Instant::now());
+                }
+                *problem = Some(text);
+            }
+        }
+    }
+
+    fn write(&mut self, ops: Vec<Op>) -> Result<()> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => match read_or_make(&self.path) {
+                Ok((database, _)) => database,
+                Err(Refused::Busy(error) | Refused::Damaged(error)) => return Err(error),
+            },
+        };
+        let transaction = database.begin_write()?;
         {
             let mut meta = transaction.open_table(META)?;
             let mut verdicts = transaction.open_table(VERDICTS)?;
@@ -273,6 +329,7 @@ impl Writer {
             }
         }
         transaction.commit()?;
+        self.database = Some(database);
         Ok(())
     }
 }

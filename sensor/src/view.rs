@@ -63,6 +63,9 @@ pub struct StatusView {
     /// The configuration.
     #[serde(default)]
     pub config: ConfigState,
+    /// Why changes of verdicts, mode and never-drop list would not survive a restart now; absent: they would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_problem: Option<String>,
     /// Packets in no record, by stage and cause; causes that never happened are left out.
     pub loss: BTreeMap<String, BTreeMap<String, u64>>,
 }

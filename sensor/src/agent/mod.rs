@@ -65,7 +65,11 @@ pub fn run(mut config: Config, source: Source, logger: Logger, takeover: Option<
     check(&capabilities)?;
     let configured = config.clone();
     if config.interfaces.is_empty() {
-        config.interfaces = vec![probe::default_interface()?];
+        match probe::default_interface() {
+            Ok(name) => config.interfaces = vec![name],
+            // At boot the route may come later than the agent, and on some hosts much later.
+            Err(error) => tracing::warn!("nothing is watched until there is a default route: {error:#}"),
+        }
     }
     // Before anything is changed: an agent that runs goes on if this one cannot take over.
     for name in List::parse(&config.interfaces)?.names() {

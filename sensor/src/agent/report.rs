@@ -204,6 +204,7 @@ pub(super) fn status(poller: &Poller) -> StatusView {
         verdicts: metrics.verdicts_view(),
         enforcement: poller.enforcement_view(),
         config: poller.settled.state(),
+        state_problem: enforcer.store.problem(),
         loss: metrics.loss_view(),
     }
 }

@@ -219,6 +219,9 @@ pub(super) fn status(status: &StatusView) -> String {
     };
     line("agent", format!("sensor {}, pid {}, up {:.0} s", status.version, status.pid, status.uptime_seconds));
     line("config", config(&status.config));
+    if let Some(problem) = &status.state_problem {
+        line("state", format!("not on the disk, changes do not survive a restart: {problem}"));
+    }
     let enforcement = &status.enforcement;
     let mut mode = status.mode.to_string();
     if status.mode != enforcement.configured_mode {

@@ -36,6 +36,7 @@ fn sample_status() -> StatusView {
         verdicts: VerdictsView::default(),
         enforcement: enforcement(),
         config: ConfigState { hash: "00ff".to_owned(), ..ConfigState::default() },
+        state_problem: None,
         loss: BTreeMap::new(),
     }
 }

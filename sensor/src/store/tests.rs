@@ -102,3 +102,48 @@ fn without_a_place_nothing_is_kept_and_nothing_fails() {
     store.verdict(&verdicts(1)[0]);
     assert!(store.flush(Duration::ZERO) && !store.is_behind());
 }
+
+#[test]
+fn a_disk_that_was_full_is_written_again_when_it_is_not() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let (mut store, _) = Store::open(Some(folder.path()));
+    let all = verdicts(20);
+    all.iter().for_each(|verdict| store.verdict(verdict));
+    assert!(store.flush(Duration::from_secs(20)) && store.problem().is_none());
+    // What a full disk does to the library: every transaction fails until the file is opened anew. Here the file cannot
+    // be opened anew, either, until somebody takes the directory away that is in its place.
+    let (file, kept) = (folder.path().join(FILE), folder.path().join("kept"));
+    let mut writer = Writer {
+        database: None,
+        path: file.clone(),
+        errors: store.errors.clone(),
+        failed: store.failed.clone(),
+        problem: store.problem.clone(),
+        said: None,
+    };
+    drop(store);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while let Err(Refused::Busy(_)) = open(&file) {
+        assert!(Instant::now() < deadline, "the store's thread ends");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    fs::rename(&file, &kept).expect("rename");
+    fs::create_dir(&file).expect("a directory in the way");
+    for _ in 0..3 {
+        let result = writer.write(vec![Op::NoVerdict(1)]);
+        assert!(result.is_err());
+        writer.note(result);
+    }
+    assert!(writer.problem.lock().expect("whole").is_some() && writer.failed.load(Ordering::Relaxed));
+    fs::remove_dir(&file).expect("out of the way");
+    fs::rename(&kept, &file).expect("rename");
+    // As `Store::replace` does.
+    writer.failed.store(false, Ordering::Relaxed);
+    let result = writer.write(vec![Op::Replace(all[5..].to_vec(), Vec::new())]);
+    result.as_ref().expect("written");
+    writer.note(result);
+    assert!(writer.problem.lock().expect("whole").is_none());
+    drop(writer);
+    let (_store, saved) = Store::open(Some(folder.path()));
+    assert_eq!(saved.verdicts, all[5..]);
+}

@@ -16,6 +16,7 @@ mod watch;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -322,7 +323,9 @@ impl Poller {
         }
         enforcer.keep_state();
         if !enforcer.store.flush(LAST_WRITE) {
-            tracing::error!("the last changes of verdicts may not be in {:?}", self.config.agent.state_dir);
+            let directory = self.config.agent.state_dir.as_deref().unwrap_or(Path::new("agent.state_dir"));
+            let why = enforcer.store.problem().unwrap_or_else(|| "the disk is slow".to_owned());
+            tracing::error!("the last changes of verdicts may not be in {}: {why}", directory.display());
         }
         enforcer.audit.flush(LAST_WRITE);
     }

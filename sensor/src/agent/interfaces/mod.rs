@@ -19,6 +19,7 @@ use self::news::News;
 use super::poll::Poller;
 use crate::bpf::attach::{self, Attached};
 use crate::bpf::load::Kernel;
+use crate::bpf::probe;
 use crate::bpf::probe::links::Links;
 use crate::interfaces::attempts::Attempts;
 use crate::interfaces::former::Former;
@@ -181,8 +182,21 @@ impl Poller {
         self.let_go(gone.into_iter().chain(unwanted).collect(), there);
     }
 
+    /// Once a second, where nothing is named and there was no default route at the start: whether there is one now.
+    fn await_default_route(&mut self) {
+        if !self.config.interfaces.is_empty() || probe::default_interface().is_err() {
+            return;
+        }
+        if let Err(error) = self.watch_interfaces(&[])
+            && self.interfaces.news.is_told("refused")
+        {
+            tracing::warn!("the interface of the default route cannot be watched yet: {error:#}");
+        }
+    }
+
     /// Once a second: what was counted, and what is said of interfaces.
     pub(super) fn publish_interfaces(&mut self) {
+        self.await_default_route();
         for attached in &self.attached {
             self.publish_counters(&attached.interface, attached.ifindex);
         }
