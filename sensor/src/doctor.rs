@@ -10,6 +10,8 @@ use crate::bpf::probe::{AttachedXdp, Capabilities, InterfaceCapabilities, MIN_KE
 
 /// Largest MTU whose frames fit one buffer of every driver (a page less headroom and tail).
 const SINGLE_BUFFER_MTU: u32 = 3498;
+/// How the names of the XDP programs of an agent begin.
+const OWN_XDP: &str = "sensor_xdp";
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -229,15 +231,25 @@ fn judge_interface(interface: &InterfaceCapabilities) -> Vec<Finding> {
             "an MTU of at most 3498 for native mode",
         );
     }
-    if let Some(AttachedXdp { mode, program_id }) = &interface.xdp_attached {
+    if let Some(AttachedXdp { mode, program_id, program }) = &interface.xdp_attached {
         let id = program_id.map_or_else(String::new, |id| format!(", program id {id}"));
-        findings.add(
-            "other xdp program",
-            Level::Missing,
-            format!("attached, {mode}{id}"),
-            "an interface has one XDP program: attaching will be refused",
-            &format!("stop its owner (bpftool net show), or: ip link set dev {} xdp off", interface.name),
-        );
+        if program.as_deref().is_some_and(|name| name.starts_with(OWN_XDP)) {
+            findings.add(
+                "xdp program",
+                Level::Ok,
+                format!("Sensor's own, {mode}{id}"),
+                "an agent watches this interface; another one needs --takeover",
+                "",
+            );
+        } else {
+            findings.add(
+                "other xdp program",
+                Level::Missing,
+                format!("attached, {mode}{id}"),
+                "an interface has one XDP program: attaching will be refused",
+                &format!("stop its owner (bpftool net show), or: ip link set dev {} xdp off", interface.name),
+            );
+        }
     }
     if let Some(on) = interface.rx_vlan_offload {
         findings.add(
@@ -359,10 +371,16 @@ mod tests {
 
         assert!(!examine(Capabilities { version: (5, 10), ..kernel() }, vec![], vec![]).can_run);
         assert!(!examine(Capabilities { ring_buffer: false, ..kernel() }, vec![], vec![]).can_run);
-        let taken = AttachedXdp { mode: "native", program_id: Some(7) };
-        let report =
-            examine(kernel(), vec![InterfaceCapabilities { xdp_attached: Some(taken), ..interface() }], vec![]);
-        assert!(!report.can_run && render(&report).contains("program id 7"));
+        let taken = |name: &str| {
+            let there = AttachedXdp { mode: "native", program_id: Some(7), program: Some(name.to_owned()) };
+            let report =
+                examine(kernel(), vec![InterfaceCapabilities { xdp_attached: Some(there), ..interface() }], vec![]);
+            (report.can_run, render(&report))
+        };
+        let (can_run, text) = taken("xdp_dispatcher");
+        assert!(!can_run && text.contains("program id 7"), "{text}");
+        let (can_run, text) = taken("sensor_xdp_frag");
+        assert!(can_run && text.contains("Sensor's own") && !text.contains("xdp off"), "{text}");
         assert!(!examine(kernel(), vec![], vec!["there is no interface x".to_owned()]).can_run);
     }
 

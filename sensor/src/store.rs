@@ -40,6 +40,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const LOGGED: u32 = 5;
 /// Time between two messages that the state cannot be written: a full disk may stay full for hours.
 const SAID_AGAIN: Duration = Duration::from_secs(300);
+/// Time without a failure after which the disk is said to take the state again.
+const RECOVERED: Duration = Duration::from_secs(10);
 /// How long another agent that stops right now may still hold the file.
 const HELD: Duration = Duration::from_secs(3);
 
@@ -119,6 +121,7 @@ impl Store {
                     failed: store.failed.clone(),
                     problem: store.problem.clone(),
                     said: None,
+                    failed_at: None,
                 };
                 match std::thread::Builder::new().name("sensor-store".to_owned()).spawn(move || writer.run(&inbox)) {
                     Ok(_) => (store, saved),
@@ -233,8 +236,9 @@ struct Writer {
     errors: Arc<AtomicU64>,
     failed: Arc<AtomicBool>,
     problem: Arc<Mutex<Option<String>>>,
-    /// When it was last said that a transaction failed.
+    /// When it was last said that a transaction failed, and when one did.
     said: Option<Instant>,
+    failed_at: Option<Instant>,
 }
 
 impl Writer {
@@ -267,9 +271,11 @@ impl Writer {
             // A transaction that went well before all was written anew does not hold what was lost.
             Ok(()) if self.failed.load(Ordering::Relaxed) => {}
             Ok(()) => {
-                if problem.take().is_some() {
+                *problem = None;
+                // On a disk that is nearly full, small transactions go well between others that do not.
+                if self.failed_at.is_some_and(|at| at.elapsed() >= RECOVERED) {
                     tracing::info!("the state is written again, whole");
-                    self.said = None;
+                    (self.said, self.failed_at) = (None, None);
                 }
             }
             Err(error) => {
@@ -277,6 +283,7 @@ impl Writer {
                 self.failed.store(true, Ordering::Relaxed);
                 self.errors.fetch_add(1, Ordering::Relaxed);
                 let text = format!("{error:#}");
+                self.failed_at = Some(Instant::now());
                 if self.said.is_none_or(|last| last.elapsed() >= SAID_AGAIN) {
                     tracing::error!(
                         "the state could not be written to {}: {text}. Changes of verdicts, mode and never-drop list do not \

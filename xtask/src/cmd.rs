@@ -46,6 +46,17 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
 }
 
+/// Says before minutes of building that the result could not be run.
+///
+/// # Errors
+/// When neither root nor sudo is there.
+pub(crate) fn require_way_to_root() -> Result<()> {
+    if !is_root() && find_in_path("sudo").is_none() {
+        bail!("attaching programs needs root, and there is no sudo here: run this as root, or install sudo");
+    }
+    Ok(())
+}
+
 /// Replaces this process with `program args`, through sudo when it does not run as root. Returns only on failure.
 ///
 /// # Errors

@@ -22,8 +22,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Builds, runs and checks Sensor. Start with `cargo xtask run`: it installs what the build needs (after saying what),
-/// builds the eBPF programs and the agent, and attaches it to the interface of the default route.
+/// Builds, runs and checks Sensor. Start with `cargo xtask run`: it builds the agent, which holds the committed kernel
+/// programs, and attaches it to the interface of the default route.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
 struct Cli {
@@ -45,7 +45,7 @@ enum Task {
     /// beside it, sensor-ebpf-bench.o). Objects have the same bytes from any folder.
     /// Then says what each program costs, beside its budget (sensor-ebpf/budget.toml), and fails if one is over a limit.
     Ebpf(ebpf::EbpfArgs),
-    /// Build everything and run the agent, by default with its live summary.
+    /// Build the agent and run it, by default with its live summary.
     ///
     /// Example: `cargo xtask run -i eth0 --mode observe`. Arguments that are not listed here go to `sensor run`.
     /// Attaching needs root: as another user, the built binary (not cargo) is started through sudo.

@@ -36,6 +36,7 @@ pub(crate) struct BenchArgs {
 /// When setup or a build fails, or the program cannot be started as root.
 pub(crate) fn run(args: RunArgs) -> Result<()> {
     let RunArgs { demo, debug, release, mut args } = args;
+    cmd::require_way_to_root()?;
     if demo {
         setup::ensure(setup::Options::TESTS)?;
     }

@@ -154,13 +154,14 @@ pub(crate) fn toolchain(options: Options) -> Result<Toolchain> {
             println!("note: {} serves, which is not the pinned compiler: {error:#}", found.compiler.name());
             Ok(found)
         }
+        // What the plan of an ordinary user cannot have.
         (Err(error), None) if !cmd::is_root() && apt::is_here() => {
             let program = env::current_exe().context("cannot find the path of the running xtask")?;
-            Err(error.context(format!(
-                "root could install Debian's packages. Run this, then the command again:\n  \
+            bail!(
+                "{error:#}\nOr let root install Debian's packages. Run this, then the command again:\n  \
                  sudo env \"HOME=$HOME\" \"PATH=$PATH\" {} setup --ebpf --packages-only",
                 program.display()
-            )))
+            )
         }
         (Err(error), None) => Err(error),
     }

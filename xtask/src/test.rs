@@ -26,6 +26,7 @@ pub(crate) struct TestArgs {
 /// # Errors
 /// When setup or a build fails, a test fails, or another user than root has no sudo.
 pub(crate) fn test(args: TestArgs) -> Result<()> {
+    cmd::require_way_to_root()?;
     setup::ensure(setup::Options::TESTS)?;
     ebpf::ready()?;
     if args.benches {

@@ -84,7 +84,7 @@ impl Pins {
         ensure!(
             (status.st_uid == own || status.st_uid == 0) && status.st_mode & 0o022 == 0,
             "{} (agent.pins) belongs to user {} or can be written by others: who can write it owns the agent's maps; \
-             remove it, or name another",
+             stop that user's agent (systemctl stop sensor), or name another directory",
             path.display(),
             status.st_uid
         );

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use aya::maps::MapType;
-use aya::programs::ProgramType;
+use aya::programs::{ProgramType, loaded_programs};
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 use serde::Serialize;
 
@@ -89,6 +89,8 @@ pub struct AttachedXdp {
     pub mode: &'static str,
     /// Its id, where there is one.
     pub program_id: Option<u32>,
+    /// Name of the program; `None` if it cannot be asked for.
+    pub program: Option<String>,
 }
 
 /// What an interface offers.
@@ -169,11 +171,19 @@ pub fn interface(name: &str) -> Result<InterfaceCapabilities> {
         xdp_attached: link.xdp.map(|(mode, program_id)| AttachedXdp {
             mode: ["none", "native", "generic", "offloaded"].get(mode as usize).copied().unwrap_or("several"),
             program_id,
+            program: program_id.and_then(program_name),
         }),
         rx_vlan_offload: on(&["rx-vlan-hw-parse"]),
         hardware_receive_offload: on(&["rx-lro", "rx-gro-hw"]),
         driver,
     })
+}
+
+/// Name of a loaded program, as far as the kernel keeps it (15 bytes); `None` without the right to ask.
+fn program_name(id: u32) -> Option<String> {
+    let mut programs = loaded_programs().filter_map(Result::ok);
+    let program = programs.find(|program| program.id() == id)?;
+    program.name_as_str().map(str::to_owned)
 }
 
 /// Kind of an interface's frames (ARPHRD_*, linux/if_arp.h); `None` if there is none of that name, or the kernel does not say.

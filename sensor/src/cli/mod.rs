@@ -333,7 +333,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             let left = crate::agent::detach(&pins)?;
             say(&match left {
                 true => format!("took off what an agent had left at {}\n", pins.display()),
-                false => format!("nothing is left at {}\n", pins.display()),
+                false => format!("nothing to take off is to be seen at {}\n", pins.display()),
             })?;
         }
         Command::Flows { socket, sort, limit, json } => {

@@ -120,6 +120,7 @@ fn a_disk_that_was_full_is_written_again_when_it_is_not() {
         failed: store.failed.clone(),
         problem: store.problem.clone(),
         said: None,
+        failed_at: None,
     };
     drop(store);
     let deadline = Instant::now() + Duration::from_secs(20);
