@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use rustix::fs::OFlags;
 use serde::Serialize;
 
 use crate::allow;
@@ -417,8 +418,13 @@ impl Rotating {
 }
 
 fn append(path: &Path) -> Result<File> {
-    let opened = OpenOptions::new().append(true).create(true).mode(0o640).open(path);
-    opened.with_context(|| format!("cannot open {}", path.display()))
+    // A pipe without a reader would hold up whoever opens it.
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let opened = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path);
+    let file = opened.with_context(|| format!("cannot open {}", path.display()))?;
+    let kind = file.metadata().with_context(|| format!("{}", path.display()))?.file_type();
+    ensure!(kind.is_file(), "{} is no regular file: name another in audit.path", path.display());
+    Ok(file)
 }
 
 fn journal() -> Result<UnixDatagram> {

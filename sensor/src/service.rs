@@ -1,9 +1,15 @@
 //! What the service manager hears from the agent (`sd_notify`): that it is ready, what it does, that it lives, that it
 //! stops.
 //!
-//! Without `NOTIFY_SOCKET` in the environment nothing is sent. Called by [`super::run`] and [`super::serve`]; the poll
+//! Without `NOTIFY_SOCKET` in the environment nothing is sent. A service manager that does not read holds nobody up: what
+//! its socket does not take at once is dropped (only the word that the agent is ready is tried again). Called by [`super::run`] and [`super::serve`]; the poll
 //! thread owns a [`Watchdog`].
 
+use std::ffi::OsStr;
+use std::io;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
@@ -21,9 +27,13 @@ pub fn starting(config: &Config, what: &str) {
     send(&[NotifyState::ExtendTimeoutUsec(micros), NotifyState::Status(what)]);
 }
 
-/// Everything is attached, and the first poll ran.
+/// Everything is attached, and the first poll ran. A socket that is full is tried again, for a second at most.
 pub fn ready() {
-    send(&[NotifyState::Ready]);
+    let mut tries = 0;
+    while try_send(&[NotifyState::Ready]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) && tries < 50 {
+        std::thread::sleep(Duration::from_millis(20));
+        tries += 1;
+    }
 }
 
 /// The agent ends because of this.
@@ -37,9 +47,26 @@ pub fn failed(error: &anyhow::Error) {
 }
 
 fn send(state: &[NotifyState]) {
-    if let Err(error) = sd_notify::notify(state) {
+    if let Err(error) = try_send(state) {
         tracing::debug!("the service manager cannot be told: {error}");
     }
+}
+
+/// The crate's own call waits for a socket that is full, which would stop the poll thread and with it the lease.
+fn try_send(state: &[NotifyState]) -> io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    send_to(&path, state)
+}
+
+fn send_to(path: &OsStr, state: &[NotifyState]) -> io::Result<()> {
+    let address = match path.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(path)?,
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    let text: String = state.iter().map(|state| format!("{state}\n")).collect();
+    socket.send_to_addr(text.as_bytes(), &address).map(drop)
 }
 
 /// Tells the service manager that the poll thread makes progress, and what it does.
@@ -111,6 +138,20 @@ mod tests {
         let polls = (0..200).map(|poll| begun + Duration::from_millis(100 * poll));
         assert_eq!(polls.filter(|now| watchdog.is_due(*now)).count(), 4, "in 20 s");
         assert!(!Watchdog::every(None, false).is_due(begun), "nobody waits");
+    }
+
+    #[test]
+    fn a_service_manager_that_does_not_read_holds_nobody_up() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join("notify");
+        let manager = UnixDatagram::bind(&path).expect("a socket");
+        send_to(path.as_os_str(), &[NotifyState::Watchdog, NotifyState::Status("polling")]).expect("sent");
+        let mut text = [0; 64];
+        let length = manager.recv(&mut text).expect("a message");
+        assert_eq!(&text[..length], b"WATCHDOG=1\nSTATUS=polling\n");
+        let results = (0..100_000).map(|_| send_to(path.as_os_str(), &[NotifyState::Watchdog]));
+        let full = results.filter_map(Result::err).next().expect("its queue has an end");
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

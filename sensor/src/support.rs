@@ -103,7 +103,7 @@ fn configuration(
     let file = wanted.file.clone().or(of_agent).or_else(system);
     archive.add("config-in-force.toml", effective)?;
     let text = match &file {
-        Some(file) => config::read(file),
+        Some(file) => config::read(file).map(|text| without_comments(&text)),
         None => {
             Err(anyhow::anyhow!("no file is known: the agent has none, or there is no agent; name one with --config"))
         }
@@ -119,6 +119,15 @@ fn configuration(
     archive.add("config-check.txt", Ok(check))?;
     let resolved = resolved.map_err(Into::into).and_then(|config: Config| config.to_toml());
     archive.add("config-resolved.toml", resolved)
+}
+
+/// The file's settings. What people write into comments is nobody else's.
+fn without_comments(text: &str) -> String {
+    match text.parse::<toml::Table>() {
+        Ok(table) => table.to_string(),
+        // It cannot be told what of a wrong file is a comment: config-check.txt says what is wrong.
+        Err(_) => "(the file is no TOML and is left out; see config-check.txt)\n".to_owned(),
+    }
 }
 
 fn interfaces(status: &StatusView) -> Vec<String> {

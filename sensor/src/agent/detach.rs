@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::start::open;
 use crate::bpf::{attach, pins};
@@ -12,7 +12,8 @@ use crate::bpf::{attach, pins};
 /// # Errors
 /// An agent has them; the directory is not one of Sensor's pins; something cannot be removed.
 pub fn detach(path: &Path) -> Result<bool> {
-    if !path.exists() {
+    // Not to be allowed to look is no answer.
+    if !path.try_exists().with_context(|| format!("cannot look at {}: run this as root", path.display()))? {
         return Ok(false);
     }
     let (pins, owned) = open(path)?;

@@ -21,7 +21,7 @@ mod start;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,6 +54,8 @@ use crate::service;
 const ANNOUNCED: usize = 32;
 /// Requests that may wait for the poll thread.
 const REQUESTS: usize = 16;
+/// Time between two tries to have files read after SIGHUP.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// Runs the agent until SIGINT or SIGTERM, or until another agent takes over. `config` is what came of `source`, which is asked
 /// again when the agent reloads; `logger` follows. `takeover`: whether and when this one takes over from another.
@@ -88,6 +90,15 @@ pub fn run(mut config: Config, source: Source, logger: Logger, takeover: Option<
     let beginning = Beginning::new(&config, &capabilities, takeover)?;
     let origin = Origin { source, configured, logger };
     runtime.block_on(serve(config, origin, model, shadow, files, &capabilities, beginning))
+}
+
+/// Has the configuration and the models read again, because of SIGHUP; whether there was room for that.
+fn reload(jobs: &std::sync::mpsc::SyncSender<Job>) -> bool {
+    let asked = jobs.try_send(Job::Reload { by: "SIGHUP".to_owned(), reply: None }).is_ok();
+    if asked {
+        tracing::info!("SIGHUP: reading the configuration and the models again");
+    }
+    asked
 }
 
 /// What the kernel must have before anything is tried.
@@ -213,6 +224,8 @@ async fn serve(
         service::ready();
         tracing::info!("ready");
     }
+    // A SIGHUP that has to wait while other files are being loaded.
+    let (mut asked, mut again) = (false, tokio::time::interval(AGAIN));
     let reason = loop {
         tokio::select! {
             _ = user.recv() => {
@@ -222,10 +235,8 @@ async fn serve(
             _ = interrupt.recv() => break "SIGINT",
             _ = terminate.recv() => break "SIGTERM",
             _ = &mut ended => break "the poll thread",
-            _ = hangup.recv() => match jobs.try_send(Job::Reload { by: "SIGHUP".to_owned(), reply: None }) {
-                Ok(()) => tracing::info!("SIGHUP: reading the configuration and the models again"),
-                Err(_) => tracing::warn!("SIGHUP is ignored: other files are being loaded"),
-            },
+            _ = hangup.recv() => asked = !reload(&jobs),
+            _ = again.tick(), if asked => asked = !reload(&jobs),
         }
     };
     service::stopping(reason);

@@ -104,3 +104,13 @@ fn a_full_queue_loses_lines_and_counts_them() {
     Audit::none().write(Event::Stop);
     Audit::none().flush(Duration::from_secs(9));
 }
+
+#[test]
+fn a_pipe_without_a_reader_holds_nobody_up() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let path = folder.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0)
+        .expect("a pipe");
+    let text = format!("{:#}", append(&path).expect_err("no file"));
+    assert!(text.contains("pipe"), "{text}");
+}

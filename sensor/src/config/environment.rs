@@ -70,7 +70,7 @@ pub(super) fn overrides(variables: &[(String, String)]) -> (Vec<Override>, Vec<S
                 Ok(value) => found.push(Override { origin: name.clone(), setting: setting.clone(), value }),
                 Err(error) => wrong.push(format!("{name}: \"{text}\" {error}")),
             },
-            None if is_other(name) => {}
+            None if is_other(name, text) => {}
             None => {
                 let distance = |known: &&String| strsim::damerau_levenshtein(known, name);
                 let nearest = known.keys().min_by_key(distance).map_or("", |nearest| nearest);
@@ -83,8 +83,8 @@ pub(super) fn overrides(variables: &[(String, String)]) -> (Vec<Override>, Vec<S
     (found, wrong)
 }
 
-fn is_other(name: &str) -> bool {
-    OTHERS.contains(&name) || BUILD.iter().any(|begin| name.starts_with(begin)) || is_of_a_cluster(name)
+fn is_other(name: &str, text: &str) -> bool {
+    OTHERS.contains(&name) || BUILD.iter().any(|begin| name.starts_with(begin)) || is_of_a_cluster(name, text)
 }
 
 /// A value in the form of the file. `sample`: one of its type.
@@ -116,12 +116,14 @@ fn value(text: &str, sample: &toml::Value) -> Result<toml::Value, String> {
 
 /// Kubernetes tells each container of the services in its namespace, in variables named after them. A service named
 /// `sensor` or `sensor-…` must not keep the agent from starting.
-fn is_of_a_cluster(name: &str) -> bool {
+fn is_of_a_cluster(name: &str, text: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let protocol = |text: &str| matches!(text, "TCP" | "UDP" | "SCTP");
     let words: Vec<&str> = name.split('_').collect();
     match words[..] {
-        [.., "SERVICE", "HOST" | "PORT"] | [.., "PORT"] => true,
+        [.., "SERVICE", "HOST" | "PORT"] => true,
+        // Of a setting's name with a slip, the value is no address.
+        [.., "PORT"] => ["tcp://", "udp://", "sctp://"].iter().any(|begin| text.starts_with(begin)),
         [.., "PORT", port, proto] if digits(port) && protocol(proto) => true,
         [.., "PORT", port, proto, "PROTO" | "ADDR"] if digits(port) && protocol(proto) => true,
         _ => name.contains("_SERVICE_PORT_"),

@@ -177,7 +177,6 @@ fn what_is_no_setting_is_an_error_that_names_the_nearest() {
         "SENSOR_EBPF_OBJECT",
         "SENSOR_BPF_RUSTC",
         "SENSOR_CAPTURES",
-        "SENSOR_PORT",
         "SENSOR_SERVICE_HOST",
         "SENSOR_SERVICE_PORT_METRICS",
         "SENSOR_PORT_9469_TCP",
@@ -186,6 +185,9 @@ fn what_is_no_setting_is_an_error_that_names_the_nearest() {
     ] {
         source(&[(name, "x")], &[]).resolve_text("").expect(name);
     }
+    source(&[("SENSOR_PORT", "tcp://198.18.0.1:9469")], &[]).resolve_text("").expect("a service's address");
+    let slip = wrong("SENSOR_POLICY_NEVER_DROP_PORT", "tcp/22");
+    assert!(slip.contains("SENSOR_POLICY_NEVER_DROP_PORTS"), "{slip}");
 }
 
 #[test]

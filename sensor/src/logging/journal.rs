@@ -4,14 +4,14 @@
 //! and not on what. Here MESSAGE is the line that the text format prints, and the fields are there besides, for
 //! programs.
 //!
-//! Invariant: a journal that is stuck holds nobody up for longer than [`PATIENCE`] a line; lines lost so are counted
-//! and told.
+//! Invariant: a journal that is stuck holds nobody up for longer than [`PATIENCE`] in each [`REST`]; lines lost so are
+//! counted and told.
 
 use std::fmt::Debug;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -26,6 +26,8 @@ use super::recent::Recent;
 pub(crate) const SOCKET: &str = "/run/systemd/journal/socket";
 /// How long a line may wait for the journal: a part of the shortest lease.
 const PATIENCE: Duration = Duration::from_millis(20);
+/// For so long after a line that waited in vain no other one waits.
+const REST: Duration = Duration::from_secs(2);
 /// Longest value, in bytes. A datagram holds several.
 const LONGEST: usize = 32 << 10;
 /// Longest name of a field that the journal takes, in bytes.
@@ -44,6 +46,9 @@ pub(super) struct Journal {
     socket: UnixDatagram,
     recent: Recent,
     lost: AtomicU64,
+    /// When a line waited in vain, ms after `begun`, plus one; 0: none did lately.
+    stuck: AtomicU64,
+    begun: Instant,
 }
 
 impl Journal {
@@ -54,15 +59,29 @@ impl Journal {
         socket.set_write_timeout(Some(PATIENCE))?;
         // The journal takes an empty datagram for nothing.
         socket.send_to(&[], SOCKET)?;
-        Ok(Journal { socket, recent: recent.clone(), lost: AtomicU64::new(0) })
+        Ok(Journal {
+            socket,
+            recent: recent.clone(),
+            lost: AtomicU64::new(0),
+            stuck: AtomicU64::new(0),
+            begun: Instant::now(),
+        })
     }
 
     fn send(&self, entry: &[u8]) {
-        // By its path each time: the journal may be restarted.
-        if self.socket.send_to(entry, SOCKET).is_err() {
+        let now = self.begun.elapsed().as_millis() as u64 + 1;
+        let stuck = self.stuck.load(Ordering::Relaxed);
+        if stuck != 0 && now < stuck + REST.as_millis() as u64 {
             self.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        // By its path each time: the journal may be restarted.
+        if self.socket.send_to(entry, SOCKET).is_err() {
+            self.stuck.store(self.begun.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.stuck.store(0, Ordering::Relaxed);
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             let told =

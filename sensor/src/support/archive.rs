@@ -41,7 +41,7 @@ impl Archive {
             tar: tar::Builder::new(GzEncoder::new(file, Compression::default())),
             redactor: Redactor::new(hide_addresses),
             manifest: format!(
-                "sensor {} support archive, {}\n{about}\nPasswords and tokens are removed.\n\n",
+                "sensor {} support archive, {}\n{about}\nPasswords and tokens that stand in URLs or behind their names are removed, and comments of the file. Read it before you\npass it on.\n\n",
                 env!("CARGO_PKG_VERSION"),
                 humantime::format_rfc3339_seconds(SystemTime::now())
             ),
