@@ -33,7 +33,8 @@ pub(crate) fn test(args: TestArgs) -> Result<()> {
         ebpf::build_bench()?;
         become_able_to_attach()?;
         let mut programs = cmd::cargo();
-        programs.args(["test", "-p", "sensor-tests", "--features", "bench", "--test", "programs", "bench::"]);
+        // Over the whole workspace, as above.
+        programs.args(["test", "--workspace", "--features", "sensor-tests/bench", "--test", "programs", "bench::"]);
         return cmd::run(as_root(&mut programs));
     }
     // Over the whole workspace, so that dependencies get the same features as in the test build: built once.
