@@ -346,3 +346,22 @@ fn a_name_must_be_there_and_a_pattern_need_not() {
     agent.stop().must("stop the agent");
     assert_clean(&scene.edge, "wlan0");
 }
+
+#[test]
+fn an_agent_that_names_no_interface_waits_for_the_default_route() {
+    let (edge, peer) = (NetNs::new("edge").must("make a namespace"), NetNs::new("peer").must("make a namespace"));
+    edge.ip(&format!("link add v0 type veth peer name v0 netns {}", peer.name())).must("make a pair");
+    edge.ip("addr add 198.18.0.1/24 dev v0").must("an address");
+    for netns in [&edge, &peer] {
+        netns.ip("link set v0 up").must("set it up");
+    }
+    let agent = Agent::start(&edge, &["--model", ""]).must("start without a default route");
+    assert!(!has_xdp(&edge, "v0"), "nobody asked for it");
+    // What has nothing to do with interfaces goes on meanwhile.
+    agent.ask_json(&["mode", "tag"]).must("change the mode");
+    agent.ask_json(&["reload"]).must("an unrelated reload");
+    edge.ip("route add default via 198.18.0.2").must("a default route");
+    wait_for("the interface of the route is watched", PATIENCE, || has_xdp(&edge, "v0"));
+    agent.stop().must("stop");
+    assert!(!has_xdp(&edge, "v0"), "nothing is left");
+}

@@ -28,10 +28,10 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 /// Jobs that may wait for the thread.
 const JOBS: usize = 8;
 
-/// Whoever waits for a load: the model that is in use since, or what went wrong.
+/// Answers who waits for a load: the model that is in use since, or what went wrong.
 pub(super) type Reply = oneshot::Sender<Result<ModelView, String>>;
 
-/// Whoever waits for a reload.
+/// Answers who waits for a reload.
 pub(super) type ReloadReply = oneshot::Sender<Result<ReloadView, String>>;
 
 /// What the thread is asked.
@@ -128,7 +128,7 @@ impl Loader {
 }
 
 struct Thread {
-    /// As it was configured: a model that was loaded by command is none of it.
+    /// As it was configured, without models that were loaded by command.
     config: Config,
     source: Source,
     /// What is watched.
@@ -181,7 +181,7 @@ impl Thread {
     /// Reads the configuration again; whether the poll thread is still there.
     fn reload(&mut self, by: String, reply: Option<ReloadReply>) -> bool {
         if reply.as_ref().is_some_and(ReloadReply::is_closed) {
-            // Whoever asked has been told that nothing is done.
+            // The client has been told that nothing is done.
             return true;
         }
         let (taken, answer) = sync_channel(1);

@@ -184,7 +184,8 @@ impl Poller {
 
     /// Once a second, where nothing is named and there was no default route at the start: whether there is one now.
     fn await_default_route(&mut self) {
-        if !self.config.interfaces.is_empty() || probe::default_interface().is_err() {
+        let is_named = !self.config.interfaces.is_empty() || !self.interfaces.list.names().is_empty();
+        if is_named || probe::default_interface().is_err() {
             return;
         }
         if let Err(error) = self.watch_interfaces(&[])
