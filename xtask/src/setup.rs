@@ -61,7 +61,7 @@ impl Options {
 }
 
 /// A Debian package that tests need, a program that shows it is there, and what tests use it for.
-const TEST_TOOLS: [(&str, &str, &str); 17] = [
+const TEST_TOOLS: [(&str, &str, &str); 18] = [
     ("nginx-light", "nginx", "an HTTP server to talk to"),
     ("curl", "curl", "ordinary requests, and /metrics"),
     ("wrk", "wrk", "HTTP load"),
@@ -74,6 +74,7 @@ const TEST_TOOLS: [(&str, &str, &str); 17] = [
     ("slowhttptest", "slowhttptest", "slow-request attacks"),
     ("hydra", "hydra", "password guessing"),
     ("iproute2", "tc", "namespaces, links, qdiscs"),
+    ("bpftool", "bpftool", "a tool that takes programs off interfaces"),
     ("nftables", "nft", "checks of marks set by the agent"),
     ("tcpdump", "tcpdump", "captures to compare with"),
     ("prometheus", "promtool", "scrapes, and checks of the exposition and rules"),

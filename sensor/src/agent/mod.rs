@@ -175,7 +175,7 @@ async fn serve(
     let (list, links) = (List::parse(&config.interfaces)?, Links::follow()?);
     let (kernel, attached) = beginning.bring_up(&config, &list, &links.now(), capabilities)?;
     announce(&kernel, &attached, model.as_ref());
-    let interfaces = Interfaces::new(list, links, &kernel, capabilities.tcx);
+    let interfaces = Interfaces::new(list, links, &kernel, capabilities.tcx)?;
     let maps = kernel.memory();
     let settled = Settled::new(source.file.clone(), configured.clone(), shared, Some(logger));
     let loader = Loader::start(&configured, source, files)?;

@@ -6,6 +6,7 @@
 mod clsact;
 mod interface;
 mod replace;
+pub mod still;
 mod tagging;
 
 use anyhow::{Context as _, bail};

@@ -186,6 +186,14 @@ fn program_name(id: u32) -> Option<String> {
     program.name_as_str().map(str::to_owned)
 }
 
+/// Number of the XDP program on the interface of this number; `None` if it has none.
+///
+/// # Errors
+/// ENODEV: there is no such interface; netlink does not answer.
+pub(super) fn xdp_program(ifindex: u32) -> std::io::Result<Option<u32>> {
+    netlink::xdp_program(ifindex)
+}
+
 /// Kind of an interface's frames (ARPHRD_*, linux/if_arp.h); `None` if there is none of that name, or the kernel does not say.
 pub(super) fn frames(interface: &str) -> Option<u16> {
     netlink::link(interface).ok().flatten().map(|link| link.frames)
