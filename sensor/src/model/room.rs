@@ -4,7 +4,7 @@
 //! begin to, where it would be killed for it. Called by [`super::accept`].
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Where control groups are mounted by convention. `ip netns exec` mounts a /sys without them: nothing is known then.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -29,10 +29,9 @@ fn group_left(line: &str, root: &Path) -> Option<(u64, String)> {
     let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
     let (root, files) = match controllers {
         "" => (root.to_owned(), ["memory.max", "memory.current", "inactive_file "]),
-        controllers if controllers.split(',').any(|name| name == "memory") => (
-            root.join("memory"),
-            ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "],
-        ),
+        controllers if controllers.split(',').any(|name| name == "memory") => {
+            (root.join("memory"), ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "])
+        }
         _ => return None,
     };
     let path = Path::new(path.trim_start_matches('/'));
@@ -42,7 +41,7 @@ fn group_left(line: &str, root: &Path) -> Option<(u64, String)> {
 }
 
 /// What is left in a group: its limit less what is used, but for file pages that the kernel would give back at once.
-fn one_left(directory: &PathBuf, [limit, usage, reclaimable]: &[&str; 3]) -> Option<u64> {
+fn one_left(directory: &Path, [limit, usage, reclaimable]: &[&str; 3]) -> Option<u64> {
     let read = |file: &str| fs::read_to_string(directory.join(file)).ok();
     let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
     // "max" is no number, and no limit.
@@ -83,10 +82,10 @@ mod tests {
         put("a", &two(format!("{}\n", 300 * MIB), 260, 60));
         let (left, name) = groups_left("0::/a/b\n", folder.path()).expect("limited");
         assert_eq!((left / MIB, name.as_str()), (100, "the control group /a"));
-        put("memory/c", &[
-            ("memory.limit_in_bytes", (200 * MIB).to_string()),
-            ("memory.usage_in_bytes", (150 * MIB).to_string()),
-        ]);
+        put(
+            "memory/c",
+            &[("memory.limit_in_bytes", (200 * MIB).to_string()), ("memory.usage_in_bytes", (150 * MIB).to_string())],
+        );
         let both = "4:memory:/c\n1:cpu:/x\n0::/a/b\n";
         assert_eq!(groups_left(both, folder.path()).expect("limited").0 / MIB, 50);
         assert_eq!(groups_left("1:cpu:/c\nnonsense\n0::/gone\n", folder.path()), None);

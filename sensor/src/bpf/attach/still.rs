@@ -47,7 +47,9 @@ impl Expected {
             match probe::xdp_program(self.ifindex) {
                 Ok(program) => there.extend(program),
                 // What is gone lacks nothing.
-                Err(error) if is_gone(&error) => return Ok(self.programs.iter().map(|(_, program)| *program).collect()),
+                Err(error) if is_gone(&error) => {
+                    return Ok(self.programs.iter().map(|(_, program)| *program).collect());
+                }
                 Err(error) => return Err(error).context("asking for the XDP program"),
             }
         }
@@ -61,7 +63,9 @@ impl Expected {
             }
             match sys::tcx_programs(self.ifindex, ingress) {
                 Ok(programs) => there.extend(programs),
-                Err(error) if is_gone(&error) => return Ok(self.programs.iter().map(|(_, program)| *program).collect()),
+                Err(error) if is_gone(&error) => {
+                    return Ok(self.programs.iter().map(|(_, program)| *program).collect());
+                }
                 Err(error) => return Err(error).context("asking for the programs at TC"),
             }
         }

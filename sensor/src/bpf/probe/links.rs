@@ -16,8 +16,8 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socket_with, sockopt};
 
 use super::netlink::{
-    IFINFO_SIZE, IFLA_EXT_MASK, NLMSG_ERROR, NLMSG_HEADER, RTEXT_FILTER_SKIP_STATS, Request, attributes, find, open, text,
-    word,
+    IFINFO_SIZE, IFLA_EXT_MASK, NLMSG_ERROR, NLMSG_HEADER, RTEXT_FILTER_SKIP_STATS, Request, attributes, find, open,
+    text, word,
 };
 use crate::interfaces::Link;
 

@@ -71,7 +71,9 @@ pub(super) fn xdp_program(ifindex: u32) -> io::Result<Option<u32>> {
     let mut request = Request::new(RTM_GETLINK, &header);
     request.attribute(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
     let reply = exchange(&open(None)?, request)?;
-    Ok(find(reply.get(IFINFO_SIZE..).unwrap_or_default(), IFLA_XDP).and_then(|xdp| find(xdp, IFLA_XDP_PROG_ID)).map(word))
+    Ok(find(reply.get(IFINFO_SIZE..).unwrap_or_default(), IFLA_XDP)
+        .and_then(|xdp| find(xdp, IFLA_XDP_PROG_ID))
+        .map(word))
 }
 
 /// Looks a link up by its name; `None` if there is none.
