@@ -24,6 +24,7 @@ pub use self::interface::{ifindex, present_name};
 pub use self::replace::clear;
 use super::load::{Hook, Kernel};
 use super::pins::Pins;
+use super::probe;
 use crate::config::XdpMode as Choice;
 use sensor_common::counter::InterfaceCounters;
 
@@ -227,6 +228,10 @@ impl Kernel {
         }
         let mut fallback = None;
         match choice {
+            // Before it is known that anybody loses anything by it: TCP over the link falls to a quarter.
+            Choice::Auto if probe::is_veth(interface) => {
+                fallback = Some("on a veth link, XDP would take segmentation offload from the other end".to_owned());
+            }
             Choice::Auto | Choice::Native => match self.attach_new_xdp(ifindex, XdpMode::Driver)? {
                 Ok(held) => return Ok((XdpAttachment::Native, Some(held), None)),
                 Err(error) if is_busy(&error) => bail!(busy(interface)),
