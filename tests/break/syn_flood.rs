@@ -250,6 +250,7 @@ fn first_time_clients_at_each_rate() {
                 let flood = scene.flood(rate, PORT, 1);
                 std::thread::sleep(Duration::from_secs(5));
                 let served = [scene.served(), scene.served()];
+                assert!(flood.is_running(), "the flood has ended");
                 let place = if forwarded { "forwarded, queue of 128" } else { "local, cookies" };
                 println!("{place}, {rate} SYNs/s, {kind}: {served:?} of {CLIENTS}");
                 drop((flood, agent));

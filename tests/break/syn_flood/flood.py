@@ -37,7 +37,11 @@ while time.monotonic() < until:
         words = 0xC613 + low
         ip = ip_head[:10] + struct.pack(">HHH", folded(ip_sum + words), 0xC613, low) + target
         check = folded(tcp_sum + words + port + to + (seq >> 16) + (seq & 0xFFFF))
-        out.send(ethernet + ip + struct.pack(">HHIIHHHH", port, to, seq, 0, 0x5002, 64240, check, 0))
+        frame = ethernet + ip + struct.pack(">HHIIHHHH", port, to, seq, 0, 0x5002, 64240, check, 0)
+        try:
+            out.send(frame)
+        except OSError:
+            time.sleep(0.0005)  # the device's queue is full
         sent += 1
     if due <= 0:
         time.sleep(0.0005)

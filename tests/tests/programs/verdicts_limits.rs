@@ -215,7 +215,8 @@ fn an_address_has_a_limit_for_all_of_its_ports() {
 
 /// A connection of four packets; `forged`: by somebody who does not see what the server answers.
 fn connect(kernel: &Kernel, client: &str, forged: bool) {
-    let (client, server) = (at(client), at("198.19.0.1:443"));
+    let client = at(client);
+    let server = if client.is_ipv4() { at("198.19.0.1:443") } else { at("[2001:db8::1]:443") };
     let ack = if forged { 0x1234_5678 } else { 5001 };
     assert_eq!(run(kernel, Hook::Ingress, &Frame::tcp(client, server, SYN).seq(100, 0).build()), XDP_PASS);
     assert_eq!(run(kernel, Hook::Egress, &Frame::tcp(server, client, SYN | ACK).seq(5000, 101).build()), TC_NEXT);
@@ -287,6 +288,25 @@ fn one_network_does_not_make_known_clients_forgotten() {
     assert_eq!(still.count(), 40);
     let knows = |source: &str| kernel.verdicts.knows(source.parse().expect("address"), START_NS + 10 * SECOND_NS);
     assert!(knows("2001:db8:66::ffff:1").expect("read") && !knows("2001:db8:66:1::1").expect("read"));
+}
+
+#[test]
+fn handshakes_of_one_ipv6_network_take_one_place() {
+    let mut kernel = kernel();
+    kernel.verdicts.set_note_known(true);
+    for number in 1..=300 {
+        connect(&kernel, &format!("[2001:db8:66::{number:x}]:4000"), false);
+    }
+    assert_eq!(kernel.verdicts.known_sources().expect("read"), 1);
+    kernel.verdicts.know("2001:db8:67::1".parse().expect("address"), START_NS).expect("know");
+    let limit = limited(1, 0);
+    let address = "2001:db8::1".parse().expect("address");
+    kernel.verdicts.set_service(Service { address, port: 443, protocol: 6 }, &limit).expect("set");
+    let attempt = |from: &str| run(&kernel, Hook::Ingress, &syn(from, "[2001:db8::1]:443"));
+    (1..=40).for_each(|port| drop(attempt(&format!("[2001:db8:99::1]:{port}"))));
+    assert_eq!(attempt("[2001:db8:66::abcd]:9"), XDP_PASS, "an address of a /64 that is known");
+    assert_eq!(attempt("[2001:db8:67::2]:9"), XDP_PASS, "the same, said by the agent");
+    assert_eq!(attempt("[2001:db8:66:1::1]:9"), XDP_DROP, "another /64");
 }
 
 #[test]
