@@ -25,7 +25,6 @@ pub use self::protection::{
     CLEARED_HIGH, CLEARED_LOW, EPOCHS, LOOPBACK, Link, cleared, is_essential, is_of_link, is_proven, is_scoped,
     local_end,
 };
-
 pub use self::rate::{BURST_NS, COST_SHIFT, MAX_CHARGED_BYTES, RELAPSE_NS, cost};
 pub use self::repeat::{REPEAT_SETS, RepeatSet};
 pub use self::scope::{

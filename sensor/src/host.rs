@@ -1,5 +1,6 @@
-//! What of this host's own surroundings must never be dropped: default gateways, resolvers, sessions of operators. And what
-//! else of them verdicts depend on: its addresses, links with IPv4 link-local neighbours, whether it answers floods of SYNs by cookies.
+//! What of this host's own surroundings must never be dropped: default gateways, resolvers, sessions of operators. And
+//! what else of them verdicts depend on: its addresses, links with IPv4 link-local neighbours, whether it answers
+//! floods of SYNs by cookies.
 //!
 //! Everything is read from files of the caller's network namespace (`/proc/thread-self/net`), by [`watch`] on a thread of
 //! its own, once a minute; a file that is not there says nothing, and one that cannot be read changes nothing. The parsers
@@ -64,8 +65,9 @@ pub fn surroundings(entries: &[HostEntry]) -> Surroundings {
     }
 }
 
-/// Whether the kernel answers by SYN cookies when a queue of half-open connections is full (`net.ipv4.tcp_syncookies`, which is for
-/// both families, of the caller's network namespace); `None` if it cannot be read. A kernel without them has no such setting.
+/// Whether the kernel answers by SYN cookies when a queue of half-open connections is full (`net.ipv4.tcp_syncookies`,
+/// which is for both families, of the caller's network namespace); `None` if it cannot be read. A kernel without them
+/// has no such setting.
 pub fn syn_cookies() -> Option<bool> {
     let value = read("/proc/sys/net/ipv4/tcp_syncookies")?;
     Some(!matches!(value.trim(), "" | "0"))

@@ -1,5 +1,5 @@
-//! Floods of SYNs with made-up sources: clients that come for the first time are served as well with Sensor as without it,
-//! and better where a queue of half-open connections overflows behind this host.
+//! Floods of SYNs with made-up sources: clients that come for the first time are served as well with Sensor as without
+//! it, and better where a queue of half-open connections overflows behind this host.
 //!
 //! ```text
 //!   outside (48 clients, the flood) ─ eth0 [router eth1] ─ server
@@ -88,8 +88,8 @@ impl Scene {
         self.router.as_ref().unwrap_or(&self.server)
     }
 
-    /// How many clients are served, of [`CLIENTS`]. They come for the first time: none was here before, the kernel remembers
-    /// those, too.
+    /// How many clients are served, of [`CLIENTS`]. They come for the first time: none was here before, the kernel
+    /// remembers those, too.
     fn served(&self) -> usize {
         let number = self.networks.get();
         assert!(number < 16, "no more networks");

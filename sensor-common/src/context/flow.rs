@@ -10,8 +10,8 @@ use crate::packet::protocol;
 /// 32-bit words of a [`Key`].
 pub const KEY_WORDS: usize = 7;
 
-/// A source or a service: 0–3 address (of an IPv6 source: its /64), 4 protocol, family and encapsulation, port, 5 VLANs, 6 tunnel id. Of a source,
-/// protocol and port are 0.
+/// A source or a service: 0–3 address (of an IPv6 source: its /64), 4 protocol, family and encapsulation, port, 5
+/// VLANs, 6 tunnel id. Of a source, protocol and port are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Key(pub [u32; KEY_WORDS]);

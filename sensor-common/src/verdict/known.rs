@@ -1,14 +1,14 @@
-//! Clients that completed a handshake, by a hash of their network and the time of the last one: limits of half-open attempts
-//! exempt them.
+//! Clients that completed a handshake, by a hash of their network and the time of the last one: limits of half-open
+//! attempts exempt them.
 //!
-//! A client is an IPv4 address or an IPv6 /64: who has one address of a /64 has all 2^64 of them. So a /24 and a /56 have 256
-//! clients each, and hold 256 of the 16,384 places at most (1.6 %), whatever they send.
+//! A client is an IPv4 address or an IPv6 /64: who has one address of a /64 has all 2^64 of them. So a /24 and a /56
+//! have 256 clients each, and hold 256 of the 16,384 places at most (1.6 %), whatever they send.
 //!
-//! A set has four words, each of 28 bits of tag, 12 bits of the client's surroundings (its /24, or its /48) and 24 of time; 0 =
-//! empty. One store writes a client, so no lock is needed, and of two that write the same word at once one is forgotten. A set that
-//! is full gives up a client of the newcomer's own surroundings first, so that surroundings of any size push out one
-//! client of others in each set at most; else the one not seen for longest. Another client is taken for a known one with a
-//! probability of 2^-26, under keys that nobody outside knows.
+//! A set has four words, each of 28 bits of tag, 12 bits of the client's surroundings (its /24, or its /48) and 24 of
+//! time; 0 = empty. One store writes a client, so no lock is needed, and of two that write the same word at once one is
+//! forgotten. A set that is full gives up a client of the newcomer's own surroundings first, so that surroundings of
+//! any size push out one client of others in each set at most; else the one not seen for longest. Another client is
+//! taken for a known one with a probability of 2^-26, under keys that nobody outside knows.
 
 use crate::hash::hash_words;
 
@@ -16,15 +16,16 @@ use crate::hash::hash_words;
 pub const KNOWN_WAYS: usize = 4;
 /// Sets, a power of two: 16,384 clients.
 pub const KNOWN_SETS: u32 = 1 << 12;
-/// How long a completed handshake exempts its client from limits of half-open attempts, ns: 10 minutes, and at most two ticks
-/// of [`KNOWN_TICK_NS`] more.
+/// How long a completed handshake exempts its client from limits of half-open attempts, ns: 10 minutes, and at most two
+/// ticks of [`KNOWN_TICK_NS`] more.
 pub const KNOWN_NS: u64 = 600 * 1_000_000_000;
 /// Unit of the time that a word holds, ns.
 pub const KNOWN_TICK_NS: u64 = 1 << SHIFT;
 /// A set.
 pub type KnownSet = [u64; KNOWN_WAYS];
 
-/// Ticks of 2^30 ns. 24 bits hold 208 days of them: a word that nobody replaced for so long holds again for ten minutes.
+/// Ticks of 2^30 ns. 24 bits hold 208 days of them: a word that nobody replaced for so long holds again for ten
+/// minutes.
 const SHIFT: u32 = 30;
 const TICK_BITS: u32 = 24;
 const TICK_MASK: u32 = (1 << TICK_BITS) - 1;

@@ -67,8 +67,8 @@ const fn is_group6(address: &[u32; 4]) -> bool {
     address[0] >> 24 == 0xff
 }
 
-/// Whether an address has its meaning on a link alone: loopback, link-local, multicast, broadcast. What protects a packet
-/// with one of these depends on the packet ([`is_of_link`]).
+/// Whether an address has its meaning on a link alone: loopback, link-local, multicast, broadcast. What protects a
+/// packet with one of these depends on the packet ([`is_of_link`]).
 #[inline(always)]
 pub const fn is_scoped(address: &[u32; 4], family: u8) -> bool {
     if family == 4 {
@@ -82,8 +82,8 @@ pub const fn is_scoped(address: &[u32; 4], family: u8) -> bool {
 /// forwards these addresses, so whoever sends one from farther away has made it up:
 ///
 /// * loopback (127.0.0.0/8, ::1): on the loopback interface (RFC 1122 §3.2.1.3, RFC 4291 §2.5.3);
-/// * multicast and the limited broadcast: as a destination, never as a source (RFC 1112 §7.2, RFC 4291 §2.7). VRRP, OSPF
-///   hellos, mDNS, IGMP, MLD, router advertisements are sent there;
+/// * multicast and the limited broadcast: as a destination, never as a source (RFC 1112 §7.2, RFC 4291 §2.7). VRRP,
+///   OSPF hellos, mDNS, IGMP, MLD, router advertisements are sent there;
 /// * IPv4 link-local (169.254.0.0/16): to another such address; from and to one where the interface may have such
 ///   neighbours; and to one that this host itself sends to (RFC 3927 §2.7);
 /// * IPv6 link-local (fe80::/10): from one to another or to a group, and where the hop limit says that no router has

@@ -44,9 +44,9 @@ impl Entry {
 pub const RELAPSE_NS: u64 = 1_000_000_000;
 
 impl Entry {
-    /// Whether a half-open attempt at `now_ns` is within the packet rate. Other than with [`Entry::admits`], what is beyond
-    /// it is charged as well: while more attempts come than the rate, all are beyond it. Of a flood, a share would
-    /// otherwise pass that fills the queue of a service. Call it under the entry's lock.
+    /// Whether a half-open attempt at `now_ns` is within the packet rate. Other than with [`Entry::admits`], what is
+    /// beyond it is charged as well: while more attempts come than the rate, all are beyond it. Of a flood, a share
+    /// would otherwise pass that fills the queue of a service. Call it under the entry's lock.
     #[inline(always)]
     pub fn bears(&mut self, now_ns: u64) -> bool {
         let limit_ns = now_ns.saturating_add(BURST_NS);

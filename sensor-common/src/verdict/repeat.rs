@@ -1,13 +1,13 @@
 //! SYNs that were dropped and may come again: over a limit of half-open attempts, a client is asked to repeat itself.
 //!
-//! A host that gets no answer to its SYN sends the same one again after 1 s (RFC 6298 §2), with the same ports and the same
-//! sequence number. Who makes up source addresses does not: a SYN that comes twice, [`REPEAT_FROM_NS`] to [`REPEAT_UNTIL_NS`]
-//! apart, passes. (An attacker who repeats each SYN passes as well, with half of what it sends.)
+//! A host that gets no answer to its SYN sends the same one again after 1 s (RFC 6298 §2), with the same ports and the
+//! same sequence number. Who makes up source addresses does not: a SYN that comes twice, [`REPEAT_FROM_NS`] to
+//! [`REPEAT_UNTIL_NS`] apart, passes. (An attacker who repeats each SYN passes as well, with half of what it sends.)
 //!
-//! A hash-indexed memory of words of 20 bits of fingerprint and 12 of time, 0 = empty, four to a set. One store writes a word, so
-//! no lock is needed. A word is lost when four more SYNs fall into its set before it comes again: of first repeats, at 20,000
-//! dropped SYNs a second fewer than one in a thousand, at 100,000 one in twelve. A SYN is taken for a repetition by chance with
-//! a probability of 2^-18, under keys that nobody outside knows.
+//! A hash-indexed memory of words of 20 bits of fingerprint and 12 of time, 0 = empty, four to a set. One store writes
+//! a word, so no lock is needed. A word is lost when four more SYNs fall into its set before it comes again: of first
+//! repeats, at 20,000 dropped SYNs a second fewer than one in a thousand, at 100,000 one in twelve. A SYN is taken for
+//! a repetition by chance with a probability of 2^-18, under keys that nobody outside knows.
 
 use crate::hash::hash_words;
 
@@ -33,7 +33,8 @@ const UNTIL: u32 = (REPEAT_UNTIL_NS >> SHIFT) as u32 + 1;
 /// Keys that one hash of a SYN takes.
 const KEYS: usize = 4;
 
-/// The set and the fingerprint of a SYN. `flow`: the hash of its flow's key ([`crate::hash::hash()`]). `seed`: as there.
+/// The set and the fingerprint of a SYN. `flow`: the hash of its flow's key ([`crate::hash::hash()`]). `seed`: as
+/// there.
 #[inline(always)]
 pub fn place(flow: u32, from_low: bool, sequence: u32, seed: impl Fn(usize) -> u64) -> (u32, u32) {
     let words = [flow, sequence, from_low as u32];
@@ -122,7 +123,8 @@ mod tests {
 
     #[test]
     fn the_same_syn_passes_when_it_comes_again_in_time() {
-        // What a client sends that gets no answer: after 1, 3, 7 and 15 s (RFC 6298), or each second (Linux from 6.5 on).
+        // What a client sends that gets no answer: after 1, 3, 7 and 15 s (RFC 6298), or each second (Linux from 6.5
+        // on).
         for times in [[1, 3, 7, 15], [1, 2, 3, 4]] {
             let mut memory = Memory::new();
             assert!(!memory.syn(1, 2, NOW));

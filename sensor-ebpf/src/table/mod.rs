@@ -148,7 +148,8 @@ unsafe extern "C" fn sensor_account(visit: *mut Visit, counters: *mut InterfaceC
             return drop_packet(found, visit) as u64;
         }
     }
-    // Half-open limits count each SYN, those that repeat within a record included: it goes the way of those without one.
+    // Half-open limits count each SYN, those that repeat within a record included: it goes the way of those without
+    // one.
     if control.service_limits != 0 && !verdict.is_some() && is_attempt(visit) {
         visit.now_ns = now_ns(control);
         return miss;

@@ -21,7 +21,8 @@ pub(crate) fn is_cleared(record: *const FlowRecord, visit: &Visit, epoch: u32) -
     cleared >> 2 == epoch && cleared & local_end(visit.packet.from_low, visit.is_egress()) as u32 != 0
 }
 
-/// Whether it takes the packet itself, and not its flow alone, to say that nothing protects it: a record must not remember it.
+/// Whether it takes the packet itself, and not its flow alone, to say that nothing protects it: a record must not
+/// remember it.
 #[inline(always)]
 pub(super) fn depends_on_packet(visit: &Visit) -> bool {
     let key = &visit.packet.key;

@@ -1,6 +1,6 @@
-//! The limits of half-open attempts that services and addresses can have, and the clients that are known to be there, which
-//! they spare. `screen` asks of first SYNs that no verdict concerns; the table has sources of proven connections remembered
-//! ([`note_known`]).
+//! The limits of half-open attempts that services and addresses can have, and the clients that are known to be there,
+//! which they spare. `screen` asks of first SYNs that no verdict concerns; the table has sources of proven connections
+//! remembered ([`note_known`]).
 //!
 //! Over a limit, a client is asked to repeat itself: its SYN is dropped and remembered, and passes when it comes again
 //! (`sensor_common::verdict::repeat`).
@@ -112,8 +112,8 @@ unsafe extern "C" fn sensor_is_known(visit: *const Visit) -> u64 {
     found
 }
 
-/// Charges an attempt to the rate of a limit: 1 if it is within it. If another CPU holds the entry for too long, the attempt
-/// passes unasked.
+/// Charges an attempt to the rate of a limit: 1 if it is within it. If another CPU holds the entry for too long, the
+/// attempt passes unasked.
 ///
 /// # Safety
 /// All pointers are valid, or null; `entry` is a map value.

@@ -104,8 +104,9 @@ impl Follower {
         self.lost = lost;
     }
 
-    /// Services, and addresses (port 0), to which at least so many SYNs a second led to no connection. An address is not
-    /// named for what goes to those of its services that are. Those in tunnels and VLANs are left out: a limit is by address.
+    /// Services, and addresses (port 0), to which at least so many SYNs a second led to no connection. An address is
+    /// not named for what goes to those of its services that are. Those in tunnels and VLANs are left out: a limit is
+    /// by address.
     pub(super) fn half_open(&self, now_ns: u64, least: f64) -> Vec<Flood> {
         let found = self.ledger.half_open(tick_of(now_ns), least);
         let flood = |(key, rate, share)| Some(Flood { service: service_of(&key)?, rate, share });

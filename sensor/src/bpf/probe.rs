@@ -37,7 +37,8 @@ pub struct Capabilities {
     pub btf: bool,
     /// State of the BPF just-in-time compiler; `None` if it cannot be read.
     pub jit: Option<bool>,
-    /// The kernel answers floods of SYNs to this host by cookies, in this network namespace; `None` if it cannot be read.
+    /// The kernel answers floods of SYNs to this host by cookies, in this network namespace; `None` if it cannot be
+    /// read.
     pub syn_cookies: Option<bool>,
     /// Programs of type XDP load.
     pub xdp: bool,

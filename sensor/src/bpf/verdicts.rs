@@ -207,10 +207,10 @@ impl Verdicts {
         self.sources.all()
     }
 
-    /// Bounds the half-open attempts to a service, or to an address (port 0: to those of its ports that have no limit of
-    /// their own). While more TCP SYNs come from outside than the entry's packet rate, those that no verdict concerns are dropped the
-    /// first time, but for those of known clients ([`Verdicts::set_note_known`]), and pass when they come again
-    /// ([`sensor_common::verdict::repeat`]).
+    /// Bounds the half-open attempts to a service, or to an address (port 0: to those of its ports that have no limit
+    /// of their own). While more TCP SYNs come from outside than the entry's packet rate, those that no verdict
+    /// concerns are dropped the first time, but for those of known clients ([`Verdicts::set_note_known`]), and pass
+    /// when they come again ([`sensor_common::verdict::repeat`]).
     ///
     /// # Errors
     /// If the map is full ([`sensor_common::verdict::MAX_SERVICES`]), or the kernel refuses.

@@ -49,8 +49,8 @@ pub struct PolicyConfig {
     pub limit_bytes: u64,
     /// Flows of a source under a verdict of drop, with completed handshakes, after which the source gets it; 0 = never.
     pub escalate_flows: u32,
-    /// SYNs a second to a service or an address that lead to no connection, from which on clients that are not known have to
-    /// repeat theirs, where the kernel's SYN cookies do not do the work; 0 = never.
+    /// SYNs a second to a service or an address that lead to no connection, from which on clients that are not known
+    /// have to repeat theirs, where the kernel's SYN cookies do not do the work; 0 = never.
     pub half_open_limit: u32,
     /// Action per label of the model; other labels get the mode's action.
     pub label_actions: BTreeMap<String, ActionName>,

@@ -130,7 +130,8 @@ impl Page {
 pub struct Ledger {
     sources: Vec<Page>,
     services: Vec<Page>,
-    /// Of destination addresses, all ports together: a flood that goes to many ports shows here. SYNs and connections only.
+    /// Of destination addresses, all ports together: a flood that goes to many ports shows here. SYNs and connections
+    /// only.
     hosts: Vec<Page>,
     /// Flows whose records were lost, in the first column.
     lost: Counts,
@@ -178,9 +179,9 @@ impl Ledger {
         }
     }
 
-    /// Services, and addresses (their keys have port 0), to which at least so many SYNs a second led to no connection, over the last
-    /// ten: the rate, and their share of SYNs and connections. Of an address, what goes to a service that is named does not
-    /// count again. A look at every account: for once a second.
+    /// Services, and addresses (their keys have port 0), to which at least so many SYNs a second led to no connection,
+    /// over the last ten: the rate, and their share of SYNs and connections. Of an address, what goes to a service that
+    /// is named does not count again. A look at every account: for once a second.
     pub fn half_open(&self, now: u32, least: f64) -> Vec<(Key, f64, f64)> {
         let over = |pages: &[Page], named: &HashMap<Key, [u64; 2]>| {
             let mut found = Vec::new();

@@ -200,7 +200,8 @@ fn a_flood_of_sources_leaves_those_with_history_in_the_ledger() {
     assert_eq!(service[1].unanswered, 50_019);
 }
 
-/// Enters a flow of `syns` SYNs from `source` to `port` of the server, which begins at `now_ns`; `opened`: answered and completed.
+/// Enters a flow of `syns` SYNs from `source` to `port` of the server, which begins at `now_ns`; `opened`: answered and
+/// completed.
 fn attempt(ledger: &mut Ledger, source: u32, port: u16, syns: u32, opened: bool, now_ns: u64) {
     let packet = frame((source, 9), (SERVER.0, port), protocol::TCP, SYN);
     let mut record = FlowRecord::zeroed();

@@ -28,8 +28,8 @@ pub struct Brief {
     /// A reset ended the handshake.
     refused: bool,
     bytes: u64,
-    /// SYNs of a TCP handshake that was begun, not refused and not completed; or the one in whose name it was begun knows
-    /// nothing of it, and resets it. 0: it is none, or not begun by a SYN.
+    /// SYNs of a TCP handshake that was begun, not refused and not completed; or the one in whose name it was begun
+    /// knows nothing of it, and resets it. 0: it is none, or not begun by a SYN.
     half_open: u64,
     /// The handshake was completed.
     opened: bool,

@@ -182,8 +182,8 @@ fn discovery_dhcp_and_path_mtu_are_never_dropped() {
     truth(&kernel);
 }
 
-/// What no router forwards passes where it can be what it says, and is made up elsewhere. (The frames of test runs come in
-/// by the loopback interface.)
+/// What no router forwards passes where it can be what it says, and is made up elsewhere. (The frames of test runs come
+/// in by the loopback interface.)
 #[test]
 fn addresses_of_a_link_are_never_dropped_where_they_can_be() {
     let mut kernel = kernel();

@@ -33,10 +33,13 @@ fn entry_of(verdict: &Verdict) -> Entry {
 }
 
 impl Enforcer {
-    /// What stands for a source against which a model or a rule decides: its IPv4 address; its IPv6 /64, all of which it
-    /// has, unless that holds this host or what is never dropped.
+    /// What stands for a source against which a model or a rule decides: its IPv4 address; its IPv6 /64, all of which
+    /// it has, unless that holds this host or what is never dropped.
     pub(super) fn blamed(&self, source: IpAddr) -> IpNet {
         let network = policy::network(source);
+        if source.is_ipv4() {
+            return network;
+        }
         let shared = self.allow.own().iter().any(|own| network.contains(own)) || self.allow.touches(&network);
         if shared { source.into() } else { network }
     }

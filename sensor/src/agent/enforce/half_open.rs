@@ -1,7 +1,9 @@
-//! Floods of half-open connections: which services and addresses ask clients to repeat themselves (`policy.half_open_limit`).
+//! Floods of half-open connections: which services and addresses ask clients to repeat themselves
+//! (`policy.half_open_limit`).
 //!
-//! Only where the kernel's SYN cookies do not do the work: for addresses that are not this host's (it forwards to them), and for its own
-//! if `net.ipv4.tcp_syncookies` is 0. A queue that overflows on a host with cookies loses nobody, and no answer of ours is as good.
+//! Only where the kernel's SYN cookies do not do the work: for addresses that are not this host's (it forwards to
+//! them), and for its own if `net.ipv4.tcp_syncookies` is 0. A queue that overflows on a host with cookies loses
+//! nobody, and no answer of ours is as good.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,7 +17,8 @@ use crate::verdicts::{Evidence, Moment, Order, Rate};
 
 /// How long a limit of half-open connections holds after the last second in which it was needed.
 const HALF_OPEN_FOR: Duration = Duration::from_secs(60);
-/// Share of the SYNs to a service that stay without a connection, from which on there is a flood and not a busy service.
+/// Share of the SYNs to a service that stay without a connection, from which on there is a flood and not a busy
+/// service.
 const HALF_OPEN_SHARE: f64 = 0.5;
 /// Services and addresses that are limited at most at the same time by this rule.
 const HALF_OPEN_SERVICES: usize = 64;
@@ -26,6 +29,9 @@ impl Poller {
         let most = self.config.policy.half_open_limit;
         self.kernel.verdicts.set_note_known(most > 0);
         self.enforcer.left_to_cookies = false;
+        if most == 0 {
+            self.withdraw_limits("policy.half_open_limit is 0", |_| true);
+        }
         match (most, self.enforcer.syn_cookies) {
             (0, _) => {}
             (most, true) => tracing::info!(
@@ -70,6 +76,10 @@ impl Poller {
                 flood.service
             );
         }
+        if self.enforcer.syn_cookies {
+            let own = self.enforcer.allow.own().clone();
+            self.withdraw_limits("the kernel answers by SYN cookies", |service| own.contains(&service.address));
+        }
         if !self.still_needed(&mut flooded) {
             return;
         }
@@ -78,13 +88,26 @@ impl Poller {
         }
     }
 
+    /// Takes back limits that this rule has set.
+    fn withdraw_limits(&mut self, why: &str, of: impl Fn(&Service) -> bool) {
+        if self.enforcer.book.held()[2] == 0 {
+            return;
+        }
+        let set = self.enforcer.book.iter().filter(|verdict| {
+            verdict.origin == OriginName::Rule && matches!(&verdict.scope, Scope::Service(service) if of(service))
+        });
+        for id in set.map(|verdict| verdict.id).collect::<Vec<_>>() {
+            self.withdraw(id, why.to_owned());
+        }
+    }
+
     /// Whether the kernel answers floods of SYNs to this service by cookies.
     fn has_cookies(&self, service: &Service) -> bool {
         self.enforcer.syn_cookies && self.enforcer.allow.own().contains(&service.address)
     }
 
-    /// Adds the limits that still drop. While one works, what it stops is in no record: the entry says whether it is needed. False if
-    /// the kernel does not say.
+    /// Adds the limits that still drop. While one works, what it stops is in no record: the entry says whether it is
+    /// needed. False if the kernel does not say.
     fn still_needed(&mut self, flooded: &mut Vec<(Service, String)>) -> bool {
         if self.enforcer.book.held()[2] == 0 {
             return true;
@@ -103,7 +126,7 @@ impl Poller {
             let packets = counts.get(&id).copied().unwrap_or_default();
             let before = self.enforcer.limited.insert(id, packets).unwrap_or_default();
             let known = flooded.iter().any(|(known, _)| *known == service);
-            if packets > before && !known && !self.has_cookies(&service) {
+            if packets > before && !known {
                 flooded.push((service, String::new()));
             }
         }

@@ -198,8 +198,8 @@ impl Poller {
         self.follow_link_local()
     }
 
-    /// A watched interface speaks for itself. One that is not (a bridge, a VLAN, a bond) may stand on any of those: it speaks
-    /// for all.
+    /// A watched interface speaks for itself. One that is not (a bridge, a VLAN, a bond) may stand on any of those: it
+    /// speaks for all.
     fn follow_link_local(&mut self) -> anyhow::Result<()> {
         let names = &self.enforcer.link_local;
         let watched = |name: &String| self.attached.iter().any(|attached| attached.interface == *name);
