@@ -71,7 +71,7 @@ pub fn hear(set: &RepeatSet, fingerprint: u32, now_ns: u64) -> Heard {
         // Another CPU may have written it a moment after `now_ns`.
         let age = if age == TICK_MASK { 0 } else { age };
         let same = old >> TICK_BITS == fingerprint;
-        repeated |= same && age >= FROM && age <= UNTIL;
+        repeated |= same && (FROM..=UNTIL).contains(&age);
         let rank = if same {
             // Too early: the time of the first one stays. Too late: it is the first one again.
             word = if age < FROM { old } else { word };
