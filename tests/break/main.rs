@@ -5,4 +5,6 @@
 
 mod chaos;
 mod detached;
+mod made_up_sources;
 mod model_memory;
+mod syn_flood;

@@ -12,8 +12,8 @@ use super::poll::Poller;
 use super::reload::{Prepared, Reloaded};
 use super::start::page;
 use crate::audit::Event;
+use crate::config::Config;
 use crate::config::change::{self, Change};
-use crate::config::{Config, PolicyConfig};
 use crate::control::SharedPolicy;
 use crate::harvest::Timeouts;
 use crate::logging::Logger;
@@ -245,11 +245,12 @@ impl Poller {
 
     /// What holds for verdicts that there are, at once.
     fn set_enforcement(&mut self, change: &change::Outcome, around: Option<Around>, by: &str) {
-        let PolicyConfig { half_open_limit, .. } = self.config.policy;
         if change.changes("breaker") {
             self.enforcer.breaker.set_config(self.config.breaker.clone());
         }
-        self.kernel.verdicts.set_note_known(half_open_limit > 0);
+        if change.changes("policy.half_open_limit") {
+            self.follow_half_open_limit();
+        }
         if let Some(Around { surroundings, sessions }) = around {
             self.take_surroundings(surroundings);
             self.take_sessions(Some(sessions.unwrap_or_default()));

@@ -40,6 +40,9 @@ pub struct Capabilities {
     pub btf: bool,
     /// State of the BPF just-in-time compiler; `None` if it cannot be read.
     pub jit: Option<bool>,
+    /// The kernel answers floods of SYNs to this host by cookies, in this network namespace; `None` if it cannot be
+    /// read.
+    pub syn_cookies: Option<bool>,
     /// Programs of type XDP load.
     pub xdp: bool,
     /// Programs of type scheduler classifier load.
@@ -137,6 +140,7 @@ pub fn kernel() -> Capabilities {
         machine: uname.machine().to_string_lossy().into_owned(),
         privileges: privileges(),
         btf: Path::new(BTF).exists(),
+        syn_cookies: crate::host::syn_cookies(),
         jit: fs::read_to_string(JIT).ok().map(|value| value.trim() != "0"),
         xdp: is_program_supported(ProgramType::Xdp).unwrap_or(false),
         classifier: is_program_supported(ProgramType::SchedClassifier).unwrap_or(false),

@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use ipnet::IpNet;
+
 use super::{ActionName, Config, HostEntry, Override, Tunnel};
 use crate::allow::item::Port;
 
@@ -34,6 +36,7 @@ pub fn settings() -> BTreeMap<String, toml::Value> {
     let mut full = Config { interfaces: vec!["eth0".to_owned()], ..Config::default() };
     full.flows.tunnels = vec![Tunnel::Gre];
     full.policy.threshold = Some(0.5);
+    full.policy.never_drop = vec![IpNet::new_assert([198, 18, 0, 0].into(), 15)];
     full.policy.never_drop_ports = vec![Port { protocol: sensor_common::packet::protocol::TCP, port: 22 }];
     full.policy.never_drop_interfaces = vec!["eth0".to_owned()];
     full.policy.never_drop_host = vec![HostEntry::Gateways];

@@ -28,7 +28,7 @@ pub struct PolicyConfig {
     pub verdict_ttl: Duration,
     /// Verdicts of each scope that are held at once.
     pub max_verdicts: u32,
-    /// Flows with an endpoint in one of these are never dropped.
+    /// Flows with an endpoint in one of these are never dropped; what a link cannot do without is not, either.
     pub never_drop: Vec<IpNet>,
     /// Ports of this host that are never dropped.
     pub never_drop_ports: Vec<Port>,
@@ -49,7 +49,8 @@ pub struct PolicyConfig {
     pub limit_bytes: u64,
     /// Flows of a source under a verdict of drop, with completed handshakes, after which the source gets it; 0 = never.
     pub escalate_flows: u32,
-    /// Half-open connections a second to a service, above which they are limited to that rate; 0 = never.
+    /// SYNs a second to a service or an address that lead to no connection, from which on clients that are not known
+    /// have to repeat theirs, where the kernel's SYN cookies do not do the work; 0 = never.
     pub half_open_limit: u32,
     /// Action per label of the model; other labels get the mode's action.
     pub label_actions: BTreeMap<String, ActionName>,
@@ -97,25 +98,13 @@ pub struct AuditConfig {
 
 impl Default for PolicyConfig {
     fn default() -> PolicyConfig {
-        let prefix = |octets: [u8; 4], length| IpNet::new_assert(octets.into(), length);
-        let prefix6 = |first: u16, last: u16, length| {
-            IpNet::new_assert(std::net::Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last).into(), length)
-        };
         PolicyConfig {
             threshold: None,
             min_packets: 4,
             min_packets_drop: 4,
             verdict_ttl: Duration::from_secs(10 * 60),
             max_verdicts: 12_000,
-            never_drop: vec![
-                prefix([127, 0, 0, 0], 8),
-                prefix6(0, 1, 128),
-                prefix([169, 254, 0, 0], 16),
-                prefix6(0xfe80, 0, 10),
-                prefix([224, 0, 0, 0], 4),
-                prefix6(0xff00, 0, 8),
-                prefix([255, 255, 255, 255], 32),
-            ],
+            never_drop: Vec::new(),
             never_drop_ports: Vec::new(),
             never_drop_interfaces: Vec::new(),
             never_drop_host: vec![HostEntry::Gateways, HostEntry::Resolvers, HostEntry::Sessions],
@@ -125,7 +114,7 @@ impl Default for PolicyConfig {
             limit_packets: 100,
             limit_bytes: 0,
             escalate_flows: 0,
-            half_open_limit: 200,
+            half_open_limit: 0,
             label_actions: BTreeMap::new(),
         }
     }

@@ -106,7 +106,7 @@ declare! {
     PROTECTED: Counter "sensor_protected_packets_total", "packets", ["interface"],
         "Packets that passed against a verdict because they are on the never-drop list";
     DROPPED_NEW: Counter "sensor_dropped_new_packets_total", "packets", ["interface", "cause"],
-        "Dropped packets that were to begin a flow record and took none: of blocked flows and sources (verdict), or half-open attempts over the limit of their service (half_open)";
+        "Dropped packets in no flow record: of blocked flows and sources, which were to begin one (verdict), or SYNs over the limit of their service or its address, which pass when they come again (half_open)";
     LIMIT_BUSY: Counter "sensor_limit_busy_packets_total", "packets", ["interface"],
         "Packets that passed a rate limit unasked because another CPU held it for too long";
     TAGGED: Counter "sensor_tagged_packets_total", "packets", ["interface"],

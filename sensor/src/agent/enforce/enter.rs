@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use sensor_common::flow::FlowKey;
 use sensor_common::verdict::{Action, Entry, Origin, Rate as KernelRate};
 
@@ -12,6 +13,7 @@ use crate::audit::{Event, rfc3339};
 use crate::bpf::verdicts::Service as KernelService;
 use crate::config::{ActionName, OriginName};
 use crate::metrics::VerdictChange;
+use crate::policy;
 use crate::verdicts::book::Change;
 use crate::verdicts::scope::{Scope, Service};
 use crate::verdicts::{Order, Verdict};
@@ -31,8 +33,20 @@ fn entry_of(verdict: &Verdict) -> Entry {
 }
 
 impl Enforcer {
+    /// What stands for a source against which a model or a rule decides: its IPv4 address; its IPv6 /64, all of which
+    /// it has, unless that holds this host or what is never dropped.
+    pub(super) fn blamed(&self, source: IpAddr) -> IpNet {
+        let network = policy::network(source);
+        if source.is_ipv4() {
+            return network;
+        }
+        let shared = self.allow.own().iter().any(|own| network.contains(own)) || self.allow.touches(&network);
+        if shared { source.into() } else { network }
+    }
+
     /// Counts a flow's verdict against the source that has proven itself; whether that source has enough of them now.
     pub(in crate::agent) fn accuse(&mut self, id: u64, source: IpAddr, enough: u32) -> bool {
+        let source = self.blamed(source);
         let count = self.accusations.entry(source).or_default();
         *count += u32::from(self.accused.insert(id, source).is_none());
         enough > 0 && *count >= enough
@@ -57,8 +71,9 @@ impl Enforcer {
             tracing::warn!("no room to remember that verdict {} was taken back: it may come again", verdict.id);
         }
         if let Scope::Source(prefix) = &verdict.scope {
-            self.accused.retain(|_, source| !prefix.contains(&*source));
-            self.accusations.retain(|source, _| !prefix.contains(source));
+            let clear = |source: &IpNet| !prefix.contains(source) && !source.contains(prefix);
+            self.accused.retain(|_, source| clear(source));
+            self.accusations.retain(|source, _| clear(source));
         }
     }
 }

@@ -4,9 +4,11 @@
 //! Invariants: the kernel's maps and the records follow the book within one poll; a verdict is checked against the
 //! never-drop list before it is written, and the kernel checks again; nothing here waits for a disk or a reader.
 //! The parts: [`enter`] (verdicts in and out), [`records`] (which follow the book), [`reconcile`] (after a takeover),
-//! [`protect`] (the never-drop list), [`watch`] (once a second), [`requests`] (the control socket), [`tagging`]. Owned by [`super::poll`].
+//! [`protect`] (the never-drop list), [`watch`] (once a second), [`half_open`] (floods of SYNs), [`requests`] (the
+//! control socket), [`tagging`]. Owned by [`super::poll`].
 
 mod enter;
+mod half_open;
 mod protect;
 mod reconcile;
 mod records;
@@ -14,8 +16,7 @@ mod requests;
 mod tagging;
 mod watch;
 
-use std::collections::HashMap;
-use std::net::IpAddr;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -75,10 +76,16 @@ pub(super) struct Enforcer {
     /// All records are to be looked at.
     all_stale: bool,
     /// The source that each flow verdict of drop speaks against, and how many do.
-    accused: HashMap<u64, IpAddr>,
-    accusations: HashMap<IpAddr, u32>,
+    accused: HashMap<u64, IpNet>,
+    accusations: HashMap<IpNet, u32>,
     /// Packets of each service limit when it was last looked at.
     limited: HashMap<u64, u64>,
+    /// Names of the interfaces with a route to IPv4 link-local addresses.
+    link_local: HashSet<String>,
+    /// Whether the kernel answers floods of SYNs to this host by cookies, as far as is known.
+    syn_cookies: bool,
+    /// That a flood is left to the kernel was said.
+    left_to_cookies: bool,
 }
 
 /// Both clocks.
@@ -180,6 +187,10 @@ impl Enforcer {
             accused: HashMap::new(),
             accusations: HashMap::new(),
             limited: HashMap::new(),
+            link_local: HashSet::new(),
+            // Without knowing better, nothing is done in place of the kernel.
+            syn_cookies: true,
+            left_to_cookies: false,
         };
         let Around { surroundings, sessions } = around;
         enforcer.surround(surroundings);
@@ -232,7 +243,7 @@ impl Poller {
     /// Writes everything that is known at the start to the kernel: ceilings, the never-drop list, verdicts.
     pub(super) fn begin_enforcement(&mut self) {
         self.protect_all();
-        self.kernel.verdicts.set_note_known(self.config.policy.half_open_limit > 0);
+        self.follow_half_open_limit();
         self.reconcile();
         self.count_ramp(moment());
         self.obey_ceilings();

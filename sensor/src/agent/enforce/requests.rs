@@ -287,13 +287,14 @@ impl Poller {
             return self
                 .refused(&format!("{source} would be one of too many sources (breaker.source_share = {share})"));
         }
+        let blamed = Scope::source(self.enforcer.blamed(source));
         let evidence = Evidence {
             who: "escalation rule".to_owned(),
             note: format!("{flows} of its flows, with completed handshakes, are under a verdict of drop"),
             ..evidence
         };
         let order = Order {
-            scope: Scope::source(source.into()),
+            scope: blamed,
             action: Action::Drop,
             rate: Rate::default(),
             origin: Origin::Model,
@@ -307,7 +308,7 @@ impl Poller {
             self.before_drop();
         }
         match self.enter(order) {
-            Ok((id, true)) => tracing::warn!("source {source} is dropped (verdict {id}): {flows} flows of it are"),
+            Ok((id, true)) => tracing::warn!("source {blamed} is dropped (verdict {id}): {flows} flows of it are"),
             Ok((_, false)) => {}
             Err(reason) => self.refused(&reason),
         }

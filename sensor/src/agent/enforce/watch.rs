@@ -1,9 +1,5 @@
-//! Once a second: the breaker, the ramp, half-open floods, what ended on the never-drop list, and the numbers for metrics.
+//! Once a second: the breaker, the ramp, what ended on the never-drop list, and the numbers for metrics.
 
-use std::collections::HashMap;
-use std::time::Duration;
-
-use sensor_common::packet::protocol;
 use sensor_common::verdict::{Action, Origin};
 
 use super::super::clock::now_ns;
@@ -14,15 +10,8 @@ use crate::breaker::{Load, Trip};
 use crate::config::{Mode, OriginName};
 use crate::metrics::{Enforcement, VerdictChange};
 use crate::policy::Ramp;
-use crate::verdicts::scope::{Scope, Service};
-use crate::verdicts::{Evidence, Moment, Order, Rate};
-
-/// How long a limit of half-open connections holds after the last second in which it was needed.
-const HALF_OPEN_FOR: Duration = Duration::from_secs(60);
-/// Share of a service's new flows that stay half-open, from which on there is a flood and not a busy service.
-const HALF_OPEN_SHARE: f64 = 0.5;
-/// Services that are limited at most at the same time by this rule.
-const HALF_OPEN_SERVICES: usize = 64;
+use crate::verdicts::Moment;
+use crate::verdicts::scope::Scope;
 
 impl Poller {
     /// Everything that is due once a second.
@@ -122,65 +111,6 @@ impl Poller {
             // What observe has decided, or an earlier agent without a ramp, is bound by it, too: those flows are judged anew.
             let doubtful = self.enforcer.book.models_below(self.config.policy.ramp_score);
             self.withdraw_all(doubtful, "the ramp begins");
-        }
-    }
-
-    /// Limits half-open connections to services that are flooded with them.
-    fn watch_half_open(&mut self, now: Moment) {
-        let most = self.config.policy.half_open_limit;
-        let Some(follower) = self.follower.as_ref().filter(|_| most > 0) else { return };
-        let mut flooded: Vec<(Service, String)> = Vec::new();
-        for (service, rate, share) in follower.half_open(now.ns, f64::from(most)) {
-            if service.protocol == protocol::TCP && share >= HALF_OPEN_SHARE && flooded.len() < HALF_OPEN_SERVICES {
-                let note = format!("{rate:.0} half-open connections a second, {:.0} % of all", share * 100.0);
-                flooded.push((service, note));
-            }
-        }
-        // While a limit works, what it stops is in no record: the entry says whether it is still needed.
-        if self.enforcer.book.held()[2] > 0 {
-            let counts: HashMap<u64, u64> = match self.kernel.verdicts.services() {
-                Ok(entries) => entries.into_iter().map(|(_, entry)| (entry.id, entry.packets)).collect(),
-                Err(error) => return tracing::error!("{error:#}"),
-            };
-            let own = self.enforcer.book.iter().filter(|verdict| verdict.origin == OriginName::Rule);
-            let own: Vec<_> = own.map(|verdict| (verdict.id, verdict.scope)).collect();
-            for (id, scope) in own {
-                let Scope::Service(service) = scope else { continue };
-                let packets = counts.get(&id).copied().unwrap_or_default();
-                let before = self.enforcer.limited.insert(id, packets).unwrap_or_default();
-                if packets > before && !flooded.iter().any(|(known, _)| *known == service) {
-                    flooded.push((service, String::new()));
-                }
-            }
-        }
-        for (service, note) in flooded {
-            let scope = Scope::Service(service);
-            let half = HALF_OPEN_FOR.as_nanos() as u64 / 2;
-            let held = self.enforcer.book.of(&scope);
-            if self.enforcer.pardons.holds(&scope, now.ns) {
-                continue;
-            }
-            if held.is_some_and(|verdict| {
-                verdict.origin != OriginName::Rule || verdict.until_ns > now.ns.saturating_add(half)
-            }) {
-                continue;
-            }
-            let order = Order {
-                scope,
-                action: Action::Limit,
-                rate: Rate { packets: u64::from(most), bytes: 0 },
-                // No model is asked: neither its breaker nor drift takes this answer to floods away.
-                origin: Origin::Rule,
-                for_ms: HALF_OPEN_FOR.as_millis() as u64,
-                evidence: Evidence { who: "half-open rule".to_owned(), note: note.clone(), ..Evidence::default() },
-            };
-            match self.enter(order) {
-                Ok((id, true)) => tracing::warn!(
-                    "half-open connections to {service} are limited to {most} a second (verdict {id}): {note}"
-                ),
-                Ok((_, false)) => {}
-                Err(reason) => self.refused(&reason),
-            }
         }
     }
 
