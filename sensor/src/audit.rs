@@ -106,6 +106,23 @@ pub enum Event {
         /// By whom, or by what rule.
         by: String,
     },
+    /// The breaker of one service's flows without a proven source opened.
+    ServiceHeld {
+        /// Which.
+        service: String,
+        /// Why.
+        #[serde(flatten)]
+        trip: Trip,
+        /// In words.
+        text: String,
+    },
+    /// It closed.
+    ServiceFreed {
+        /// Which.
+        service: String,
+        /// By whom, or by what rule.
+        by: String,
+    },
     /// Another model is in use, or was refused.
     Model {
         /// "active" or "shadow".

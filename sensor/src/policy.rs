@@ -2,20 +2,24 @@
 //!
 //! A decision says what mode enforce does; what is done is bounded by the ceiling of the mode, the breaker and drift, in
 //! the kernel ([`ceiling`]). Invariant: a decision is never drop or limit for a protected flow or one with fewer packets
-//! than `policy.min_packets_drop`, and never above what the label's action, the thresholds and the ramp allow.
+//! than `policy.min_packets_drop`, never for a connection whose beginning was not seen, and never above what the label's
+//! action, the thresholds and the ramp allow.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use sensor_common::flow::{FlowRecord, state};
+use sensor_common::packet::protocol;
 use sensor_common::verdict::{Action, Origin, is_proven};
 
 use crate::allow::List;
+use crate::breaker::Party;
 use crate::config::{Mode, PolicyConfig};
 use crate::model::Score;
 use crate::model::contract::Thresholds;
 use crate::verdicts::Rate;
-use crate::verdicts::scope::addresses;
+use crate::verdicts::scope::{Service, addresses};
 
 /// What becomes of a scored flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +86,9 @@ impl Policy {
             _ => Action::Pass,
         };
         let mut would = label.min(most);
+        if !began_in_sight(record) {
+            would = would.min(Action::Tag);
+        }
         if would > Action::Tag && allowed.protects(record) {
             would = Action::Pass;
         }
@@ -176,10 +183,32 @@ pub fn accuses(record: &FlowRecord) -> Option<IpAddr> {
     (record.state & known == known && record.state & state::SELF == 0 && is_proven(record)).then(|| initiator(record))
 }
 
+/// Whether the record holds the flow from its first packet on, as far as that can be told: of TCP, from the SYN. Of a
+/// connection that was picked up in the middle (it was idle for long, the agent came later), the model sees a rest that it
+/// never learnt: that is reported, never a reason to cut it.
+pub fn began_in_sight(record: &FlowRecord) -> bool {
+    record.key.protocol != protocol::TCP || record.state & state::INITIATOR_BY_SYN != 0
+}
+
+/// Whom a flow speaks for or against at the breaker: its remote end, `own` being the addresses of this host. Of flows that this
+/// host begins without a handshake, all peers are those of one service (port 0).
+pub fn party(record: &FlowRecord, own: &HashSet<IpAddr>) -> Party {
+    let initiator_high = record.state & state::INITIATOR_HIGH != 0;
+    let ends = addresses(&record.key);
+    let (initiator, responder) = (ends[usize::from(initiator_high)], ends[usize::from(!initiator_high)]);
+    let outbound = own.contains(&initiator);
+    let remote = if outbound { responder } else { initiator };
+    if accuses(record).is_some() {
+        return Party::Proven(remote);
+    }
+    let port = if initiator_high { record.key.low_port } else { record.key.high_port };
+    let (address, port) = if outbound { (initiator, 0) } else { (responder, port) };
+    Party::Unproven(Service { address, port, protocol: record.key.protocol }, remote)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sensor_common::packet::protocol;
 
     fn record(src: [u8; 4], packets: u64) -> FlowRecord {
         let mut record = FlowRecord::zeroed();
@@ -328,5 +357,35 @@ mod tests {
         assert_eq!(accuses(&datagrams), None);
         flow.state |= state::INITIATOR_HIGH;
         assert_eq!(initiator(&flow), IpAddr::from([198, 18, 0, 2]));
+    }
+
+    #[test]
+    fn the_breaker_counts_the_remote_end() {
+        let [client, server] = [[198, 18, 0, 1], [198, 18, 0, 2]].map(IpAddr::from);
+        let mut flow = record([198, 18, 0, 1], 80);
+        (flow.key.protocol, flow.key.low_port, flow.key.high_port) = (protocol::UDP, 40_000, 53);
+        let service = |address, port| Service { address, port, protocol: flow.key.protocol };
+        let (inside, outside) = (HashSet::from([server]), HashSet::from([client]));
+        assert_eq!(party(&flow, &inside), Party::Unproven(service(server, 53), client));
+        assert_eq!(party(&flow, &outside), Party::Unproven(service(client, 0), server), "this host asked");
+        flow.key.protocol = protocol::TCP;
+        flow.state = state::INITIATOR_BY_SYN
+            | state::SYN_ACK
+            | state::ESTABLISHED
+            | state::ACK_KNOWN
+            | state::SEQUENCE_KNOWN << 1
+            | state::REVERSE;
+        assert_eq!(party(&flow, &inside), Party::Proven(client));
+        assert_eq!(party(&flow, &outside), Party::Proven(server));
+    }
+
+    #[test]
+    fn a_flow_whose_beginning_was_not_seen_is_not_cut() {
+        let (policy, list) = (policy(), list());
+        let mut flow = record([198, 18, 0, 1], 80);
+        flow.key.protocol = protocol::TCP;
+        assert_eq!(policy.decide(&flow, FLOOD, &list), reported(Action::Tag));
+        flow.state = state::INITIATOR_BY_SYN;
+        assert_eq!(policy.decide(&flow, FLOOD, &list), reported(Action::Drop));
     }
 }

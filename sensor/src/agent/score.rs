@@ -51,7 +51,10 @@ impl Poller {
             for (number, score) in (first..last).zip(&scores) {
                 match self.candidates[number] {
                     Candidate { slot: Some(slot) } => self.judge(number, slot, *score, now),
-                    Candidate { slot: None } => self.judge_ended(&self.records[number], *score),
+                    Candidate { slot: None } => {
+                        let record = self.records[number];
+                        self.judge_ended(&record, *score, now);
+                    }
                 }
             }
             first = last;
@@ -103,6 +106,9 @@ impl Poller {
             // More packets have cleared the flow.
             self.clear_flow(number, slot, score);
         }
+        if decision.action <= Action::Tag {
+            self.weigh(&self.records[number].clone(), false, now);
+        }
         if decision.would == Action::Pass {
             if new_report {
                 self.announce(number, score, decision, announced);
@@ -130,21 +136,25 @@ impl Poller {
         decision: Decision,
         now: u64,
     ) -> Option<Action> {
-        let record = &self.records[number];
+        let record = self.records[number];
         let (key, generation) = (record.key, record.generation);
         if self.enforcer.pardons.holds(&Scope::Flow(key), now) {
             return None;
         }
-        if self.enforcer.book.covers(&key, policy::initiator(record), decision.action) {
+        if self.enforcer.book.covers(&key, policy::initiator(&record), decision.action) {
             return None;
+        }
+        let mut decision = decision;
+        if decision.action > Action::Tag {
+            let party = self.weigh(&record, true, now);
+            if self.enforcer.breaker.holds(party) {
+                decision.action = Action::Tag;
+            }
         }
         let ttl = self.config.policy.verdict_ttl;
         let until = now + ttl.as_nanos() as u64;
         let own = self.enforcer.book.of(&Scope::Flow(key));
         let same = own.filter(|own| Action::from(own.action) == decision.action).map(|own| (own.id, own.until_ns));
-        if decision.action > Action::Tag && same.is_none() {
-            self.before_drop();
-        }
         let word = |action, until| Verdict::new(action, score.label, generation, until);
         if let Some((id, until_ns)) = same {
             // What stands in the kernel's map and in the store is moved on when half of its time is over.
@@ -241,11 +251,12 @@ impl Poller {
     }
 
     /// The flow has ended: nothing can be stored, but what would have been is counted, unless it had a verdict: that was.
-    pub(super) fn judge_ended(&self, record: &FlowRecord, score: Score) {
+    pub(super) fn judge_ended(&mut self, record: &FlowRecord, score: Score, now: u64) {
         if Verdict(record.verdict).is_some() {
             return;
         }
         let decision = self.policy.decide(record, score, &self.enforcer.allow);
+        self.weigh(record, decision.action > Action::Tag, now);
         if decision.would != Action::Pass {
             self.metrics.would_verdicts(decision.would, self.label(score), 1);
         } else if decision.reported {

@@ -199,8 +199,6 @@ fn policy(old: &PolicyConfig, new: &PolicyConfig, names: &mut Names) -> PolicyCo
 fn breaker(old: &BreakerConfig, new: &BreakerConfig, names: &mut Names) -> BreakerConfig {
     BreakerConfig {
         drops_per_second: names.live("breaker.drops_per_second", &old.drops_per_second, &new.drops_per_second),
-        flow_share: names.live("breaker.flow_share", &old.flow_share, &new.flow_share),
-        min_flows: names.live("breaker.min_flows", &old.min_flows, &new.min_flows),
         source_share: names.live("breaker.source_share", &old.source_share, &new.source_share),
         min_sources: names.live("breaker.min_sources", &old.min_sources, &new.min_sources),
         verdicts_per_minute: names.live(

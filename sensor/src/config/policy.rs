@@ -61,15 +61,11 @@ pub struct PolicyConfig {
 pub struct BreakerConfig {
     /// Packets a second under verdicts of drop, 0 = any number.
     pub drops_per_second: u64,
-    /// Share of the active flows, scored or about to be, that may be under a verdict of drop, 1 = all.
-    pub flow_share: f64,
-    /// Flows under a verdict of drop below which their share is not looked at.
-    pub min_flows: u32,
-    /// Share of the active sources that may be under a verdict of drop, 1 = all.
+    /// Share of the active proven sources that may have a flow under a verdict, 1 = all.
     pub source_share: f64,
-    /// As `min_flows`, for sources.
+    /// Sources with a flow under a verdict below which their share is not looked at.
     pub min_sources: u32,
-    /// New verdicts in a minute, 0 = any number.
+    /// Sources newly under a verdict in a minute, 0 = any number.
     pub verdicts_per_minute: u32,
     /// It closes when all was below the caps for so long; 0 = by command only.
     #[serde(with = "duration")]
@@ -135,10 +131,8 @@ impl Default for BreakerConfig {
     fn default() -> BreakerConfig {
         BreakerConfig {
             drops_per_second: 1_000_000,
-            flow_share: 0.8,
-            min_flows: 10,
-            source_share: 0.25,
-            min_sources: 10,
+            source_share: 0.5,
+            min_sources: 3,
             verdicts_per_minute: 600,
             reset_after: Duration::from_secs(10 * 60),
         }
@@ -196,11 +190,9 @@ impl BreakerConfig {
     pub(super) fn check(&self, checks: &mut Checks) {
         let share = |share: f64| share > 0.0 && share <= 1.0;
         let text = |share| format!("= {share}: must be above 0.0, up to 1.0 (off)");
-        let (flows, sources) = (self.flow_share, self.source_share);
-        checks.ensure(share(flows), &["breaker.flow_share"], || format!("breaker.flow_share {}", text(flows)));
+        let sources = self.source_share;
         checks.ensure(share(sources), &["breaker.source_share"], || format!("breaker.source_share {}", text(sources)));
-        checks.number(&["breaker.min_flows"], self.min_flows, 1, 1 << 20);
-        checks.number(&["breaker.min_sources"], self.min_sources, 1, 1 << 20);
+        checks.number(&["breaker.min_sources"], self.min_sources, 1, 4_096);
         checks.within(&["breaker.reset_after"], self.reset_after, Duration::ZERO, 24 * 60 * MINUTE);
     }
 }

@@ -167,6 +167,8 @@ declare! {
     MODE: Gauge "sensor_mode", "1", ["mode"], "1 for the mode in force, 0 for the others";
     RAMP: Gauge "sensor_ramp_active", "1", [], "1 while policy.ramp lasts: only scores from policy.ramp_score on drop";
     BREAKER_OPEN: Gauge "sensor_breaker_open", "1", [], "1 while verdicts of models tag and no more";
+    SERVICES_HELD: Gauge "sensor_breaker_held_services", "services", [],
+        "Services whose flows without a proven source are tagged and no more";
     BREAKER_TRIPS: Counter "sensor_breaker_trips_total", "trips", ["cap"], "Times that the breaker opened, by the cap that was exceeded";
     VERDICTS_HELD: Gauge "sensor_verdicts_held", "verdicts", ["scope", "action", "origin"],
         "Verdicts that hold, by what mode enforce does";

@@ -196,12 +196,14 @@ fn agent(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
 
 fn enforcement(writer: &mut Writer<'_>, counts: &EnforceCounts) -> fmt::Result {
     let EnforceCounts { now, changes, trips, refused, errors } = counts;
-    let Enforcement { mode, tripped, ramp, verdicts, never_drop, audit: [written, lost], store_errors } = now;
+    let Enforcement { mode, tripped, services_held, ramp, verdicts, never_drop, audit: [written, lost], store_errors } =
+        now;
     let modes = [Mode::Observe, Mode::Tag, Mode::Enforce];
     let level = |on: bool| Value::Count(u64::from(on));
     writer.family(&declared::MODE, modes.map(|one| ([one.name().to_owned()], level(*mode == Some(one)))))?;
     writer.family(&declared::RAMP, [([], level(*ramp))])?;
     writer.family(&declared::BREAKER_OPEN, [([], level(*tripped))])?;
+    writer.family(&declared::SERVICES_HELD, [([], Value::Count(*services_held))])?;
     writer.family(
         &declared::BREAKER_TRIPS,
         Cap::ALL.map(|cap| ([cap.name().to_owned()], Value::Count(trips.get(&cap).copied().unwrap_or_default()))),

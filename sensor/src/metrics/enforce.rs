@@ -43,6 +43,8 @@ pub struct Enforcement {
     pub mode: Option<Mode>,
     /// Whether the breaker is open.
     pub tripped: bool,
+    /// Services whose own breaker is open.
+    pub services_held: u64,
     /// Whether the ramp lasts.
     pub ramp: bool,
     /// Verdicts that hold, by kind of scope, action, origin.

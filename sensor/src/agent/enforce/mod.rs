@@ -53,10 +53,6 @@ pub(super) struct Enforcer {
     tagging_failed: bool,
     /// Whether drops of models are held back because drift is high.
     pub(super) drifted: bool,
-    /// Flows with a score that are active; those under a model's verdict of drop; as of the last scan.
-    pub(super) scored: [u64; 2],
-    /// The scan that goes on counts here.
-    pub(super) counting: [u64; 2],
     /// Verdicts whose features may still be looked into in this second.
     pub(super) explanations: u32,
     saved_mode: Option<SavedMode>,
@@ -133,7 +129,7 @@ impl Enforcer {
                 store.no_allow(&item);
             }
         }
-        let State { mode: saved_mode, enforced_ms, trip, next_id: _ } = saved.state;
+        let State { mode: saved_mode, enforced_ms, trip, quiet_ms, next_id: _ } = saved.state;
         // What was set by command holds until the configuration says something else than it did then.
         let saved_mode = saved_mode.filter(|saved| saved.configured == config.mode);
         let mode = saved_mode.map_or(config.mode, |saved| saved.mode);
@@ -159,13 +155,11 @@ impl Enforcer {
             mode,
             book,
             allow,
-            breaker: Breaker::new(config.breaker.clone(), trip),
+            breaker: Breaker::new(config.breaker.clone(), trip, quiet_ms),
             audit,
             store,
             tagging_failed: false,
             drifted: false,
-            scored: [0; 2],
-            counting: [0; 2],
             // The first second's verdicts are explained, too.
             explanations: config.audit.explain_per_second,
             saved_mode,
@@ -204,6 +198,7 @@ impl Enforcer {
             mode: self.saved_mode,
             enforced_ms: self.enforced.map(|ramp| ramp.spent_ms()),
             trip: self.breaker.trip().copied(),
+            quiet_ms: self.breaker.quiet_ms(),
             next_id: self.book.next_id(),
         }
     }
@@ -269,7 +264,6 @@ impl Poller {
         self.expire_verdicts(now);
         self.clear_again(now);
         self.restamp(now);
-        self.enforcer.counting = [0; 2];
     }
 
     /// A long list must not let the lease run out: called for each of its items.
