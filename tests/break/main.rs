@@ -4,4 +4,5 @@
 //! tests; `cargo xtask chaos` mixes them for as long as it is told.
 
 mod breaker;
+mod full_book;
 mod guard_scene;

@@ -18,6 +18,7 @@ use crate::control::SharedPolicy;
 use crate::harvest::Timeouts;
 use crate::logging::Logger;
 use crate::metrics::ModelRole;
+use crate::verdicts::book::Room;
 use crate::view::{ConfigState, ConfigView, LastReload, ModelReload, ReloadView};
 
 /// Where the audit goes.
@@ -246,6 +247,10 @@ impl Poller {
     /// What holds for verdicts that there are, at once.
     fn set_enforcement(&mut self, change: &change::Outcome, around: Option<Around>, by: &str) {
         let PolicyConfig { half_open_limit, .. } = self.config.policy;
+        if change.changes("policy.operator_share") {
+            let PolicyConfig { max_verdicts, operator_share, .. } = self.config.policy;
+            self.enforcer.book.set_room(Room::new(max_verdicts, operator_share));
+        }
         if change.changes("breaker") {
             self.enforcer.breaker.set_config(self.config.breaker.clone());
         }

@@ -177,6 +177,7 @@ fn policy(old: &PolicyConfig, new: &PolicyConfig, names: &mut Names) -> PolicyCo
         verdict_ttl: names.live("policy.verdict_ttl", &old.verdict_ttl, &new.verdict_ttl),
         // The kernel's maps have this size: more do not fit, and fewer would give back no memory.
         max_verdicts: names.restart("policy.max_verdicts", &old.max_verdicts, &new.max_verdicts),
+        operator_share: names.live("policy.operator_share", &old.operator_share, &new.operator_share),
         never_drop: names.live("policy.never_drop", &old.never_drop, &new.never_drop),
         never_drop_ports: names.live("policy.never_drop_ports", &old.never_drop_ports, &new.never_drop_ports),
         never_drop_interfaces: names.live(

@@ -28,6 +28,8 @@ pub struct PolicyConfig {
     pub verdict_ttl: Duration,
     /// Verdicts of each scope that are held at once.
     pub max_verdicts: u32,
+    /// Share of them that models and rules leave to operators and the fleet.
+    pub operator_share: f64,
     /// Flows with an endpoint in one of these are never dropped.
     pub never_drop: Vec<IpNet>,
     /// Ports of this host that are never dropped.
@@ -103,6 +105,7 @@ impl Default for PolicyConfig {
             min_packets_drop: 4,
             verdict_ttl: Duration::from_secs(10 * 60),
             max_verdicts: 12_000,
+            operator_share: 0.25,
             never_drop: vec![
                 prefix([127, 0, 0, 0], 8),
                 prefix6(0, 1, 128),
@@ -164,6 +167,10 @@ impl PolicyConfig {
         packets(checks, &["policy.min_packets_drop"], self.min_packets_drop);
         checks.within(&["policy.verdict_ttl"], self.verdict_ttl, 2 * SECOND, 24 * 60 * MINUTE);
         checks.number(&["policy.max_verdicts"], self.max_verdicts, 64, 1 << 20);
+        let operators = self.operator_share;
+        checks.ensure((0.0..=0.9).contains(&operators), &["policy.operator_share"], || {
+            format!("policy.operator_share = {operators}: must be from 0.0 to 0.9")
+        });
         checks.within(&["policy.ramp"], self.ramp, Duration::ZERO, 366 * 24 * 60 * MINUTE);
         checks.ensure(share(self.ramp_score), &["policy.ramp_score"], || {
             format!("policy.ramp_score = {}: must be from 0.0 to 1.0", self.ramp_score)

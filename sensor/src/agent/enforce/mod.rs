@@ -104,9 +104,15 @@ impl Enforcer {
         let (mut store, saved) = Store::open(directory);
         let audit = Audit::open(&config.audit, directory);
         let now = moment();
-        let mut book = Book::new(Room { each: config.policy.max_verdicts as usize }, saved.state.next_id);
+        let mut book =
+            Book::new(Room::new(config.policy.max_verdicts, config.policy.operator_share), saved.state.next_id);
         let (mut restored, mut ended, mut later) = (0, 0, 0);
-        for verdict in saved.verdicts {
+        // If there is less room than there was, what people decided stays.
+        let (automatic, by_people): (Vec<Verdict>, Vec<Verdict>) = saved
+            .verdicts
+            .into_iter()
+            .partition(|verdict| matches!(verdict.origin, OriginName::Model | OriginName::Rule));
+        for verdict in by_people.into_iter().chain(automatic) {
             let (id, waits) = (
                 verdict.id,
                 verdict.is_from_later(now) && !matches!(verdict.origin, OriginName::Model | OriginName::Rule),
