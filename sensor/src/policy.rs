@@ -30,10 +30,40 @@ pub struct Decision {
     pub would: Action,
     /// The score is one to be counted and logged, whatever is done.
     pub reported: bool,
+    /// Why no more than a tag is done, although the score says so.
+    pub spared: Option<Spared>,
 }
 
 impl Decision {
-    const PASS: Decision = Decision { action: Action::Pass, would: Action::Pass, reported: false };
+    const PASS: Decision = Decision { action: Action::Pass, would: Action::Pass, reported: false, spared: None };
+
+    /// The same flow, of which no more is done than a tag.
+    pub fn spare(self, why: Spared) -> Decision {
+        let tag = |action: Action| action.min(Action::Tag);
+        Decision { action: tag(self.action), would: tag(self.would), spared: Some(why), ..self }
+    }
+}
+
+/// Why a model's drop or limit becomes a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Spared {
+    /// The beginning of the connection was not seen.
+    Midstream,
+    /// Its source keeps doing the same ([`crate::steady`]).
+    Steady,
+}
+
+impl Spared {
+    /// Every reason.
+    pub const ALL: [Spared; 2] = [Spared::Midstream, Spared::Steady];
+
+    /// The name in metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Spared::Midstream => "midstream",
+            Spared::Steady => "steady",
+        }
+    }
 }
 
 /// The rules between model and verdict.
@@ -86,16 +116,14 @@ impl Policy {
             _ => Action::Pass,
         };
         let mut would = label.min(most);
-        if !began_in_sight(record) {
-            would = would.min(Action::Tag);
-        }
         if would > Action::Tag && allowed.protects(record) {
             would = Action::Pass;
         }
         let young = record.packets() < self.min_packets_drop;
         let ramped = self.ramp_score.is_some_and(|least| score.score < least);
         let action = if young || ramped { would.min(Action::Tag) } else { would };
-        Decision { action, would, reported: true }
+        let decision = Decision { action, would, reported: true, spared: None };
+        if would > Action::Tag && !began_in_sight(record) { decision.spare(Spared::Midstream) } else { decision }
     }
 
     /// Whether a score is one to be counted and logged.
@@ -239,7 +267,7 @@ mod tests {
     const FLOOD: Score = Score { label: 2, score: 0.95 };
 
     fn reported(action: Action) -> Decision {
-        Decision { action, would: action, reported: true }
+        Decision { action, would: action, reported: true, spared: None }
     }
 
     #[test]
@@ -273,7 +301,7 @@ mod tests {
     fn young_and_protected_flows_are_not_dropped() {
         let (policy, list) = (policy(), list());
         assert_eq!(policy.decide(&record([198, 18, 0, 1], 7), FLOOD, &list), Decision::PASS);
-        let young = Decision { action: Action::Tag, would: Action::Drop, reported: true };
+        let young = Decision { action: Action::Tag, would: Action::Drop, reported: true, spared: None };
         assert_eq!(policy.decide(&record([198, 18, 0, 1], 15), FLOOD, &list), young);
         for source in [[198, 18, 7, 1], [127, 0, 0, 1]] {
             let decision = policy.decide(&record(source, 80), FLOOD, &list);
@@ -289,7 +317,7 @@ mod tests {
         let (mut policy, list, flow) = (policy(), list(), record([198, 18, 0, 1], 80));
         policy.set_ramp(true);
         let doubtful = policy.decide(&flow, FLOOD, &list);
-        assert_eq!(doubtful, Decision { action: Action::Tag, would: Action::Drop, reported: true });
+        assert_eq!(doubtful, Decision { action: Action::Tag, would: Action::Drop, reported: true, spared: None });
         assert_eq!(policy.decide(&flow, Score { score: 0.99, ..FLOOD }, &list), reported(Action::Drop));
         policy.set_ramp(false);
         assert_eq!(policy.decide(&flow, FLOOD, &list), reported(Action::Drop));
@@ -384,7 +412,12 @@ mod tests {
         let (policy, list) = (policy(), list());
         let mut flow = record([198, 18, 0, 1], 80);
         flow.key.protocol = protocol::TCP;
-        assert_eq!(policy.decide(&flow, FLOOD, &list), reported(Action::Tag));
+        assert_eq!(policy.decide(&flow, FLOOD, &list), reported(Action::Drop).spare(Spared::Midstream));
+        assert_eq!(
+            policy.decide(&flow, Score { label: 1, ..FLOOD }, &list),
+            reported(Action::Tag),
+            "no more than usual"
+        );
         flow.state = state::INITIATOR_BY_SYN;
         assert_eq!(policy.decide(&flow, FLOOD, &list), reported(Action::Drop));
     }

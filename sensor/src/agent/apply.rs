@@ -251,6 +251,7 @@ impl Poller {
             let PolicyConfig { max_verdicts, operator_share, .. } = self.config.policy;
             self.enforcer.book.set_room(Room::new(max_verdicts, operator_share));
         }
+        self.enforcer.steady.set_rules(self.config.policy.steady());
         if change.changes("breaker") {
             self.enforcer.breaker.set_config(self.config.breaker.clone());
         }

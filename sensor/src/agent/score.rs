@@ -91,8 +91,10 @@ impl Poller {
 
     /// What becomes of the living flow in `slot`, whose record is number `number`.
     fn judge(&mut self, number: usize, slot: usize, score: Score, now: u64) {
-        let record = &self.records[number];
-        let decision = self.policy.decide(record, score, &self.enforcer.allow);
+        let record = self.records[number];
+        let decision = self.policy.decide(&record, score, &self.enforcer.allow);
+        let decision = self.spare(&record, score, decision);
+        let record = &record;
         let memory = &mut self.memories[slot];
         if memory.verdict.is_some_and(|(_, until)| until <= now) {
             // It has expired: what follows is a new verdict, to be counted and logged.
@@ -106,8 +108,8 @@ impl Poller {
             // More packets have cleared the flow.
             self.clear_flow(number, slot, score);
         }
-        if decision.action <= Action::Tag {
-            self.weigh(&self.records[number].clone(), false, now);
+        if decision.action <= Action::Tag && decision.spared.is_none() {
+            self.weigh(record, false, now);
         }
         if decision.would == Action::Pass {
             if new_report {
@@ -256,7 +258,11 @@ impl Poller {
             return;
         }
         let decision = self.policy.decide(record, score, &self.enforcer.allow);
-        self.weigh(record, decision.action > Action::Tag, now);
+        let decision = self.spare(record, score, decision);
+        match decision.spared {
+            Some(why) => self.metrics.spared(why),
+            None => drop(self.weigh(record, decision.action > Action::Tag, now)),
+        }
         if decision.would != Action::Pass {
             self.metrics.would_verdicts(decision.would, self.label(score), 1);
         } else if decision.reported {
@@ -273,6 +279,9 @@ impl Poller {
         if decision.would == Action::Pass {
             self.metrics.reported(label, 1);
         }
+        if let Some(why) = decision.spared {
+            self.metrics.spared(why);
+        }
         if counted_done {
             self.metrics.verdicts(done, label, 1);
         }
@@ -281,7 +290,7 @@ impl Poller {
         }
         if self.logged < LOGGED_PER_SECOND {
             if let Some(model) = &self.model {
-                report::log_verdict(&self.records[number], score, label, done, decision.would, model);
+                report::log_verdict(&self.records[number], score, label, done, decision, model);
             }
             self.logged += 1;
         } else {
@@ -289,7 +298,7 @@ impl Poller {
         }
     }
 
-    fn label(&self, score: Score) -> &str {
+    pub(super) fn label(&self, score: Score) -> &str {
         let labels = self.model.as_ref().map(|model| model.labels.as_slice()).unwrap_or_default();
         labels.get(score.label as usize).map_or("?", String::as_str)
     }

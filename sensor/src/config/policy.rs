@@ -11,6 +11,7 @@ use super::forms::{duration, empty_is_none};
 use super::problem::Checks;
 use super::{ActionName, HostEntry, MINUTE, SECOND};
 use crate::allow::item::Port;
+use crate::steady::Rules;
 
 /// `[policy]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +52,11 @@ pub struct PolicyConfig {
     pub limit_bytes: u64,
     /// Flows of a source under a verdict of drop, with completed handshakes, after which the source gets it; 0 = never.
     pub escalate_flows: u32,
+    /// A source whose connections to a service were the same for so long is not dropped for them; 0 = never.
+    #[serde(with = "duration")]
+    pub steady_after: Duration,
+    /// Such connections a minute at most.
+    pub steady_per_minute: u32,
     /// Half-open connections a second to a service, above which they are limited to that rate; 0 = never.
     pub half_open_limit: u32,
     /// Action per label of the model; other labels get the mode's action.
@@ -124,6 +130,8 @@ impl Default for PolicyConfig {
             limit_packets: 100,
             limit_bytes: 0,
             escalate_flows: 0,
+            steady_after: Duration::from_secs(10 * 60),
+            steady_per_minute: 60,
             half_open_limit: 200,
             label_actions: BTreeMap::new(),
         }
@@ -156,6 +164,12 @@ impl Default for AuditConfig {
 }
 
 impl PolicyConfig {
+    /// When a habit spares its source.
+    pub fn steady(&self) -> Rules {
+        let after_ns = u64::try_from(self.steady_after.as_nanos()).unwrap_or(u64::MAX);
+        Rules { after_ns, per_minute: self.steady_per_minute }
+    }
+
     pub(super) fn check(&self, checks: &mut Checks) {
         let share = |score: f64| (0.0..=1.0).contains(&score);
         if let Some(threshold) = self.threshold {
@@ -181,6 +195,8 @@ impl PolicyConfig {
             "policy.label_actions has a limit: set policy.limit_packets or policy.limit_bytes".to_owned()
         });
         checks.number(&["policy.escalate_flows"], self.escalate_flows, 0, 65_536);
+        checks.within(&["policy.steady_after"], self.steady_after, Duration::ZERO, 24 * 60 * MINUTE);
+        checks.number(&["policy.steady_per_minute"], self.steady_per_minute, 1, 6_000);
         checks.number(&["policy.half_open_limit"], self.half_open_limit, 0, 10_000_000);
     }
 }

@@ -21,6 +21,7 @@ use super::state::{DriftValues, EndReason, Interface, ShadowCounts, Shared, Stat
 use crate::allow::Why;
 use crate::breaker::Cap;
 use crate::config::{Mode, OriginName};
+use crate::policy::Spared;
 use crate::verdicts::scope::Scope;
 
 /// A sample's value.
@@ -195,7 +196,7 @@ fn agent(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
 }
 
 fn enforcement(writer: &mut Writer<'_>, counts: &EnforceCounts) -> fmt::Result {
-    let EnforceCounts { now, changes, trips, refused, errors } = counts;
+    let EnforceCounts { now, changes, trips, refused, spared, errors } = counts;
     let Enforcement { mode, tripped, services_held, ramp, verdicts, never_drop, audit: [written, lost], store_errors } =
         now;
     let modes = [Mode::Observe, Mode::Tag, Mode::Enforce];
@@ -225,6 +226,10 @@ fn enforcement(writer: &mut Writer<'_>, counts: &EnforceCounts) -> fmt::Result {
         }),
     )?;
     writer.family(&declared::VERDICTS_REFUSED, [([], Value::Count(*refused))])?;
+    writer.family(
+        &declared::SPARED,
+        Spared::ALL.map(|why| ([why.name().to_owned()], Value::Count(spared.get(&why).copied().unwrap_or_default()))),
+    )?;
     writer.family(&declared::VERDICT_ERRORS, [([], Value::Count(*errors))])?;
     writer.family(
         &declared::NEVER_DROP,

@@ -32,6 +32,7 @@ use crate::config::{Config, Mode, OriginName, PolicyConfig};
 use crate::host::{self, Items, Lasting, Surroundings};
 use crate::metrics::{ModelRole, VerdictChange};
 use crate::policy::{self, Ramp};
+use crate::steady::Steady;
 use crate::store::{SavedMode, State, Store};
 use crate::verdicts::book::{Book, Room};
 use crate::verdicts::pardon::Pardons;
@@ -59,6 +60,8 @@ pub(super) struct Enforcer {
     /// How long mode enforce has been on.
     enforced: Option<Ramp>,
     ramp: bool,
+    /// Sources that keep doing the same.
+    pub(super) steady: Steady,
     /// What operators took back.
     pub(super) pardons: Pardons,
     surroundings: Option<Receiver<Surroundings>>,
@@ -171,6 +174,7 @@ impl Enforcer {
             saved_mode,
             enforced: enforced_ms.filter(|_| mode == Mode::Enforce).map(Ramp::resume),
             ramp: false,
+            steady: Steady::new(policy.steady()),
             pardons: Pardons::new(3 * config.policy.max_verdicts as usize),
             surroundings: host::watch(policy).inspect_err(|error| tracing::error!("{error:#}")).ok(),
             found: Default::default(),

@@ -13,7 +13,9 @@ use crate::audit::Event;
 use crate::breaker::{Load, Opened, Party, Second, Trip};
 use crate::config::{Mode, OriginName};
 use crate::metrics::{Enforcement, VerdictChange};
-use crate::policy::{self, Ramp};
+use crate::model::Score;
+use crate::policy::{self, Decision, Ramp, Spared};
+use crate::steady::Visit;
 use crate::verdicts::scope::{Scope, Service, addresses};
 use crate::verdicts::{Evidence, Moment, Order, Rate};
 
@@ -224,6 +226,42 @@ impl Poller {
             None => {}
         }
         party
+    }
+
+    /// A connection has ended: it may be one of a habit.
+    pub(in crate::agent) fn note_visit(&mut self, record: &FlowRecord, now: u64) {
+        let party = policy::party(record, self.enforcer.allow.own());
+        if let Some(visit) = Visit::of(record, party) {
+            self.enforcer.steady.ended(&visit, now);
+        }
+    }
+
+    /// What becomes of a decision if the flow is one of a habit.
+    pub(in crate::agent) fn spare(&mut self, record: &FlowRecord, score: Score, decision: Decision) -> Decision {
+        if decision.would <= Action::Tag {
+            return decision;
+        }
+        let party = policy::party(record, self.enforcer.allow.own());
+        let Some(visit) = Visit::of(record, party) else { return decision };
+        let Some(habit) = self.enforcer.steady.spares(&visit) else { return decision };
+        if habit.first {
+            let ((source, service), minutes) = (visit.ends(), habit.age_ns / 60_000_000_000);
+            let label = self.label(score).to_owned();
+            let visits = habit.visits;
+            tracing::info!(
+                "{source} is not dropped at {service}, although the model says {label}: it has done the same {visits} times in \
+                 {minutes} minutes (policy.steady_after); it is tagged"
+            );
+            self.enforcer.audit.write(Event::Spared {
+                source,
+                service: service.to_string(),
+                label,
+                score: f64::from(score.score),
+                visits,
+                seconds: habit.age_ns / 1_000_000_000,
+            });
+        }
+        decision.spare(Spared::Steady)
     }
 
     /// A model is wrong about the unproven flows of one service, or somebody forges their sources: they are tagged only.

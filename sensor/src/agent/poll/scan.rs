@@ -40,6 +40,7 @@ impl Poller {
     /// A flow that ended is scored a last time, unless its `score` is known already. `slot`: where it was, if that is known.
     fn ended(&mut self, slot: Option<usize>, record: &FlowRecord, score: Option<Score>, now: u64) {
         self.flow_ended(&record.key);
+        self.note_visit(record, now);
         if let Some(follower) = &mut self.follower {
             follower.ended(slot, record, now);
         }
