@@ -6,3 +6,4 @@
 mod breaker;
 mod full_book;
 mod guard_scene;
+mod health_checks;
