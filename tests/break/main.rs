@@ -7,3 +7,4 @@ mod breaker;
 mod full_book;
 mod guard_scene;
 mod health_checks;
+mod midstream;

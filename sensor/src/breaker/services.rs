@@ -120,5 +120,6 @@ impl Services {
 }
 
 fn over(crowd: &Crowd, config: &BreakerConfig, now: u64) -> Option<Share> {
-    super::is_over(crowd.share(now), config).then(|| crowd.share(now))
+    let share = crowd.share(now);
+    super::is_over(share, config).then_some(share)
 }

@@ -217,7 +217,10 @@ impl Poller {
     pub(in crate::agent) fn weigh(&mut self, record: &FlowRecord, accused: bool, now: u64) -> Party {
         let party = policy::party(record, self.enforcer.allow.own());
         if !accused {
-            self.enforcer.breaker.passed(party, now);
+            // Who serves whom in a connection that was picked up midway is a guess.
+            if policy::began_in_sight(record) {
+                self.enforcer.breaker.passed(party, now);
+            }
             return party;
         }
         match self.enforcer.breaker.accused(party, now, moment().unix_ms) {
