@@ -4,10 +4,10 @@
 //! it is open, verdicts of models tag and no more; those of operators go on. It closes when all has been below the
 //! caps for a while, or by command.
 //!
-//! It counts sources that have proven themselves in a handshake, not flows ([`crowd`]): one attacker is one source, however
-//! many connections he makes, and a forged source is none. Unproven flows have a breaker for each service ([`services`]).
-//! Called by the poll thread: [`Breaker::passed`] and [`Breaker::accused`] for each flow that was judged,
-//! [`Breaker::second`] once a second.
+//! It counts sources that have proven themselves in a handshake, not flows ([`crowd`]): one attacker is one source,
+//! however many connections he makes, and a forged source is none. Unproven flows have a breaker for each service
+//! ([`services`]). Called by the poll thread: [`Breaker::passed`] and [`Breaker::accused`] for each flow that was
+//! judged, [`Breaker::second`] once a second.
 
 mod crowd;
 mod quiet;
@@ -103,7 +103,8 @@ impl fmt::Display for Trip {
             ),
             Cap::Verdicts => write!(
                 f,
-                "new verdicts on flows of {measured:.0} sources in a minute (breaker.verdicts_per_minute = {allowed:.0})"
+                "new verdicts on flows of {measured:.0} sources in a minute \
+                 (breaker.verdicts_per_minute = {allowed:.0})"
             ),
             Cap::Service => write!(
                 f,
@@ -253,8 +254,8 @@ impl Breaker {
         Second { closed, services, ..Second::default() }
     }
 
-    /// Closes it by command; why it was open, and which services' were. What was counted is forgotten, so that it does not
-    /// trip again at once.
+    /// Closes it by command; why it was open, and which services' were. What was counted is forgotten, so that it does
+    /// not trip again at once.
     pub fn reset(&mut self) -> (Option<Trip>, Vec<Service>) {
         self.recent = [0; SLOTS];
         self.quiet = Quiet::default();

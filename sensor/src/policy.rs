@@ -1,9 +1,9 @@
 //! Score → verdict. Pure: no clock, no table. Called by the poll thread for every score, and by `sensor replay`.
 //!
-//! A decision says what mode enforce does; what is done is bounded by the ceiling of the mode, the breaker and drift, in
-//! the kernel ([`ceiling`]). Invariant: a decision is never drop or limit for a protected flow or one with fewer packets
-//! than `policy.min_packets_drop`, never for a connection whose beginning was not seen, and never above what the label's
-//! action, the thresholds and the ramp allow.
+//! A decision says what mode enforce does; what is done is bounded by the ceiling of the mode, the breaker and drift,
+//! in the kernel ([`ceiling`]). Invariant: a decision is never drop or limit for a protected flow or one with fewer
+//! packets than `policy.min_packets_drop`, never for a connection whose beginning was not seen, and never above what
+//! the label's action, the thresholds and the ramp allow.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -164,8 +164,8 @@ pub fn ceiling(mode: Mode, origin: Origin, held: bool) -> Action {
     if held && origin == Origin::Model { mode.min(Action::Tag) } else { mode }
 }
 
-/// How long mode enforce has been on, for the ramp: on the monotonic clock, so that no step of the wall clock ends it, and only
-/// while an agent runs.
+/// How long mode enforce has been on, for the ramp: on the monotonic clock, so that no step of the wall clock ends it,
+/// and only while an agent runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ramp {
     spent_ns: u64,
@@ -191,8 +191,8 @@ impl Ramp {
     }
 }
 
-/// Whether a verdict is one to be counted as what is done, and as what would be done, of (done, would) now and when the flow
-/// was counted last: once each, and what is done anew when it has become another.
+/// Whether a verdict is one to be counted as what is done, and as what would be done, of (done, would) now and when the
+/// flow was counted last: once each, and what is done anew when it has become another.
 pub fn to_count((done, would): (Action, Action), before: Option<(Action, Action)>) -> [bool; 2] {
     let anew = |now: Action, before: Option<Action>| now != Action::Pass && Some(now) != before;
     [anew(done, before.map(|(done, _)| done)), done != would && anew(would, before.map(|(_, would)| would))]
@@ -212,14 +212,14 @@ pub fn accuses(record: &FlowRecord) -> Option<IpAddr> {
 }
 
 /// Whether the record holds the flow from its first packet on, as far as that can be told: of TCP, from the SYN. Of a
-/// connection that was picked up in the middle (it was idle for long, the agent came later), the model sees a rest that it
-/// never learnt: that is reported, never a reason to cut it.
+/// connection that was picked up in the middle (it was idle for long, the agent came later), the model sees a rest that
+/// it never learnt: that is reported, never a reason to cut it.
 pub fn began_in_sight(record: &FlowRecord) -> bool {
     record.key.protocol != protocol::TCP || record.state & state::INITIATOR_BY_SYN != 0
 }
 
-/// Whom a flow speaks for or against at the breaker: its remote end, `own` being the addresses of this host. Of flows that this
-/// host begins without a handshake, all peers are those of one service (port 0).
+/// Whom a flow speaks for or against at the breaker: its remote end, `own` being the addresses of this host. Of flows
+/// that this host begins without a handshake, all peers are those of one service (port 0).
 pub fn party(record: &FlowRecord, own: &HashSet<IpAddr>) -> Party {
     let initiator_high = record.state & state::INITIATOR_HIGH != 0;
     let ends = addresses(&record.key);

@@ -1,14 +1,15 @@
-//! Sources that keep doing the same thing: health checks, probes, collectors. A model that calls one an attack does not cut it.
+//! Sources that keep doing the same thing: health checks, probes, collectors. A model that calls one an attack does not
+//! cut it.
 //!
-//! A health check looks like an attack to a model of single flows: it connects and resets (a scan), or reads a greeting and
-//! closes (a guess at a password). What tells it apart is that it is the same each time, for hours, slowly, with the service
-//! answering each time. So does no scan, which visits each port once, and no flood. A patient guesser can do it, at the rate of
-//! a health check and from one address; he is tagged and reported all the same.
+//! A health check looks like an attack to a model of single flows: it connects and resets (a scan), or reads a greeting
+//! and closes (a guess at a password). What tells it apart is that it is the same each time, for hours, slowly, with
+//! the service answering each time. So does no scan, which visits each port once, and no flood. A patient guesser can
+//! do it, at the rate of a health check and from one address; he is tagged and reported all the same.
 //!
-//! A habit is that of one source (an address, of IPv6 its /64) at one service (address, port). It counts connections that
-//! were proven in a handshake, answered, and ended by the client or in order, each of the shape of the first. It spares the source
-//! once it is `after` old. It is forgotten, and begins anew, at the first connection that has another shape, that the service
-//! resets, or that makes the rate rise above `per_minute`, or to three times what it was.
+//! A habit is that of one source (an address, of IPv6 its /64) at one service (address, port). It counts connections
+//! that were proven in a handshake, answered, and ended by the client or in order, each of the shape of the first. It
+//! spares the source once it is `after` old. It is forgotten, and begins anew, at the first connection that has another
+//! shape, that the service resets, or that makes the rate rise above `per_minute`, or to three times what it was.
 //!
 //! Pure. Invariant: bounded in memory; what is forgotten or never learnt is judged by the model alone.
 
@@ -229,8 +230,8 @@ impl Steady {
         Some(Habitual { visits: habit.visits, age_ns, first })
     }
 
-    /// Whether there is room for one more. Of a full house, those go that are over, and young ones that do nothing; once a
-    /// second at most, as strangers may fill it again at once.
+    /// Whether there is room for one more. Of a full house, those go that are over, and young ones that do nothing;
+    /// once a second at most, as strangers may fill it again at once.
     fn make_room(&mut self, now_ns: u64) -> bool {
         if self.habits.len() < MOST {
             return true;

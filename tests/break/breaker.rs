@@ -1,5 +1,5 @@
-//! One attacker cannot open the breaker: not by many connections on a quiet host, not by short ones in a row. A model that
-//! accuses everybody opens it within ten seconds.
+//! One attacker cannot open the breaker: not by many connections on a quiet host, not by short ones in a row. A model
+//! that accuses everybody opens it within ten seconds.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, UdpSocket};
@@ -46,7 +46,8 @@ fn attack_beside(benign: usize) {
     let (cut, served) = (100 - attackers.answered(), clients.answered());
     let open = is_open(&agent);
     println!(
-        "breaker: {cut} of 100 attacker connections cut beside {benign} benign ones, {served} of which go on; open: {open}"
+        "breaker: {cut} of 100 attacker connections cut beside {benign} benign ones, {served} of which go on; \
+         open: {open}"
     );
     assert_eq!(served, benign, "benign connections go on");
     assert!(!open && cut >= 98, "{cut} of 100 are cut, breaker open: {open}");
@@ -83,12 +84,13 @@ fn short_connections_of_one_attacker_do_not_open_it() {
         let _answer = stream.read(&mut [0; ATTACK]);
     };
     (0..1_000).for_each(|_| ask());
-    let would = || {
+    let judged = || {
         let metrics = agent.metrics().must("scrape");
-        metrics.sum("sensor_would_verdicts_total", &[]) + metrics.sum("sensor_verdicts_total", &[])
+        let names = ["sensor_would_verdicts_total", "sensor_verdicts_total", "sensor_reported_flows_total"];
+        names.map(|name| metrics.sum(name, &[])).iter().sum::<f64>()
     };
     // Their records end a few seconds after them.
-    wait_for("they were judged", PATIENCE, || would() > 900.0);
+    wait_for("they were judged", PATIENCE, || judged() > 900.0);
     assert!(!is_open(&agent), "a thousand connections of one source are one decision");
     let mut held = Talkers::connect(netns, PORT, 20, ATTACK);
     wait_for("its next connections are cut", PATIENCE, || {
@@ -116,7 +118,8 @@ fn everybody(clients: usize) -> Duration {
     let reason = agent.status().must("ask for the status")["enforcement"]["breaker"]["reason"].to_string();
     let served: usize = talkers.iter_mut().map(Talkers::answered).sum();
     println!(
-        "breaker: {clients} clients of a model that accuses everybody: open after {took:?}, {served} connections go on; {reason}"
+        "breaker: {clients} clients of a model that accuses everybody: open after {took:?}, {served} \
+         connections go on; {reason}"
     );
     assert!(reason.contains("active sources"), "{reason}");
     agent.stop().must("stop the agent");

@@ -1,4 +1,5 @@
-//! An attacker fills the book of verdicts with connections of his own; what an operator decides finds its place all the same.
+//! An attacker fills the book of verdicts with connections of his own; what an operator decides finds its place all the
+//! same.
 
 use sensor_tests::checks::{Must as _, wait_for};
 use sensor_tests::onnx::model;

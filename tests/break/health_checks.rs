@@ -1,8 +1,8 @@
 //! Health checks that a model takes for attacks go on, under mode enforce and the shipped model.
 //!
-//! Two kinds that real checkers make: one connects and resets at once (`option tcp-check` of HAProxy, keepalived), one reads
-//! a greeting and closes. From few ports, so that a verdict that outlives its connection meets a later one, as it does within
-//! hours elsewhere.
+//! Two kinds that real checkers make: one connects and resets at once (`option tcp-check` of HAProxy, keepalived), one
+//! reads a greeting and closes. From few ports, so that a verdict that outlives its connection meets a later one, as it
+//! does within hours elsewhere.
 
 use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
@@ -106,7 +106,8 @@ fn health_checks_go_on() {
     assert!(none == 0 && lines.is_empty(), "the guard is off");
     let (learnt, on, spared, verdicts, lines) = run(SETTINGS);
     println!(
-        "health checks: {} of {} broken with it, {verdicts} verdicts of drop, {spared} spared; {} of {} while it learnt",
+        "health checks: {} of {} broken with it, {verdicts} verdicts of drop, {spared} spared; {} of {} while it \
+         learnt",
         on.broken, on.made, learnt.broken, learnt.made
     );
     assert_eq!(on.broken, 0, "of {}", on.made);
@@ -116,7 +117,8 @@ fn health_checks_go_on() {
     assert!(lines[0]["visits"].as_u64().is_some_and(|visits| visits >= 10), "{lines:?}");
 }
 
-/// What a checker may do, its host may not: the same address sends an attack, at the service that it checks and at another.
+/// What a checker may do, its host may not: the same address sends an attack, at the service that it checks and at
+/// another.
 #[test]
 fn a_habit_is_no_licence() {
     let lab = lab(1, 0);

@@ -1,7 +1,7 @@
 //! Who was judged lately, source by source: what tells a model that accuses everybody from an attacker.
 //!
-//! A source is an address, for IPv6 its /64: one host owns that many addresses. It counts once, however many flows it has.
-//! Pure: times go in. Invariant: bounded, and accused sources find room when the others have filled theirs.
+//! A source is an address, for IPv6 its /64: one host owns that many addresses. It counts once, however many flows it
+//! has. Pure: times go in. Invariant: bounded, and accused sources find room when the others have filled theirs.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -14,8 +14,8 @@ const SHORT: u64 = 10 * SECOND;
 pub(super) const MINUTE: u64 = 60 * SECOND;
 /// How long a source that was let pass speaks for the model.
 const HOUR: u64 = 3_600 * SECOND;
-/// From so many accused sources in a minute on, those of that minute are compared with each other. Fewer are compared with
-/// all that the model let pass in the last hour: on a quiet night, three attackers are all there is to see.
+/// From so many accused sources in a minute on, those of that minute are compared with each other. Fewer are compared
+/// with all that the model let pass in the last hour: on a quiet night, three attackers are all there is to see.
 const MANY: u64 = 10;
 
 /// The source that an address belongs to.

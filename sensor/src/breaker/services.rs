@@ -1,9 +1,9 @@
 //! The breaker of flows that prove no source: UDP, ICMP, TCP without a whole handshake.
 //!
-//! Whoever forges addresses makes as many such sources as he likes, so they never open the breaker for all. But a model that
-//! is wrong about a UDP service cuts off its clients like any others. So each service has a breaker of its own, for its
-//! unproven flows alone: while it is open these are tagged, and all else goes on. Forging opens it for the forged service;
-//! verdicts on forged tuples stop no flood anyway.
+//! Whoever forges addresses makes as many such sources as he likes, so they never open the breaker for all. But a model
+//! that is wrong about a UDP service cuts off its clients like any others. So each service has a breaker of its own,
+//! for its unproven flows alone: while it is open these are tagged, and all else goes on. Forging opens it for the
+//! forged service; verdicts on forged tuples stop no flood anyway.
 //!
 //! Pure. Invariant: bounded in services and in sources of each.
 

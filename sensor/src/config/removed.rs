@@ -1,4 +1,5 @@
-//! Settings of earlier versions that are gone, and what took their place: a file that names one gets an answer it can act on.
+//! Settings of earlier versions that are gone, and what took their place: a file that names one gets an answer it can
+//! act on.
 
 use super::file;
 

@@ -177,7 +177,7 @@ declare! {
     VERDICTS_REFUSED: Counter "sensor_verdicts_refused_total", "verdicts", [],
         "Verdicts of models and rules that are not held: no room (policy.max_verdicts), or the never-drop list forbids them";
     SPARED: Counter "sensor_spared_flows_total", "flows", ["reason"],
-        "Flows that a model would drop or limit and that are tagged: begun before they were seen, or of a source that keeps doing the same";
+        "Flows that a model would drop or limit and that are tagged: their beginning was not seen, or they are a habit";
     VERDICT_ERRORS: Counter "sensor_verdict_errors_total", "writes", [], "Writes of verdicts or of the never-drop list that the kernel refused";
     NEVER_DROP: Gauge "sensor_never_drop_entries", "entries", ["why"], "Entries of the never-drop list, by reason";
     AUDIT_LINES: Counter "sensor_audit_lines_total", "lines", [], "Audit lines written to every sink";

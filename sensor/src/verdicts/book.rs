@@ -151,9 +151,9 @@ impl Book {
         self.room = room;
     }
 
-    /// The verdict that makes room for this order, and whether it goes because its flow has ended: ended ones first. For an
-    /// order of an operator or the fleet, of those that models and rules decided, also the one that ends soonest. `None`: there
-    /// is room, or none can be made.
+    /// The verdict that makes room for this order, and whether it goes because its flow has ended: ended ones first. For
+    /// an order of an operator or the fleet, of those that models and rules decided, also the one that ends soonest.
+    /// `None`: there is room, or none can be made.
     pub fn gives_way(&self, order: &Order) -> Option<(u64, bool)> {
         let Order { scope, action, rate, origin, .. } = order;
         if self.scopes.contains_key(scope) || self.has_room(scope, *origin) || check(scope, *action, *rate).is_err() {
