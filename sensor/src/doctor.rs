@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::bpf::probe::{AttachedXdp, Capabilities, InterfaceCapabilities, MIN_KERNEL};
+use crate::bpf::probe::{AttachedXdp, Capabilities, InterfaceCapabilities, MIN_KERNEL, OLDEST_KERNEL};
 
 /// Largest MTU whose frames fit one buffer of every driver (a page less headroom and tail).
 const SINGLE_BUFFER_MTU: u32 = 3498;
@@ -134,10 +134,14 @@ fn judge_kernel(kernel: &Capabilities) -> Vec<Finding> {
 
     findings.add(
         "kernel",
-        level(*version >= MIN_KERNEL, Level::Missing),
+        match *version {
+            version if version >= MIN_KERNEL => Level::Ok,
+            version if version >= OLDEST_KERNEL => Level::Note,
+            _ => Level::Missing,
+        },
         format!("{release} ({machine})"),
         "",
-        "Sensor needs 5.15 or later",
+        "Sensor needs Linux 6.1 or newer; 5.15 to 6.0 have what it uses, and were never tested",
     );
     findings.add(
         "privileges",

@@ -4,7 +4,10 @@
 //! tests; `cargo xtask chaos` mixes them for as long as it is told.
 
 mod breaker;
+mod chaos;
+mod detached;
 mod full_book;
 mod guard_scene;
 mod health_checks;
 mod midstream;
+mod model_memory;

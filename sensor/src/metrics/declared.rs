@@ -85,6 +85,8 @@ declare! {
         "When a configuration was taken last, Unix time";
     ATTACHED: Gauge "sensor_interface_attached", "1", ["interface"],
         "1 while the programs are on the interface; 0 while one that is named in the list is not there, or one cannot be watched: its packets are not seen";
+    TAKEN_OFF: Counter "sensor_interface_taken_off_total", "times", ["interface"],
+        "Times that somebody else had taken the agent's programs off an interface, and they were attached again";
     LINK_OVERRUNS: Counter "sensor_link_overruns_total", "overruns", [],
         "Times that the kernel had more changes of interfaces than there was room for, and all interfaces were listed anew";
     PACKETS: Counter "sensor_packets_total", "packets", ["interface", "direction", "action"],

@@ -112,6 +112,8 @@ fn kernel(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
     };
     let attached = state.attached.iter().map(|(name, &attached)| ([name.clone()], Value::Count(attached.into())));
     writer.family(&declared::ATTACHED, attached)?;
+    let taken_off = state.taken_off.iter().map(|(name, &times)| ([name.clone()], Value::Count(times)));
+    writer.family(&declared::TAKEN_OFF, taken_off)?;
     writer.family(&declared::LINK_OVERRUNS, [([], Value::Count(state.link_overruns))])?;
     writer.family(&declared::PACKETS, volumes(|volume| volume.packets))?;
     writer.family(&declared::BYTES, volumes(|volume| volume.bytes))?;
