@@ -12,12 +12,13 @@ use super::poll::Poller;
 use super::reload::{Prepared, Reloaded};
 use super::start::page;
 use crate::audit::Event;
-use crate::config::Config;
+use crate::config::{Config, PolicyConfig};
 use crate::config::change::{self, Change};
 use crate::control::SharedPolicy;
 use crate::harvest::Timeouts;
 use crate::logging::Logger;
 use crate::metrics::ModelRole;
+use crate::verdicts::book::Room;
 use crate::view::{ConfigState, ConfigView, LastReload, ModelReload, ReloadView};
 
 /// Where the audit goes.
@@ -245,6 +246,11 @@ impl Poller {
 
     /// What holds for verdicts that there are, at once.
     fn set_enforcement(&mut self, change: &change::Outcome, around: Option<Around>, by: &str) {
+        if change.changes("policy.operator_share") {
+            let PolicyConfig { max_verdicts, operator_share, .. } = self.config.policy;
+            self.enforcer.book.set_room(Room::new(max_verdicts, operator_share));
+        }
+        self.enforcer.steady.set_rules(self.config.policy.steady());
         if change.changes("breaker") {
             self.enforcer.breaker.set_config(self.config.breaker.clone());
         }

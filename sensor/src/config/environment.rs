@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::{ActionName, Config, HostEntry, Override, Tunnel};
+use super::{ActionName, Config, HostEntry, Override, Tunnel, removed};
 use crate::allow::item::Port;
 
 const PREFIX: &str = "SENSOR_";
@@ -75,6 +75,10 @@ pub(super) fn overrides(variables: &[(String, String)]) -> (Vec<Override>, Vec<S
             },
             None if is_other(name, text) => {}
             None => {
+                if let Some(text) = removed::of_variable(name) {
+                    wrong.push(format!("{name}: {text}"));
+                    continue;
+                }
                 let distance = |known: &&String| strsim::damerau_levenshtein(known, name);
                 let nearest = known.keys().min_by_key(distance).map_or("", |nearest| nearest);
                 wrong.push(format!(

@@ -169,6 +169,8 @@ declare! {
     MODE: Gauge "sensor_mode", "1", ["mode"], "1 for the mode in force, 0 for the others";
     RAMP: Gauge "sensor_ramp_active", "1", [], "1 while policy.ramp lasts: only scores from policy.ramp_score on drop";
     BREAKER_OPEN: Gauge "sensor_breaker_open", "1", [], "1 while verdicts of models tag and no more";
+    SERVICES_HELD: Gauge "sensor_breaker_held_services", "services", [],
+        "Services whose flows without a proven source are tagged and no more";
     BREAKER_TRIPS: Counter "sensor_breaker_trips_total", "trips", ["cap"], "Times that the breaker opened, by the cap that was exceeded";
     VERDICTS_HELD: Gauge "sensor_verdicts_held", "verdicts", ["scope", "action", "origin"],
         "Verdicts that hold, by what mode enforce does";
@@ -176,6 +178,8 @@ declare! {
         "Verdicts that were added, renewed, expired or removed";
     VERDICTS_REFUSED: Counter "sensor_verdicts_refused_total", "verdicts", [],
         "Verdicts of models and rules that are not held: no room (policy.max_verdicts), or the never-drop list forbids them";
+    SPARED: Counter "sensor_spared_flows_total", "flows", ["reason"],
+        "Flows that a model would drop or limit and that are tagged: their beginning was not seen, or they are a habit";
     VERDICT_ERRORS: Counter "sensor_verdict_errors_total", "writes", [], "Writes of verdicts or of the never-drop list that the kernel refused";
     NEVER_DROP: Gauge "sensor_never_drop_entries", "entries", ["why"], "Entries of the never-drop list, by reason";
     AUDIT_LINES: Counter "sensor_audit_lines_total", "lines", [], "Audit lines written to every sink";

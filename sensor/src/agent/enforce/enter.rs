@@ -111,6 +111,7 @@ impl Poller {
         {
             return Err(format!("{prefix} holds {own}, an address of this host"));
         }
+        self.make_room(&order);
         let before = self.enforcer.book.of(&order.scope).cloned();
         let change = self.enforcer.book.add(order, moment()).map_err(|error| format!("{error:#}"))?;
         let (Change::Added(id, _) | Change::Renewed(id)) = change;
@@ -143,6 +144,21 @@ impl Poller {
             self.enforcer.audit.write(Event::Verdict { verdict: Box::new(verdict.clone()), done, until });
         }
         Ok((id, true))
+    }
+
+    /// Takes a verdict back whose place this order needs more, if the book is full.
+    fn make_room(&mut self, order: &Order) {
+        while let Some((id, ended)) = self.enforcer.book.gives_way(order) {
+            let goes_on = |verdict: &Verdict| matches!(&verdict.scope, Scope::Flow(key) if self.find(key).is_some());
+            if ended && self.enforcer.book.get(id).is_some_and(goes_on) {
+                self.enforcer.book.flow_goes_on(id);
+                continue;
+            }
+            let why =
+                if ended { "its flow has ended, and its place was needed" } else { "an operator needed its place" };
+            self.withdraw(id, why.to_owned());
+            return;
+        }
     }
 
     /// Takes back what models decided of sources inside a prefix that a person blocks or limits.
@@ -274,15 +290,16 @@ impl Poller {
         }
     }
 
-    /// A flow is over: a model's tag goes with it.
+    /// A flow is over: a model's tag goes with it, and a model's verdict is the first to make room for another.
     pub(in crate::agent) fn flow_ended(&mut self, key: &FlowKey) {
         if self.enforcer.book.held()[0] == 0 {
             return;
         }
-        if let Some(verdict) = self.enforcer.book.of(&Scope::Flow(*key))
-            && !has_entry(verdict)
-        {
-            let id = verdict.id;
+        let Some(verdict) = self.enforcer.book.of(&Scope::Flow(*key)) else { return };
+        let (id, has_entry) = (verdict.id, has_entry(verdict));
+        if has_entry {
+            self.enforcer.book.flow_ended(id);
+        } else {
             self.withdraw(id, "the flow has ended".to_owned());
         }
     }

@@ -2,11 +2,10 @@
 
 use sensor_common::verdict::{Action, Origin};
 
-use super::super::clock::now_ns;
 use super::super::poll::Poller;
 use super::moment;
 use crate::audit::Event;
-use crate::breaker::{Load, Trip};
+use crate::breaker::{Load, Second, Trip};
 use crate::config::{Mode, OriginName};
 use crate::metrics::{Enforcement, VerdictChange};
 use crate::policy::Ramp;
@@ -35,30 +34,37 @@ impl Poller {
     }
 
     fn watch_breaker(&mut self, now: Moment) {
-        let sources = self.sources();
+        let by_rule = "all was below the caps for breaker.reset_after";
+        let minute = |ms: u64| ms / 60_000;
+        let quiet_before = minute(self.enforcer.breaker.quiet_ms());
         // What operators and rules drop is no fault of the model.
         let drops = self.metrics.would_drop(Origin::Model);
-        let load = Load { drops, flows: self.enforcer.scored, sources };
-        match self.enforcer.breaker.second(load, now.ns, now.unix_ms) {
-            Some(Ok(trip)) => self.tripped(trip),
-            Some(Err(trip)) => self.closed(trip, "all was below the caps for breaker.reset_after".to_owned()),
-            None => {}
+        let load = Load { drops, sources: self.enforcer.accusations.len() as u64 };
+        let Second { opened, closed, services } = self.enforcer.breaker.second(load, now.ns, now.unix_ms);
+        if let Some(trip) = opened {
+            self.tripped(trip);
+        }
+        if let Some(trip) = closed {
+            self.closed(trip, by_rule.to_owned());
+        } else if self.enforcer.breaker.trip().is_some() && quiet_before != minute(self.enforcer.breaker.quiet_ms()) {
+            // So that a restart does not begin the quiet time anew.
+            self.enforcer.keep_state();
+        }
+        for service in services {
+            self.service_freed(service, by_rule.to_owned());
         }
     }
 
-    /// Sources with a new flow in the last minute, and those that a model has dropped.
-    pub(super) fn sources(&self) -> [u64; 2] {
+    /// Sources that a model has dropped whole.
+    pub(super) fn blocked_sources(&self) -> u64 {
         let by_model = |verdict: &&crate::verdicts::Verdict| {
-            verdict.origin == OriginName::Model && Action::from(verdict.action) == Action::Drop
+            verdict.origin == OriginName::Model
+                && Action::from(verdict.action) == Action::Drop
+                && matches!(verdict.scope, Scope::Source(_))
         };
         let book = &self.enforcer.book;
         // Sources are few beside flows: only if there are any is the book read through.
-        let under = if book.held()[1] == 0 {
-            0
-        } else {
-            book.iter().filter(by_model).filter(|verdict| matches!(verdict.scope, Scope::Source(_))).count() as u64
-        };
-        [self.metrics.context_view().map_or(0, |context| context.sources), under]
+        if book.held()[1] == 0 { 0 } else { book.iter().filter(by_model).count() as u64 }
     }
 
     /// The breaker opened: from the next packet on, models tag.
@@ -78,7 +84,6 @@ impl Poller {
         // What a model decided that exceeded its caps is not obeyed afterwards: flows that go on are judged anew, under the caps.
         let decided = self.enforcer.book.models_below(f64::INFINITY);
         self.withdraw_all(decided, "the breaker closes");
-        self.enforcer.scored[1] = 0;
         self.obey_ceilings();
         tracing::warn!("the breaker is closed ({by}); it was open because {trip}");
         self.enforcer.audit.write(Event::BreakerReset { trip, by });
@@ -126,22 +131,13 @@ impl Poller {
         self.metrics.enforcement(Enforcement {
             mode: Some(enforcer.mode),
             tripped: enforcer.breaker.trip().is_some(),
+            services_held: enforcer.breaker.services().open().len() as u64,
             ramp: enforcer.ramp,
             verdicts: enforcer.book.counts(),
             never_drop: enforcer.allow.counts(),
             audit: [enforcer.audit.written(), enforcer.audit.lost()],
             store_errors: enforcer.store.errors(),
         });
-    }
-
-    /// A model's verdict that drops is about to be stored.
-    pub(in crate::agent) fn before_drop(&mut self) {
-        let now = now_ns();
-        let unix_ms = moment().unix_ms;
-        if let Some(trip) = self.enforcer.breaker.verdict(self.enforcer.scored, now, unix_ms) {
-            self.tripped(trip);
-        }
-        self.enforcer.scored[1] += 1;
     }
 
     /// The verdict was renewed in the book; counted only.

@@ -40,6 +40,7 @@ impl Poller {
     /// A flow that ended is scored a last time, unless its `score` is known already. `slot`: where it was, if that is known.
     fn ended(&mut self, slot: Option<usize>, record: &FlowRecord, score: Option<Score>, now: u64) {
         self.flow_ended(&record.key);
+        self.note_visit(record, now);
         if let Some(follower) = &mut self.follower {
             follower.ended(slot, record, now);
         }
@@ -47,7 +48,7 @@ impl Poller {
             return;
         }
         if let Some(score) = score {
-            self.judge_ended(record, score);
+            self.judge_ended(record, score, now);
         } else if self.records.len() < self.config.model.max_flows_per_poll as usize {
             self.candidates.push(Candidate { slot: None });
             self.records.push(*record);
@@ -75,9 +76,6 @@ impl Poller {
                 self.look(number, ways.trailing_zeros() as usize, &bucket, &scan);
                 ways &= ways - 1;
             }
-            let counts = self.memories.counts(number);
-            self.enforcer.counting[0] += u64::from(counts.scored);
-            self.enforcer.counting[1] += u64::from(counts.condemned);
             if !scan.full && self.records.len() >= self.config.model.max_flows_per_poll as usize {
                 scan.full = true;
                 self.cursor = (number + 1) % buckets;
