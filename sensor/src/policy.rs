@@ -376,6 +376,13 @@ mod tests {
     }
 
     #[test]
+    fn a_source_of_ipv6_is_its_64() {
+        for (source, expected) in [("198.18.66.7", "198.18.66.7/32"), ("2001:db8:66:1:2:3:4:5", "2001:db8:66:1::/64")] {
+            assert_eq!(network(source.parse().expect(source)).to_string(), expected);
+        }
+    }
+
+    #[test]
     fn only_a_proven_initiator_is_accused() {
         let mut flow = record([198, 18, 0, 1], 80);
         flow.key.protocol = protocol::TCP;

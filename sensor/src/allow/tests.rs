@@ -109,6 +109,14 @@ fn addresses_of_a_link_protect_where_they_can_be() {
 }
 
 #[test]
+fn a_network_is_touched_by_what_is_inside_and_around_it() {
+    let list = list(&["2001:db8:7::1", "2001:db8:8::/48", "198.18.7.0/24"]);
+    let touches = |prefix: &str| list.touches(&prefix.parse().expect(prefix));
+    assert!(touches("2001:db8:7::/64") && touches("2001:db8:8:5::/64") && touches("198.18.7.9/32"));
+    assert!(!touches("2001:db8:7:1::/64") && !touches("198.18.8.0/24"));
+}
+
+#[test]
 fn what_is_protected_as_a_whole_gets_no_verdict() {
     let list = list(&["198.18.7.0/24", "tcp/22"]);
     let forbids = |scope: &str| list.forbids(&scope.parse().expect(scope));
