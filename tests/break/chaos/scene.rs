@@ -107,7 +107,7 @@ impl Scene {
         let (config, model, pins) = (self.path("sensor.toml"), shipped_model(), self.mount.path());
         let (pins, state) = (pins.to_string_lossy().into_owned(), self.path("state"));
         let args = ["-i", UPLINK, "-i", "churn*", "--config", &config, "--model", &model, "--pins", &pins];
-        let args = [&args[..], &["--state-dir", &state, "--metrics-listen", ""], more].concat();
+        let args = [&args[..], &["--state-dir", &state, "--metrics-listen", "", "--xdp-mode", "native"], more].concat();
         Agent::start(&self.lab.edge.netns, &self.path("socket"), &args)
     }
 
