@@ -31,6 +31,7 @@ fn sample() -> Metrics {
     metrics.verdicts(Action::Drop, "scan \"x\"\\", 2);
     metrics.would_verdicts(Action::Tag, "scan", 3);
     metrics.reported("scan", 1);
+    metrics.taken_off("eth1");
     metrics.lease(true);
     metrics.poll(Duration::from_millis(2), true);
     metrics.model(ModelRole::Active, Some(("abc", "baseline")));
