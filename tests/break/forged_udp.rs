@@ -5,18 +5,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use sensor::bpf::load::{Hook, Kernel, LoadOptions, TestRunOptions};
-use sensor_common::control::{Control, NO_DSCP};
+use sensor::bpf::load::Hook;
 use sensor_common::counter::Cause;
-use sensor_common::flow::{FlowKey, FlowRecord, state};
-use sensor_common::hash::hash;
-use sensor_common::packet;
-use sensor_common::table::{TICK_SHIFT, WAYS, bucket_of};
-use sensor_common::tcp::{ACK, PSH, SYN};
+use sensor_common::flow::state;
 use sensor_tests::frames::Frame;
 
-const IFINDEX: u32 = 1;
-const SECOND_NS: u64 = 1_000_000_000;
+use crate::host::{Host, IFINDEX, SECOND_NS};
+
 const TUPLES: u64 = 90_000;
 /// Tuples a second, and how many datagrams each sends when it is its turn.
 const RATE: u64 = 12_000;
@@ -26,60 +21,6 @@ const REQUEST_EACH_NS: u64 = 5 * SECOND_NS;
 /// Connections that are open before the flood, and those that begin in it.
 const OLD: u32 = 200;
 const NEW: u64 = 200;
-
-struct Host {
-    kernel: Kernel,
-    now_ns: u64,
-}
-
-impl Host {
-    fn new() -> Host {
-        let options = LoadOptions { flows: 65_536, replay_clock: true, ..LoadOptions::default() };
-        let mut kernel = Kernel::load(&options).expect("programs load (as root, on kernel 5.15 or newer)");
-        kernel.watch(IFINDEX).expect("watch loopback");
-        let evict_idle_ticks = ((10 * SECOND_NS) >> TICK_SHIFT) as u32;
-        kernel.control.set(&Control { tag_dscp: NO_DSCP, evict_idle_ticks, ..bytemuck::Zeroable::zeroed() });
-        Host { kernel, now_ns: 1_000 * SECOND_NS }
-    }
-
-    fn run(&self, hook: Hook, frame: &Frame) {
-        self.kernel.control.set_replay_clock(self.now_ns);
-        let frame = frame.build();
-        let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
-        self.kernel.runner().run(hook, options).expect("the kernel runs the program");
-    }
-
-    /// A handshake and the first request of a connection from `client`.
-    fn connect(&self, client: SocketAddr) {
-        let segment = |from, to, flags, seq, ack| Frame::tcp(from, to, flags).seq(seq, ack);
-        self.run(Hook::Ingress, &segment(client, server(), SYN, 1_000, 0));
-        self.run(Hook::Egress, &segment(server(), client, SYN | ACK, 9_000, 1_001));
-        self.run(Hook::Ingress, &segment(client, server(), ACK, 1_001, 9_001));
-        self.request(client, 1_001);
-    }
-
-    fn request(&self, client: SocketAddr, seq: u32) {
-        let request = Frame::tcp(client, server(), ACK | PSH).seq(seq, 9_001).payload(100);
-        self.run(Hook::Ingress, &request);
-    }
-
-    fn record(&self, client: SocketAddr) -> Option<FlowRecord> {
-        let key = key(client);
-        let seed = self.kernel.seed();
-        let number = bucket_of(hash(&key, |position| seed[position]), self.kernel.table.buckets() as u32) as usize;
-        let slots = (0..WAYS).filter(|way| self.kernel.table.bucket(number).tags[*way] != 0);
-        let records = slots.filter_map(|way| self.kernel.table.copy(number * WAYS + way));
-        records.into_iter().find(|record| record.key == key)
-    }
-}
-
-fn server() -> SocketAddr {
-    "198.19.0.1:80".parse().expect("an address")
-}
-
-fn key(client: SocketAddr) -> FlowKey {
-    packet::parse(&Frame::tcp(client, server(), ACK).build()[..]).expect("well-formed").key
-}
 
 fn client(number: u32, port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0001 + number)), port)
@@ -93,7 +34,7 @@ fn forged(tuple: u64) -> SocketAddr {
 
 #[test]
 fn a_flood_of_forged_datagrams_hides_no_new_connection() {
-    let mut host = Host::new();
+    let mut host = Host::new(65_536);
     for old in 0..OLD {
         host.connect(client(old, 40_000));
     }
@@ -135,7 +76,7 @@ fn a_flood_of_forged_datagrams_hides_no_new_connection() {
 /// seconds.
 #[test]
 fn connections_that_one_network_holds_open_hide_no_other() {
-    let mut host = Host::new();
+    let mut host = Host::new(65_536);
     for old in 0..OLD {
         host.connect(client(old, 40_000));
     }

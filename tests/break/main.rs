@@ -4,3 +4,6 @@
 //! tests; `cargo xtask chaos` mixes them for as long as it is told.
 
 mod forged_udp;
+mod host;
+mod long_pause;
+mod reused_port;
