@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::host::{Host, SECOND_NS, server};
 
 const PORT: u16 = 7_022;
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A whole agent whose other flows end after a second: a session pauses until a datagram sent after its last word has been
 /// forgotten, and longer.
@@ -27,7 +27,7 @@ fn a_session_that_pauses_goes_on_in_its_record() {
     let lab = Lab::build(&LabSpec { clients: vec![Default::default()], ..LabSpec::default() }).must("build the hosts");
     let directory = tempfile::tempdir().expect("a directory");
     let config = directory.path().join("sensor.toml");
-    let settings = "[model]\npath = \"\"\n[agent]\nidle_timeout = \"1s\"\nactive_timeout = \"10s\"\n";
+    let settings = "[model]\npath = \"\"\n[agent]\nidle_timeout = \"1s\"\nactive_timeout = \"20s\"\n";
     std::fs::write(&config, settings).expect("written");
     let state = directory.path().join("state");
     let args = ["-i", UPLINK, "--config", &config.to_string_lossy(), "--state-dir", &state.to_string_lossy()];
@@ -52,7 +52,7 @@ fn a_session_that_pauses_goes_on_in_its_record() {
         let flows = agent.flows().must("ask for the flows");
         flows.into_iter().find(|flow| flow["sport"] == sport)
     };
-    let packets = |flow: &Value| flow["fwd_packets"].as_u64().unwrap_or_else(|| panic!("no fwd_packets in {flow:#}"));
+    let packets = |flow: &Value| flow["initiator_packets"].as_u64().unwrap_or_else(|| panic!("no packets in {flow:#}"));
     wait_for("the session is recorded", PATIENCE, || flow(from.port()).is_some_and(|flow| packets(&flow) > 10));
     let before = flow(from.port()).expect("recorded");
     for _ in 0..3 {
@@ -75,7 +75,7 @@ fn a_session_that_pauses_goes_on_in_its_record() {
         ended("active") == 1
     });
     wait_for("it goes on", PATIENCE, || packets(&after()) < packets(&before));
-    assert_eq!((after()["src"].clone(), after()["state"].clone()), (before["src"].clone(), before["state"].clone()));
+    assert_eq!(after()["src"], before["src"], "whoever speaks first in it");
     agent.stop().must("stop the agent");
 }
 
