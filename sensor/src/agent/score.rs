@@ -17,6 +17,7 @@ use super::poll::{Candidate, Poller};
 use super::report;
 use super::start::lease_until;
 use crate::config::OriginName;
+use crate::harvest::CLOSE_NS;
 use crate::model::{Model, Score, explain};
 use crate::policy::{self, Decision};
 use crate::vector;
@@ -108,7 +109,9 @@ impl Poller {
         let mut decision = self.policy.decide(record, score, &self.enforcer.allow);
         let now_ms = self.ms_of(now);
         let memory = &mut self.memories[slot];
-        if memory.has_ended(now_ms) {
+        let wanted = decision.action;
+        let ended = memory.has_ended(now_ms);
+        if ended {
             // There is nothing left to drop but what comes next on these ports.
             decision = Decision { action: Action::Pass, would: Action::Pass, ..decision };
         }
@@ -127,6 +130,11 @@ impl Poller {
         if decision.would == Action::Pass {
             if new_report {
                 self.announce(number, score, decision, announced);
+                if ended && wanted > Action::Tag {
+                    // A model that is wrong about everybody is so about those that are gone, too: for the breaker, the flow counts.
+                    self.before_drop();
+                    self.memories[slot].verdict = Some((wanted, now + CLOSE_NS));
+                }
             }
             return;
         }
