@@ -174,12 +174,14 @@ pub struct Pressure {
 /// How willingly a way is given up for a new flow: 0 = not at all, else larger is sooner. In the order of harm:
 ///
 /// 1. free ways and closed flows;
-/// 2. one-sided flows, of any length: what anybody can forge goes before what two ends have built, and a flood of it pushes
-///    out itself. Those with one packet do not go before those with more, or a handshake would go before the flood around it;
-/// 3. flows of at most 3 packets: a look-up and its answer, a connection that nothing was sent on;
-/// 4. flows that have been idle for `evict_idle`: they are known again by their next packet;
-/// 5. active flows without a handshake, below 16 packets: a forged datagram gets an answer, too;
-/// 6. active connections below 16 packets of a network that crowds the bucket, for the first segment of another connection
+/// 2. one-sided flows below 16 packets, and those that are idle: what anybody can forge goes before what two ends have built, and a
+///    flood of it pushes out itself. Those with one packet do not go before those with more, or a handshake would go before the
+///    flood around it;
+/// 3. one-sided flows that go on: a log or a stream that nobody answers;
+/// 4. flows of at most 3 packets: a look-up and its answer, a connection that nothing was sent on;
+/// 5. flows that have been idle for `evict_idle`: they are known again by their next packet;
+/// 6. active flows without a handshake, below 16 packets: a forged datagram gets an answer, too;
+/// 7. active connections below 16 packets of a network that crowds the bucket, for the first segment of another connection
 ///    only: what comes back of a flow that was given up must not push out the next.
 ///
 /// All other active flows, and those that a verdict of drop holds, are never given up. Within each, the ways of a network that
@@ -195,8 +197,9 @@ pub fn eviction_rank(tag: u32, stage: u8, pressure: Pressure) -> u32 {
         if is_idle { 3 } else { 0 }
     } else {
         match stage & STAGE_PHASE {
-            phase::CLOSED => 6,
-            phase::ONE_SIDED => 5,
+            phase::CLOSED => 7,
+            phase::ONE_SIDED if length > YOUNG && !is_idle => 5,
+            phase::ONE_SIDED => 6,
             _ if length <= NO_HISTORY => 4,
             _ if is_idle => 3,
             _ if length > YOUNG => 0,
@@ -215,7 +218,7 @@ const CLASS_SHIFT: u32 = IDLE_BITS + 1;
 /// Whether a rank is that of a free way or a closed flow, which nobody else's presence in the bucket changes.
 #[inline(always)]
 pub const fn is_spare(rank: u32) -> bool {
-    rank >= 6 << CLASS_SHIFT
+    rank >= 7 << CLASS_SHIFT
 }
 
 /// The network of an address, words as in [`crate::flow::FlowKey`]: its first 24 bits of IPv4, 56 of IPv6.
@@ -299,7 +302,8 @@ mod tests {
             (rank(20 | CLOSED, 0), "a closed flow"),
             (rank(3 | ONE_SIDED, 100), "a one-sided flow, the longer idle"),
             (rank(1 | ONE_SIDED, 50), "a one-sided flow of one packet"),
-            (rank(20 | ONE_SIDED, 0), "a one-sided flow with history"),
+            (rank(4 | ONE_SIDED, 0), "a one-sided flow that has just sent"),
+            (rank(5 | ONE_SIDED, 149), "a stream that nobody answers"),
             (rank(2 | ANSWERED, 149), "a question and its answer"),
             (rank(2 | ESTABLISHED, 0), "a connection on which nothing was sent"),
             (rank(9 | ESTABLISHED, 50_000), "a connection that pauses for an hour"),
@@ -320,6 +324,7 @@ mod tests {
         ] {
             assert_eq!(never, 0, "{what} is never given up");
         }
+        assert!(rank(5 | ONE_SIDED, 150) > rank(1 | ONE_SIDED, 149), "a stream that has ended is none");
         assert!(rank(1 | STAGE_HELD, 150) > 0, "but a verdict without packets holds no way");
         assert!(crowding(3, 10, false) > rank(3, 149), "of equals, those of the network with most ways go first");
         assert!(rank(3, u32::MAX) < rank(1 | CLOSED, 0), "idle time does not reach into the class");

@@ -2,15 +2,23 @@
 //!
 //! Program runs: records, map and packets as the agent and the wire would have them.
 
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
 use sensor::bpf::load::Hook;
 use sensor_common::flow::note;
 use sensor_common::tcp::{ACK, FIN, PSH, RST, SYN};
 use sensor_common::verdict::{Action, Entry, Origin, Verdict};
+use sensor_tests::agent::Agent;
+use sensor_tests::checks::{Must as _, wait_for};
 use sensor_tests::frames::Frame;
+use sensor_tests::onnx::model;
+use sensor_tests::topology::{EDGE_V4, Lab, LabSpec, UPLINK};
 
 use crate::host::{DROP, Host, PASS, SECOND_NS, key, server};
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn client() -> SocketAddr {
     "198.18.0.1:4000".parse().expect("an address")
@@ -95,4 +103,65 @@ fn nothing_less_than_another_connection_ends_a_verdict() {
     let word = Verdict::new(Action::Drop, 1, record.generation, host.now_ns + 600 * SECOND_NS);
     host.kernel.table.store_verdict(slot, word.0);
     assert_eq!(send(&mut host, SYN, 1_000), DROP, "the same SYN again is the same connection");
+}
+
+/// A whole agent whose model drops a connection for its large segments; the client gives it up and connects again from its port.
+#[test]
+fn a_client_whose_connection_was_dropped_connects_again_from_its_port() {
+    let lab = Lab::build(&LabSpec { clients: vec![Default::default()], ..LabSpec::default() }).must("build the hosts");
+    let directory = tempfile::tempdir().expect("a directory");
+    let [config, file, state] = ["sensor.toml", "active.onnx", "state"].map(|name| directory.path().join(name));
+    let settings = "mode = \"enforce\"\n[policy]\nmin_packets = 4\nmin_packets_drop = 4\nramp = \"0s\"\n[breaker]\n\
+        drops_per_second = 0\nflow_share = 1.0\nsource_share = 1.0\nverdicts_per_minute = 0\n";
+    std::fs::write(&config, settings).expect("written");
+    std::fs::write(&file, model("sizes", 200.0, &[])).expect("written");
+    let [config, file, state] = [config, file, state].map(|path| path.to_string_lossy().into_owned());
+    let args = ["-i", UPLINK, "--config", &config, "--state-dir", &state, "--model", &file];
+    let agent = Agent::start(&lab.edge.netns, &args).must("start the agent");
+
+    let address = SocketAddr::from((EDGE_V4, 7_023));
+    let listener = lab.edge.netns.within(|| TcpListener::bind(address)).must("enter").expect("listen");
+    let (client, port) = (&lab.clients[0], 41_000);
+    let from = SocketAddr::from((client.v4[0], port));
+    let mut first = client.netns.within(|| connect_from(from, address)).must("enter").expect("connect");
+    let (accepted, _) = listener.accept().expect("accept");
+    first.set_nonblocking(true).expect("set");
+    let verdict = || {
+        let flows = agent.flows().must("ask for the flows");
+        flows.iter().find(|flow| flow["sport"] == port).map(|flow| flow["verdict"].clone())
+    };
+    wait_for("the connection is dropped", PATIENCE, || {
+        let _full = first.write(&[0x5a; 1_000]);
+        verdict().is_some_and(|verdict| verdict == "drop")
+    });
+    // Gives up with a RST, which is dropped, so that the server knows nothing of it.
+    rustix::net::sockopt::set_socket_linger(&first, Some(Duration::ZERO)).expect("set");
+    drop(first);
+    let mut second = client.netns.within(|| connect_from(from, address)).must("enter").expect("connect again");
+    second.set_read_timeout(Some(PATIENCE)).expect("set");
+    let (mut shell, peer) = listener.accept().expect("accept");
+    assert_eq!(peer, from);
+    let mut answer = [0; 2];
+    second.write_all(b"ls").expect("say");
+    shell.read_exact(&mut answer).expect("hear");
+    shell.write_all(&answer).expect("answer");
+    second.read_exact(&mut answer).expect("hear the answer");
+    assert_eq!(verdict(), Some("pass".into()));
+    let held = || agent.ask_json(&["verdicts", "list"]).must("list the verdicts").to_string();
+    // The book follows once the agent has read the new flow's record.
+    wait_for("no verdict is left", PATIENCE, || {
+        second.write_all(b"ls").expect("say");
+        !held().contains(&port.to_string())
+    });
+    drop(accepted);
+    agent.stop().must("stop the agent");
+}
+
+fn connect_from(from: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &from)?;
+    connect(&socket, &to)?;
+    Ok(socket.into())
 }
