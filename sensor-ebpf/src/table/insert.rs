@@ -8,8 +8,8 @@ use sensor_common::counter::{Cause, InterfaceCounters};
 use sensor_common::flow::{FlowRecord, note, state};
 use sensor_common::packet::protocol;
 use sensor_common::table::{
-    Bucket, Pressure, WAYS, bucket_of, eviction_rank, idle_of, is_spare, majority, network_of, occupied_ways, tag_of,
-    tick_of,
+    Bucket, Pressure, Votes, WAYS, bucket_of, crowd_of, eviction_rank, idle_of, is_same, is_spare, network_of,
+    occupied_ways, tag_of, tick_of,
 };
 use sensor_common::tcp;
 use sensor_common::verdict::Verdict;
@@ -165,7 +165,7 @@ unsafe extern "C" fn sensor_victim(bucket: *const Bucket, tick: u32, evict_idle:
     HIT | way as u64 | if is_spare(best) { SPARE } else { 0 }
 }
 
-/// Bit n: way n of bucket `number` belongs to the network that crowds it ([`majority`]). `high`: [`Bucket::high`].
+/// Bit n: way n of bucket `number` belongs to the network that crowds it ([`Votes`]). `high`: [`Bucket::high`].
 #[inline(always)]
 fn crowd(number: u32, high: u32) -> u32 {
     // SAFETY: no pointers.
@@ -179,15 +179,28 @@ fn crowd(number: u32, high: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 unsafe extern "C" fn sensor_crowd(number: u32, high: u32) -> u64 {
-    let network = |way: usize| {
-        let Some(record) = RECORDS.get_ptr(number * WAYS as u32 + way as u32) else { return 0 };
-        // SAFETY: a map value, which other CPUs may be writing: what comes of a mixture is another flow that is given up.
-        let (low, high_end, family) = unsafe {
-            let key = &raw const (*record).key;
-            ((*key).low, (*key).high, (*key).family)
-        };
-        let source = if high >> way & 1 != 0 { high_end } else { low };
-        network_of([source[0], source[1]], family)
-    };
-    majority(network) as u64
+    let mut votes = Votes::default();
+    for way in 0..WAYS {
+        let Some(network) = network_in(number, way, high) else { return 0 };
+        votes.add(network);
+    }
+    let (leader, mut ways) = (votes.leader(), 0);
+    for way in 0..WAYS {
+        let Some(network) = network_in(number, way, high) else { return 0 };
+        ways |= is_same(network, leader) << way;
+    }
+    crowd_of(ways)
+}
+
+/// The network that the flow in a way came from. Programs on other CPUs may be writing the record: what comes of a mixture is another
+/// flow that is given up.
+#[inline(always)]
+fn network_in(number: u32, way: usize, high: u32) -> Option<u64> {
+    let record = RECORDS.get_ptr(number * WAYS as u32 + way as u32)?;
+    // SAFETY: a map value.
+    let key = unsafe { &(*record).key };
+    // Without a branch, as in `Votes`.
+    let from_high = (high >> way & 1).wrapping_neg();
+    let word = |position: usize| key.low[position] ^ (key.low[position] ^ key.high[position]) & from_high;
+    Some(network_of([word(0), word(1)], key.family))
 }
