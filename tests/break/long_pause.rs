@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use sensor::bpf::load::Hook;
+use sensor::replay::{ExtractOptions, run};
 use sensor_common::flow::{note, state};
 use sensor_common::table::{STAGE_PHASE, phase};
 use sensor_common::tcp::{ACK, SYN};
@@ -130,4 +131,55 @@ fn only_what_two_ends_built_is_established() {
     host.run(Hook::Egress, &Frame::tcp(server(), client(3), SYN | ACK).seq(9_000, 1_001));
     host.run(Hook::Ingress, &Frame::tcp(client(3), server(), ACK).seq(1_001, 4_444));
     assert_eq!(shown(client(3)), phase::ONE_SIDED);
+}
+
+/// A capture of a connection that pauses for forty minutes: the programs and the agent's own code make the same rows of it.
+#[test]
+fn a_replay_cuts_where_the_programs_do() {
+    let client: SocketAddr = "198.18.0.1:4000".parse().expect("an address");
+    let forth = |flags, seq, ack, payload| Frame::tcp(client, server(), flags).seq(seq, ack).payload(payload).build();
+    let back = |flags, seq, ack, payload| Frame::tcp(server(), client, flags).seq(seq, ack).payload(payload).build();
+    let pause = 2_400;
+    let mut packets = vec![
+        (0, forth(SYN, 1_000, 0, 0)),
+        (0, back(SYN | ACK, 9_000, 1_001, 0)),
+        (0, forth(ACK, 1_001, 9_001, 0)),
+        (5, forth(ACK, 1_001, 9_001, 50)),
+        (5, back(ACK, 9_001, 1_051, 70)),
+        (300, forth(ACK, 1_051, 9_071, 50)),
+        (pause, back(ACK, 9_071, 1_101, 70)),
+        (pause, forth(ACK, 1_101, 9_141, 0)),
+    ];
+    // Past the first frames, so that the mark has to be found off the fast path.
+    for number in 0..30 {
+        packets.push((pause + number, forth(ACK, 1_101 + 10 * number as u32, 9_141, 10)));
+        packets.push((pause + number, back(ACK, 9_141, 1_111 + 10 * number as u32, 0)));
+    }
+    packets.push((2 * pause, forth(ACK, 1_401, 9_141, 10)));
+    let directory = tempfile::tempdir().expect("a directory");
+    let capture = directory.path().join("pause.pcap");
+    let mut file: Vec<u8> =
+        [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, 1].iter().flat_map(|word| word.to_le_bytes()).collect();
+    for (at_s, frame) in &packets {
+        let header = [1_000 + *at_s as u32, 0, frame.len() as u32, frame.len() as u32];
+        file.extend(header.iter().flat_map(|word| word.to_le_bytes()));
+        file.extend(frame);
+    }
+    std::fs::write(&capture, file).expect("written");
+    let rows = |kernel| {
+        let options = ExtractOptions { captures: vec![capture.clone()], kernel, ..ExtractOptions::default() };
+        let (mut output, mut report) = (Vec::new(), Vec::new());
+        run(&options, Box::new(&mut output), &mut report).expect("readable");
+        String::from_utf8(output).expect("text")
+    };
+    let native = rows(false);
+    assert_eq!(native.lines().count(), 1 + 3, "three records of one connection:\n{native}");
+    let column = |row: &str, name: &str| {
+        let place = native.lines().next().and_then(|header| header.split(',').position(|column| column == name));
+        row.split(',').nth(place.unwrap_or_else(|| panic!("no column {name}"))).unwrap_or_default().to_owned()
+    };
+    for row in native.lines().skip(1) {
+        assert_eq!((column(row, "src"), column(row, "initiator_by_syn")), ("198.18.0.1".to_owned(), "1".to_owned()));
+    }
+    assert_eq!(rows(true), native);
 }
