@@ -29,7 +29,8 @@ const YOUNG: u8 = 4;
 
 /// Values of a stage byte under [`STAGE_PHASE`]: how much it would harm to give the flow up.
 pub mod phase {
-    /// Nothing shows that there are two ends: one direction alone, or a TCP handshake that its initiator has not proven.
+    /// Nothing shows that there are two ends: one direction alone, or a TCP handshake that its initiator has not
+    /// proven.
     pub const ONE_SIDED: u8 = 0;
     /// Both directions have packets.
     pub const ANSWERED: u8 = 0x20;
@@ -97,12 +98,12 @@ pub fn occupied_ways(tags: &[u32; WAYS]) -> u32 {
 /// Ticks that a packet may be ahead of whoever looks, because the looker read its clock before: 275 s.
 const AHEAD: u16 = 4096;
 
-/// Idle time, in ticks, that the index shows of a way that is idle for longer: the longest timeout that is compared with ticks,
-/// 60 minutes, and two ticks.
+/// Idle time, in ticks, that the index shows of a way that is idle for longer: the longest timeout that is compared
+/// with ticks, 60 minutes, and two ticks.
 pub const AGED: u16 = (3_600_000_000_000u64 >> TICK_SHIFT) as u16 + 2;
-/// Idle time, in ticks, from which on the agent writes [`AGED`] into the index. 16 bits tell 73 minutes apart: without that, a way
-/// that is idle for longer would look as if its flow had just sent. What lies between is how often it is written (4 minutes),
-/// what lies behind, up to the wrap, how late the agent may be (4 minutes).
+/// Idle time, in ticks, from which on the agent writes [`AGED`] into the index. 16 bits tell 73 minutes apart: without
+/// that, a way that is idle for longer would look as if its flow had just sent. What lies between is how often it is
+/// written (4 minutes), what lies behind, up to the wrap, how late the agent may be (4 minutes).
 pub const STALE: u16 = AGED + 3_700;
 
 const _: () = assert!(STALE < u16::MAX - AHEAD - 3_700);
@@ -114,7 +115,8 @@ pub const fn idle_of(now: u16, seen: u16) -> u16 {
     if idle > u16::MAX - AHEAD { 0 } else { idle }
 }
 
-/// The tick to be shown at tick `now` of a way that has been idle for `idle_ticks`, which may be more than a tick can tell.
+/// The tick to be shown at tick `now` of a way that has been idle for `idle_ticks`, which may be more than a tick can
+/// tell.
 pub const fn shown_tick(now: u16, idle_ticks: u64) -> u16 {
     now.wrapping_sub(if idle_ticks > AGED as u64 { AGED } else { idle_ticks as u16 })
 }
@@ -174,18 +176,18 @@ pub struct Pressure {
 /// How willingly a way is given up for a new flow: 0 = not at all, else larger is sooner. In the order of harm:
 ///
 /// 1. free ways and closed flows;
-/// 2. one-sided flows below 16 packets, and those that are idle: what anybody can forge goes before what two ends have built, and a
-///    flood of it pushes out itself. Those with one packet do not go before those with more, or a handshake would go before the
-///    flood around it;
+/// 2. one-sided flows below 16 packets, and those that are idle: what anybody can forge goes before what two ends have
+///    built, and a flood of it pushes out itself. Those with one packet do not go before those with more, or a handshake
+///    would go before the flood around it;
 /// 3. one-sided flows that go on: a log or a stream that nobody answers;
 /// 4. flows of at most 3 packets: a look-up and its answer, a connection that nothing was sent on;
 /// 5. flows that have been idle for `evict_idle`: they are known again by their next packet;
 /// 6. active flows without a handshake, below 16 packets: a forged datagram gets an answer, too;
-/// 7. active connections below 16 packets of a network that crowds the bucket, for the first segment of another connection
-///    only: what comes back of a flow that was given up must not push out the next.
+/// 7. active connections below 16 packets of a network that crowds the bucket, for the first segment of another
+///    connection only: what comes back of a flow that was given up must not push out the next.
 ///
-/// All other active flows, and those that a verdict of drop holds, are never given up. Within each, the ways of a network that
-/// crowds the bucket go first, then the one idle longest.
+/// All other active flows, and those that a verdict of drop holds, are never given up. Within each, the ways of a
+/// network that crowds the bucket go first, then the one idle longest.
 #[inline(always)]
 pub fn eviction_rank(tag: u32, stage: u8, pressure: Pressure) -> u32 {
     let Pressure { idle, evict_idle, crowds, opens } = pressure;
@@ -232,8 +234,9 @@ pub const fn network_of(address: [u32; 2], family: u8) -> u64 {
     }
 }
 
-/// Which network holds more than half of the ways, if one does: a vote on each bit, in counters of four bits that lie across four
-/// words. Without a branch and an array: the one would double what the verifier walks, for the other there is no stack.
+/// Which network holds more than half of the ways, if one does: a vote on each bit, in counters of four bits that lie
+/// across four words. Without a branch and an array: the one would double what the verifier walks, for the other there
+/// is no stack.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Votes([u64; 4]);
 
@@ -261,7 +264,8 @@ impl Votes {
 
 const _: () = assert!(WAYS == 8, "five of eight is more than half");
 
-/// Bit n of `ways`: way n belongs to the [leader](Votes::leader). The same, if these are more than half of the ways; else 0.
+/// Bit n of `ways`: way n belongs to the [leader](Votes::leader). The same, if these are more than half of the ways;
+/// else 0.
 #[inline(always)]
 pub fn crowd_of(ways: u64) -> u64 {
     let held = (0..WAYS).fold(0, |sum, way| sum + (ways >> way & 1));
@@ -360,8 +364,8 @@ mod tests {
         }
     }
 
-    /// A way that is idle for eight days, under an agent that looks each second, and one that is four minutes late at the worst
-    /// moment.
+    /// A way that is idle for eight days, under an agent that looks each second, and one that is four minutes late at
+    /// the worst moment.
     #[test]
     fn a_flow_idle_for_days_never_looks_fresh() {
         const SECOND: u64 = 1_000_000_000;

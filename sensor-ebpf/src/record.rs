@@ -81,8 +81,8 @@ pub(crate) fn update(record: &mut FlowRecord, visit: &Visit) -> bool {
     true
 }
 
-/// The active timeout is over: the record goes to the agent, and the flow goes on in another one in its place. If the ring to
-/// the agent is full, the flow stays in this one, and its next packet tries again.
+/// The active timeout is over: the record goes to the agent, and the flow goes on in another one in its place. If the
+/// ring to the agent is full, the flow stays in this one, and its next packet tries again.
 ///
 /// The counters are looked up again: to hand them down the way of every packet would take stack that there is not.
 ///

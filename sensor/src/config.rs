@@ -168,9 +168,9 @@ pub struct LogConfig {
     pub summary: bool,
 }
 
-/// How long an established TCP connection may pause unless something else is asked for: as long as Linux's connection tracking
-/// keeps one (`nf_conntrack_tcp_timeout_established`), so that a firewall and Sensor forget it at the same time. Of the agent
-/// and of replays.
+/// How long an established TCP connection may pause unless something else is asked for: as long as Linux's connection
+/// tracking keeps one (`nf_conntrack_tcp_timeout_established`), so that a firewall and Sensor forget it at the same
+/// time. Of the agent and of replays.
 pub const ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(5 * 24 * 3600);
 
 impl Default for KernelConfig {

@@ -224,8 +224,8 @@ impl Memory {
         }
     }
 
-    /// Whether the connection has ended, as of the last look at `now_ms`. One on which packets still come this long after its close
-    /// has not: whoever sends a RST that the other end refuses would be safe from verdicts.
+    /// Whether the connection has ended, as of the last look at `now_ms`. One on which packets still come this long
+    /// after its close has not: whoever sends a RST that the other end refuses would be safe from verdicts.
     pub fn has_ended(&self, now_ms: u32) -> bool {
         self.closed_ms.is_some_and(|at| now_ms.wrapping_sub(at) < CLOSE_MS)
     }
@@ -262,13 +262,14 @@ fn is_established(stage: u8) -> bool {
     stage & STAGE_PHASE == phase::ESTABLISHED
 }
 
-/// An established connection that pauses, `idle_ns` so far, at a time when the index shows it as idle for `shown` ticks.
+/// An established connection that pauses, `idle_ns` so far, at a time when the index shows it as idle for `shown`
+/// ticks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Paused {
     /// Whether it has ended.
     pub over: bool,
-    /// Whether the index has to be told of the true idle time: it would look fresh soon, or does so already, because no agent
-    /// was there in time.
+    /// Whether the index has to be told of the true idle time: it would look fresh soon, or does so already, because no
+    /// agent was there in time.
     pub stale: bool,
     /// Ticks for which there is nothing to do.
     pub rest: u32,

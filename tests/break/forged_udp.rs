@@ -1,7 +1,7 @@
 //! A flood of forged UDP datagrams must not hide new connections, nor push out those that go on.
 //!
-//! Program runs under the replay clock: 90,000 tuples of four datagrams, 12,000 tuples a second, so that each comes back before it
-//! counts as idle, against a table of the default size.
+//! Program runs under the replay clock: 90,000 tuples of four datagrams, 12,000 tuples a second, so that each comes
+//! back before it counts as idle, against a table of the default size.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -72,8 +72,8 @@ fn a_flood_of_forged_datagrams_hides_no_new_connection() {
     assert_eq!((recorded, kept), (NEW, OLD as usize), "{full} packets found their bucket full");
 }
 
-/// Clients of one network that open connections as fast as they can, prove their addresses, and hold them with a request each few
-/// seconds.
+/// Clients of one network that open connections as fast as they can, prove their addresses, and hold them with a
+/// request each few seconds.
 #[test]
 fn connections_that_one_network_holds_open_hide_no_other() {
     let mut host = Host::new(65_536);

@@ -21,8 +21,8 @@ use crate::host::{Host, SECOND_NS, server};
 const PORT: u16 = 7_022;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A whole agent whose other flows end after a second: a session pauses until a datagram sent after its last word has been
-/// forgotten, and longer.
+/// A whole agent whose other flows end after a second: a session pauses until a datagram sent after its last word has
+/// been forgotten, and longer.
 #[test]
 fn a_session_that_pauses_goes_on_in_its_record() {
     let lab = Lab::build(&LabSpec { clients: vec![Default::default()], ..LabSpec::default() }).must("build the hosts");
@@ -70,7 +70,8 @@ fn a_session_that_pauses_goes_on_in_its_record() {
     let ended = |reason| agent.metrics().must("scrape").sum("sensor_flows_ended_total", &[("reason", reason)]) as u64;
     assert_eq!(ended("active"), 0);
 
-    // It is older than the active timeout soon, and goes on in another record with its next word, as the same connection.
+    // It is older than the active timeout soon, and goes on in another record with its next word, as the same
+    // connection.
     wait_for("the record is cut", PATIENCE, || {
         say(b"ls");
         ended("active") == 1
@@ -133,7 +134,8 @@ fn only_what_two_ends_built_is_established() {
     assert_eq!(shown(client(3)), phase::ONE_SIDED);
 }
 
-/// A capture of a connection that pauses for forty minutes: the programs and the agent's own code make the same rows of it.
+/// A capture of a connection that pauses for forty minutes: the programs and the agent's own code make the same rows of
+/// it.
 #[test]
 fn a_replay_cuts_where_the_programs_do() {
     let client: SocketAddr = "198.18.0.1:4000".parse().expect("an address");

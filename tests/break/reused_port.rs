@@ -1,4 +1,5 @@
-//! A model's verdict on a connection must not cut off the next one from the same port, and must not end for less than that.
+//! A model's verdict on a connection must not cut off the next one from the same port, and must not end for less than
+//! that.
 //!
 //! Program runs: records, map and packets as the agent and the wire would have them.
 
@@ -105,7 +106,8 @@ fn nothing_less_than_another_connection_ends_a_verdict() {
     assert_eq!(send(&mut host, SYN, 1_000), DROP, "the same SYN again is the same connection");
 }
 
-/// A whole agent whose model drops a connection for its large segments; the client gives it up and connects again from its port.
+/// A whole agent whose model drops a connection for its large segments; the client gives it up and connects again from
+/// its port.
 #[test]
 fn a_client_whose_connection_was_dropped_connects_again_from_its_port() {
     let lab = Lab::build(&LabSpec { clients: vec![Default::default()], ..LabSpec::default() }).must("build the hosts");

@@ -60,8 +60,8 @@ pub struct FlowRecord {
     pub state: u32,
     /// Bursts: longest runs of frames of one direction, the present one included.
     pub bursts: u32,
-    /// Bit n, 0 or 1: direction n is in a state in which ordinary packets can take the short way ([`FlowRecord::quick`]); above,
-    /// bits of [`note`].
+    /// Bit n, 0 or 1: direction n is in a state in which ordinary packets can take the short way
+    /// ([`FlowRecord::quick`]); above, bits of [`note`].
     pub steady: u8,
     /// Packets until [`FlowRecord::packets`] may reach a power of two.
     pub until_stage: u8,
@@ -177,9 +177,9 @@ impl FlowRecord {
         }
     }
 
-    /// Makes this the record of what follows in the same flow, with nothing counted yet: the active timeout is over. Call
-    /// [`FlowRecord::update`] next. What is known of the flow stays: its generation and verdict, who began it and how, how far
-    /// handshake and close are, sequence numbers.
+    /// Makes this the record of what follows in the same flow, with nothing counted yet: the active timeout is over.
+    /// Call [`FlowRecord::update`] next. What is known of the flow stays: its generation and verdict, who began it and
+    /// how, how far handshake and close are, sequence numbers.
     #[inline(always)]
     pub fn go_on(&mut self, packet: &Packet, now_ns: u64, ifindex: u32) {
         const GONE: u32 = state::LAST_REVERSE | state::RUN_REVERSE | state::PAYLOAD | state::PAYLOAD << 1;
@@ -331,9 +331,9 @@ impl FlowRecord {
         self.steady = if notes & note::DUE != 0 { notes } else { notes | self.find_steady() };
     }
 
-    /// Whether a TCP connection has shown by now that its initiator receives what the responder sends: a handshake whose beginning
-    /// was seen is over, and what the initiator acknowledges is what the responder sent ([`crate::verdict::is_proven`]). In a tunnel
-    /// the sender writes both sides, and the handshake has to do.
+    /// Whether a TCP connection has shown by now that its initiator receives what the responder sends: a handshake
+    /// whose beginning was seen is over, and what the initiator acknowledges is what the responder sent
+    /// ([`crate::verdict::is_proven`]). In a tunnel the sender writes both sides, and the handshake has to do.
     #[inline(always)]
     fn has_two_ends(&self) -> bool {
         let wanted = state::REVERSE | state::ACK_KNOWN | state::SEQUENCE_KNOWN << 1;
@@ -429,8 +429,8 @@ impl FlowRecord {
         self.state & state::CLOSED != 0 && tcp::is_first_syn(packet.tcp_flags)
     }
 
-    /// Whether `packet` is the first SYN of another connection than this one, though this one did not close as far as was seen: its
-    /// sequence number is not that of the SYN that its sender sent before.
+    /// Whether `packet` is the first SYN of another connection than this one, though this one did not close as far as
+    /// was seen: its sequence number is not that of the SYN that its sender sent before.
     #[inline(always)]
     pub fn is_superseded_by(&self, packet: &Packet) -> bool {
         if packet.key.protocol != protocol::TCP || !tcp::is_first_syn(packet.tcp_flags) {

@@ -129,7 +129,8 @@ pub(super) fn inherit(record: &mut FlowRecord, visit: &Visit) {
 
 /// Bit of what [`sensor_victim`] returns: the way is free, or its flow is closed.
 const SPARE: u64 = 1 << 9;
-/// Bit of its last argument, above those of the ways of a network that crowds the bucket: the packet opens a connection.
+/// Bit of its last argument, above those of the ways of a network that crowds the bucket: the packet opens a
+/// connection.
 const OPENS_SHIFT: u32 = WAYS as u32;
 
 /// The way of the bucket that is given up soonest, with [`HIT`]; 0 if none is. A function of its own for the reason that
@@ -145,8 +146,8 @@ unsafe extern "C" fn sensor_victim(bucket: *const Bucket, tick: u32, evict_idle:
     }
     // SAFETY: just tested, and the caller's.
     let Bucket { tags, stages, seen, high, .. } = unsafe { &*bucket };
-    // The same rank; but to the verifier a number that it knows nothing of, so that it walks the next way once and not for each
-    // rank of this one.
+    // The same rank; but to the verifier a number that it knows nothing of, so that it walks the next way once and not
+    // for each rank of this one.
     let zero = high >> WAYS;
     let (mut best, mut way) = (0, 0);
     for candidate in 0..WAYS {
@@ -195,8 +196,8 @@ unsafe extern "C" fn sensor_crowd(number: u32, high: u32) -> u64 {
     crowd_of(ways)
 }
 
-/// The network that the flow in a way came from. Programs on other CPUs may be writing the record: what comes of a mixture is another
-/// flow that is given up.
+/// The network that the flow in a way came from. Programs on other CPUs may be writing the record: what comes of a
+/// mixture is another flow that is given up.
 #[inline(always)]
 fn network_in(number: u32, way: usize, high: u32) -> Option<u64> {
     let record = RECORDS.get_ptr(number * WAYS as u32 + way as u32)?;

@@ -97,9 +97,9 @@ unsafe extern "C" fn sensor_screen(visit: *mut Visit, counters: *mut InterfaceCo
     unsafe { sensor_decide(visit, word.0, chosen, counters) }
 }
 
-/// Whether a verdict on a flow ends because the packet opens another connection on its tuple: a model judged what the one before
-/// did. What operators and rules say of a tuple holds for whatever comes on it. Whoever is under a verdict gains nothing: another
-/// port would do as well.
+/// Whether a verdict on a flow ends because the packet opens another connection on its tuple: a model judged what the
+/// one before did. What operators and rules say of a tuple holds for whatever comes on it. Whoever is under a verdict
+/// gains nothing: another port would do as well.
 #[inline(always)]
 fn ends_with_its_connection(flow: &Entry, visit: &Visit) -> bool {
     let packet = &visit.packet;

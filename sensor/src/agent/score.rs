@@ -32,8 +32,9 @@ const REASONS: usize = 5;
 /// How long a verdict on an answered flow without a handshake lasts at most.
 const ANSWERED_TTL: Duration = Duration::from_secs(60);
 
-/// How long a model's verdict on a flow lasts. Whoever knows the ports can send in the name of either end of a flow without a
-/// handshake: where it was answered, it may be an innocent's, and is judged anew by what it does after a minute.
+/// How long a model's verdict on a flow lasts. Whoever knows the ports can send in the name of either end of a flow
+/// without a handshake: where it was answered, it may be an innocent's, and is judged anew by what it does after a
+/// minute.
 fn lasts(record: &FlowRecord, configured: Duration) -> Duration {
     let answered = record.key.protocol != protocol::TCP && record.phase() == phase::ANSWERED;
     if answered { configured.min(ANSWERED_TTL) } else { configured }
@@ -131,7 +132,8 @@ impl Poller {
             if new_report {
                 self.announce(number, score, decision, announced);
                 if ended && wanted > Action::Tag {
-                    // A model that is wrong about everybody is so about those that are gone, too: for the breaker, the flow counts.
+                    // A model that is wrong about everybody is so about those that are gone, too: for the breaker, the
+                    // flow counts.
                     self.before_drop();
                     self.memories[slot].verdict = Some((wanted, now + CLOSE_NS));
                 }

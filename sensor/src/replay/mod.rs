@@ -69,7 +69,8 @@ pub struct ExtractOptions {
     pub snapshots: Vec<u64>,
     /// Rules that label flows, see [`labels`].
     pub labels: Option<PathBuf>,
-    /// A flow without packets for this long is over, unless it is an established TCP connection; `None`: as the view has it.
+    /// A flow without packets for this long is over, unless it is an established TCP connection; `None`: as the view
+    /// has it.
     pub idle_timeout: Option<Duration>,
     /// An established TCP connection without packets for this long is over; `None`: as the view has it.
     pub established_timeout: Option<Duration>,

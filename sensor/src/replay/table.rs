@@ -361,8 +361,8 @@ impl Table {
         List::ALL.into_iter().filter_map(|list| self.order.first(list)).max_by_key(rank)
     }
 
-    /// The active timeout is over for a flow that goes on with this packet: its record is handed over, and another one begins in
-    /// its place.
+    /// The active timeout is over for a flow that goes on with this packet: its record is handed over, and another one
+    /// begins in its place.
     fn cut<E>(
         &mut self,
         number: u32,

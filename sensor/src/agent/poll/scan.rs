@@ -65,8 +65,8 @@ impl Poller {
         (ns.saturating_sub(self.started_ns) / 1_000_000) as u32
     }
 
-    /// A record that is complete is scored a last time, unless its `score` is known already. `slot`: where it was, if that is
-    /// known.
+    /// A record that is complete is scored a last time, unless its `score` is known already. `slot`: where it was, if
+    /// that is known.
     fn ended(&mut self, slot: Option<usize>, record: &FlowRecord, score: Option<Score>, now: u64) {
         if let Some(follower) = &mut self.follower {
             follower.ended(slot, record, now);
@@ -155,8 +155,9 @@ impl Poller {
         self.memories.rest(slot, bucket, context::tick_of(now).saturating_add(rest), scored, condemned);
     }
 
-    /// An established connection has had no packet for longer than other flows may: whether it has ended, its record says. Else
-    /// the index is told of it, where ticks would soon say otherwise. Ticks for which there is nothing to do.
+    /// An established connection has had no packet for longer than other flows may: whether it has ended, its record
+    /// says. Else the index is told of it, where ticks would soon say otherwise. Ticks for which there is nothing to
+    /// do.
     fn pause(&mut self, slot: usize, seen: &mut u16, scan: &Scan) -> u32 {
         // Writers inside at every try: the next poll looks again.
         let Some((_, last_ns)) = self.kernel.table.stamp(slot) else { return 0 };

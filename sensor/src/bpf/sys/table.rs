@@ -146,8 +146,8 @@ impl Table {
         None
     }
 
-    /// Shows `to` as the tick of a way's last packet if it is still `from`: no packet came meanwhile. Programs store ticks without
-    /// a lock, so this is one compare-and-swap of the word that the tick is in.
+    /// Shows `to` as the tick of a way's last packet if it is still `from`: no packet came meanwhile. Programs store
+    /// ticks without a lock, so this is one compare-and-swap of the word that the tick is in.
     pub fn age(&self, slot: Slot, from: u16, to: u16) -> bool {
         let (bucket, way) = (slot / WAYS, slot % WAYS);
         let at = std::mem::offset_of!(Bucket, seen) + 2 * way;
@@ -161,8 +161,8 @@ impl Table {
         word.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Tells the programs that the flow of `generation` goes on in another record with its next packet; whether it is told. Takes
-    /// the record's lock for two stores.
+    /// Tells the programs that the flow of `generation` goes on in another record with its next packet; whether it is
+    /// told. Takes the record's lock for two stores.
     pub fn mark_due(&self, slot: Slot, generation: u32) -> bool {
         let base = slot * RECORD_WORDS;
         let sequence = self.records.half(base, 0);

@@ -18,7 +18,8 @@ pub struct Timeouts {
     pub linger_ns: u64,
     /// Whether a SYN on the tuple of a closed TCP flow begins a new one.
     pub reopen: bool,
-    /// Whether a flow that is cut keeps what is known of it ([`sensor_common::flow::FlowRecord::go_on`]); else what follows is a new flow.
+    /// Whether a flow that is cut keeps what is known of it ([`sensor_common::flow::FlowRecord::go_on`]); else what
+    /// follows is a new flow.
     pub goes_on: bool,
 }
 
