@@ -42,6 +42,8 @@ pub struct Control {
     /// Interfaces where nothing is dropped or limited, a bit for each slot of the counters' table. Asked of packets under a
     /// verdict only.
     pub exempt: [u64; EXEMPT_WORDS],
+    /// Interfaces that may have neighbours with IPv4 link-local addresses, likewise ([`crate::verdict::Link`]).
+    pub link_local: [u64; EXEMPT_WORDS],
 }
 
 /// Words of [`Control::exempt`].
@@ -72,7 +74,8 @@ impl Books {
     pub const FROM_RING: u64 = 1 << 63;
 }
 
-const _: () = assert!(size_of::<Control>() == 128 + EXEMPT_WORDS * 8 && core::mem::offset_of!(Control, books) == 64);
+const _: () =
+    assert!(size_of::<Control>() == 128 + 2 * EXEMPT_WORDS * 8 && core::mem::offset_of!(Control, books) == 64);
 
 impl Control {
     /// Bit of [`Control::source_maps`]: there are verdicts on single addresses.
@@ -84,6 +87,12 @@ impl Control {
     #[inline(always)]
     pub const fn is_exempt(&self, slot: u32) -> bool {
         self.exempt[(slot / 64) as usize & (EXEMPT_WORDS - 1)] >> (slot & 63) & 1 != 0
+    }
+
+    /// Whether the interface that has this slot may have neighbours with IPv4 link-local addresses.
+    #[inline(always)]
+    pub const fn is_link_local(&self, slot: u32) -> bool {
+        self.link_local[(slot / 64) as usize & (EXEMPT_WORDS - 1)] >> (slot & 63) & 1 != 0
     }
 
     /// The strongest action that is done for verdicts of an origin.

@@ -229,9 +229,10 @@ pub struct InterfaceCounters {
     pub drops_of: [u64; ORIGIN_SLOTS],
     /// Packets that passed against a verdict because they are on the never-drop list.
     pub protected: u64,
-    /// Dropped packets that were to begin a record: of blocked flows and sources, and half-open attempts over their limit.
+    /// Dropped packets in no record: of blocked flows and sources, which were to begin one, and half-open attempts over
+    /// a limit.
     pub dropped_new: u64,
-    /// Of these, half-open attempts over the limit of their service.
+    /// Of these, half-open attempts over the limit of their service or its address.
     pub dropped_half_open: u64,
     /// Packets that passed a rate limit unasked because another CPU held it for too long.
     pub limit_busy: u64,

@@ -22,11 +22,11 @@ use crate::hash::{SEED_WORDS, Seed};
 use crate::table::{AGED, Bucket, EVICTED_BYTES, STAGE_HELD, STAGE_MASK, STAGE_PHASE, TICK_SHIFT, WAYS, phase};
 use crate::verdict::{
     Action, Entry, KNOWN_SETS, KnownSet, MAX_ALLOWED, MAX_SERVICES, Origin, PORT_WORDS, PrefixData, PrefixKey,
-    ServiceKey, Verdict,
+    REPEAT_SETS, RepeatSet, ServiceKey, Verdict,
 };
 
 /// Raised by hand when what a field, a number or the hash means changes, but none of their names, types and places.
-pub const REVISION: u64 = 4;
+pub const REVISION: u64 = 5;
 
 /// The schema of this build.
 pub const VERSION: u64 = {
@@ -121,6 +121,7 @@ pub const MAPS: &[Map] = &[
     map::<PrefixKey, u32>("ALLOWED", MAX_ALLOWED as u64),
     map::<u32, u64>("ALLOWED_PORTS", PORT_WORDS as u64),
     map::<u32, KnownSet>("KNOWN", KNOWN_SETS as u64),
+    map::<u32, RepeatSet>("REPEATS", REPEAT_SETS as u64),
     Map { name: "EVICTED", key_size: 0, value_size: 0, layout: word(FlowRecord::HASH, EVICTED_BYTES as u64) },
 ];
 
@@ -178,7 +179,8 @@ layout!(Control {
     note_known,
     any_exempt,
     books,
-    exempt
+    exempt,
+    link_local
 });
 layout!(Books { released, evicted, moving, target, reserved });
 layout!(InterfaceCounters {
@@ -348,6 +350,6 @@ mod tests {
         let seed = |position: usize| 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(position as u64 * 2 + 1);
         let key = FlowKey::canonical([1, 2, 3, 4], [5, 6, 7, 8], 9, 10, 6, 6, crate::flow::Domain::default()).0;
         let hashes = (REVISION, crate::hash::hash(&key, seed), crate::hash::hash_words(&[1, 2, 3], seed));
-        assert_eq!(hashes, (4, 3_364_507_731, 1_846_465_449));
+        assert_eq!(hashes, (5, 3_364_507_731, 1_846_465_449));
     }
 }

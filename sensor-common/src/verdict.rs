@@ -16,12 +16,17 @@ mod entry;
 pub mod known;
 mod protection;
 mod rate;
+pub mod repeat;
 mod scope;
 
 pub use self::entry::{Entry, Rate};
 pub use self::known::{KNOWN_NS, KNOWN_SETS, KnownSet};
-pub use self::protection::{CLEARED_HIGH, CLEARED_LOW, EPOCHS, cleared, is_essential, is_proven, local_end};
-pub use self::rate::{BURST_NS, COST_SHIFT, MAX_CHARGED_BYTES, cost};
+pub use self::protection::{
+    CLEARED_HIGH, CLEARED_LOW, EPOCHS, LOOPBACK, Link, cleared, is_essential, is_of_link, is_proven, is_scoped,
+    local_end,
+};
+pub use self::rate::{BURST_NS, COST_SHIFT, MAX_CHARGED_BYTES, RELAPSE_NS, cost};
+pub use self::repeat::{REPEAT_SETS, RepeatSet};
 pub use self::scope::{
     ALLOWED_FLAG, MAX_ALLOWED, MAX_SERVICES, MAX_VERDICTS, PORT_WORDS, PrefixData, PrefixKey, ServiceKey, mapped,
     port_bit,

@@ -14,7 +14,7 @@ use sensor_common::lock::PATIENCE_NS;
 use sensor_common::packet::Options;
 use sensor_common::table::{Bucket, EVICTED_BYTES, MIN_BUCKETS, WAYS};
 use sensor_common::verdict::{
-    Entry, KNOWN_SETS, KnownSet, MAX_ALLOWED, MAX_SERVICES, PORT_WORDS, PrefixData, ServiceKey,
+    Entry, KNOWN_SETS, KnownSet, MAX_ALLOWED, MAX_SERVICES, PORT_WORDS, PrefixData, REPEAT_SETS, RepeatSet, ServiceKey,
 };
 
 use crate::atomic;
@@ -67,7 +67,7 @@ pub(crate) static SINGLE_SOURCES: HashMap<PrefixData, Entry> = HashMap::with_max
 #[map]
 pub(crate) static SOURCE_VERDICTS: LpmTrie<PrefixData, Entry> = LpmTrie::with_max_entries(1, 0);
 
-/// Limits of half-open attempts to services.
+/// Limits of half-open attempts to services, and (port 0) to addresses.
 #[map]
 pub(crate) static SERVICE_LIMITS: HashMap<ServiceKey, Entry> =
     HashMap::with_max_entries(MAX_SERVICES, BPF_F_NO_PREALLOC);
@@ -83,6 +83,10 @@ pub(crate) static ALLOWED_PORTS: Array<u64> = Array::with_max_entries(PORT_WORDS
 /// Sources that completed a handshake, and when (`sensor_common::verdict::known`).
 #[map]
 pub(crate) static KNOWN: Array<KnownSet> = Array::with_max_entries(KNOWN_SETS, 0);
+
+/// Half-open attempts that were dropped, and when (`sensor_common::verdict::repeat`).
+#[map]
+pub(crate) static REPEATS: Array<RepeatSet> = Array::with_max_entries(REPEAT_SETS, 0);
 
 /// Sets of [`SOURCES`], a power of two; 0 = no context is kept.
 #[unsafe(no_mangle)]

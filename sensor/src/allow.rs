@@ -13,6 +13,7 @@ use anyhow::{Result, bail};
 use ipnet::IpNet;
 use sensor_common::flow::{Direction, FlowKey, FlowRecord, icmp_kind, state};
 use sensor_common::packet::protocol;
+use sensor_common::verdict::{LOOPBACK, Link, is_of_link};
 use serde::{Deserialize, Serialize};
 
 use self::item::{Item, Port};
@@ -93,6 +94,8 @@ pub struct List {
     indexes: HashSet<u32>,
     /// This host's addresses.
     own: HashSet<IpAddr>,
+    /// Indexes of the interfaces that may have neighbours with IPv4 link-local addresses.
+    link_local: HashSet<u32>,
 }
 
 impl List {
@@ -217,6 +220,23 @@ impl List {
         self.indexes = indexes;
     }
 
+    /// Names the indexes of the interfaces that may have neighbours with IPv4 link-local addresses.
+    pub fn set_link_local(&mut self, indexes: HashSet<u32>) {
+        self.link_local = indexes;
+    }
+
+    /// Whether the flow is what a link cannot do without, by its addresses, as seen at its first packet.
+    fn is_of_link(&self, record: &FlowRecord) -> bool {
+        let from_low = record.state & state::INITIATOR_HIGH == 0;
+        let initiator = addresses(&record.key)[usize::from(!from_low)];
+        let link = Link {
+            loopback: record.ifindex == LOOPBACK,
+            link_local: self.link_local.contains(&record.ifindex),
+            egress: self.own.contains(&initiator),
+        };
+        is_of_link(&record.key, from_low, record.directions[0].ttl_min, link)
+    }
+
     /// All entries, those of the configuration first.
     pub fn entries(&self) -> Vec<&Entry> {
         let mut entries: Vec<_> = self.entries.values().flat_map(BTreeMap::values).collect();
@@ -256,6 +276,7 @@ impl List {
             || (!self.flows.is_empty() && self.flows.contains(&bare(key)))
             || self.indexes.contains(&record.ifindex)
             || is_vital(record)
+            || self.is_of_link(record)
     }
 
     /// What keeps a verdict of this scope from being written: the whole of it is protected.
@@ -287,6 +308,12 @@ impl List {
     /// Whether this is a flow that stands on the list itself, in whatever VLAN or tunnel.
     pub fn lists(&self, scope: &Scope) -> bool {
         matches!(scope, Scope::Flow(key) if self.flows.contains(&bare(key)))
+    }
+
+    /// Whether anything inside a prefix is on the list.
+    pub fn touches(&self, prefix: &IpNet) -> bool {
+        let inside = |item: &Item| matches!(item, Item::Prefix(inner) if prefix.contains(inner));
+        self.entries.keys().any(inside) || self.covers_prefix(prefix).is_some()
     }
 
     fn covers(&self, address: IpAddr) -> Option<Item> {

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -105,6 +106,38 @@ pub enum Event {
         trip: Trip,
         /// By whom, or by what rule.
         by: String,
+    },
+    /// The breaker of one service's flows without a proven source opened.
+    ServiceHeld {
+        /// Which.
+        service: String,
+        /// Why.
+        #[serde(flatten)]
+        trip: Trip,
+        /// In words.
+        text: String,
+    },
+    /// It closed.
+    ServiceFreed {
+        /// Which.
+        service: String,
+        /// By whom, or by what rule.
+        by: String,
+    },
+    /// A source that keeps doing the same is not dropped for it; once for each source and service.
+    Spared {
+        /// Its address, of IPv6 its /64.
+        source: IpAddr,
+        /// Where.
+        service: String,
+        /// What the model says.
+        label: String,
+        /// Its score.
+        score: f64,
+        /// Connections of this shape before.
+        visits: u64,
+        /// Since the first one.
+        seconds: u64,
     },
     /// Another model is in use, or was refused.
     Model {

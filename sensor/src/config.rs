@@ -14,6 +14,7 @@ mod kinds;
 mod model;
 mod policy;
 mod problem;
+mod removed;
 mod source;
 
 use std::net::SocketAddr;
@@ -246,6 +247,9 @@ impl Config {
     /// # Errors
     /// A line of it is not a setting; the message names the line.
     pub fn parse(text: &str, name: &str) -> Result<Config> {
+        if let Some((setting, replaced, (line, column))) = removed::in_text(text) {
+            return Err(anyhow!("{name}:{line}:{column}: {}", removed::explain(setting, replaced)));
+        }
         toml::from_str(text).map_err(|error| {
             let (line, column) = file::place(text, error.span().map_or(0, |span| span.start));
             anyhow!("{name}:{line}:{column}: {}", one_line(&error))

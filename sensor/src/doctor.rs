@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::bpf::probe::{AttachedXdp, Capabilities, InterfaceCapabilities, MIN_KERNEL};
+use crate::bpf::probe::{AttachedXdp, Capabilities, InterfaceCapabilities, MIN_KERNEL, OLDEST_KERNEL};
 
 /// Largest MTU whose frames fit one buffer of every driver (a page less headroom and tail).
 const SINGLE_BUFFER_MTU: u32 = 3498;
@@ -121,6 +121,7 @@ fn judge_kernel(kernel: &Capabilities) -> Vec<Finding> {
         privileges,
         btf,
         jit,
+        syn_cookies,
         xdp,
         classifier,
         ring_buffer,
@@ -134,10 +135,14 @@ fn judge_kernel(kernel: &Capabilities) -> Vec<Finding> {
 
     findings.add(
         "kernel",
-        level(*version >= MIN_KERNEL, Level::Missing),
+        match *version {
+            version if version >= MIN_KERNEL => Level::Ok,
+            version if version >= OLDEST_KERNEL => Level::Note,
+            _ => Level::Missing,
+        },
         format!("{release} ({machine})"),
         "",
-        "Sensor needs 5.15 or later",
+        "Sensor needs Linux 6.1 or newer; 5.15 to 6.0 have what it uses, and were never tested",
     );
     findings.add(
         "privileges",
@@ -176,6 +181,20 @@ fn judge_kernel(kernel: &Capabilities) -> Vec<Finding> {
         },
         "",
         "sysctl -w net.core.bpf_jit_enable=1",
+    );
+    findings.add(
+        "syn cookies",
+        match syn_cookies {
+            Some(on) => level(*on, Level::Note),
+            None => Level::Unknown,
+        },
+        syn_cookies.map_or("unknown", yes),
+        match syn_cookies {
+            Some(true) => "the kernel answers floods of SYNs to this host's own services",
+            Some(false) => "a flood of SYNs shuts new clients out of this host's own services",
+            None => "",
+        },
+        "sysctl -w net.ipv4.tcp_syncookies=1; policy.half_open_limit is for services that this host forwards to",
     );
     let used = if *xdp_frags { "jumbo frames in native mode" } else { "native mode up to one buffer a frame" };
     let remedy = "5.18 or later for native XDP with jumbo frames; TC ingress works without";
@@ -316,6 +335,7 @@ mod tests {
             privileges: Privileges { root: true, bpf: true, net_admin: true, perfmon: true, sys_admin: true },
             btf: true,
             jit: Some(true),
+            syn_cookies: Some(true),
             xdp: true,
             classifier: true,
             ring_buffer: true,

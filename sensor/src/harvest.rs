@@ -69,8 +69,6 @@ impl Timeouts {
 
 /// Packets that come on a closed connection later than this, ms, are not the last ones of it.
 const CLOSE_MS: u32 = 2_000;
-/// The same in ns.
-pub const CLOSE_NS: u64 = CLOSE_MS as u64 * 1_000_000;
 /// How long a connection may pause where the table has little room: as long as ticks can tell, ns.
 const CROWDED_PAUSE_NS: u64 = 3_600_000_000_000;
 

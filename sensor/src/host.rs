@@ -1,4 +1,6 @@
-//! What of this host's own surroundings must never be dropped: default gateways, resolvers, sessions of operators.
+//! What of this host's own surroundings must never be dropped: default gateways, resolvers, sessions of operators. And
+//! what else of them verdicts depend on: its addresses, links with IPv4 link-local neighbours, whether it answers
+//! floods of SYNs by cookies.
 //!
 //! Everything is read from files of the caller's network namespace (`/proc/thread-self/net`), by [`watch`] on a thread of
 //! its own, once a minute; a file that is not there says nothing, and one that cannot be read changes nothing. The parsers
@@ -39,6 +41,10 @@ pub struct Surroundings {
     pub resolvers: Option<Items>,
     /// This host's own addresses.
     pub own: Option<HashSet<IpAddr>>,
+    /// Names of the interfaces with a route to IPv4 link-local addresses (169.254.0.0/16).
+    pub link_local: Option<HashSet<String>>,
+    /// Whether the kernel answers by SYN cookies when a queue of half-open connections is full.
+    pub syn_cookies: Option<bool>,
 }
 
 /// Looks now.
@@ -54,7 +60,17 @@ pub fn surroundings(entries: &[HostEntry]) -> Surroundings {
         gateways: if wants(HostEntry::Gateways) { gateways() } else { Some(Items::new()) },
         resolvers: if wants(HostEntry::Resolvers) { resolvers() } else { Some(Items::new()) },
         own: net("fib_trie").zip(net("if_inet6")).map(|(trie, inet6)| own(&trie, &inet6)),
+        link_local: net("route").map(|route| link_local(&route)),
+        syn_cookies: syn_cookies(),
     }
+}
+
+/// Whether the kernel answers by SYN cookies when a queue of half-open connections is full (`net.ipv4.tcp_syncookies`,
+/// which is for both families, of the caller's network namespace); `None` if it cannot be read. A kernel without them
+/// has no such setting.
+pub fn syn_cookies() -> Option<bool> {
+    let value = read("/proc/sys/net/ipv4/tcp_syncookies")?;
+    Some(!matches!(value.trim(), "" | "0"))
 }
 
 /// What several looks found: an item goes when [`MISSED`] of them in a row missed it.
@@ -143,6 +159,20 @@ fn gateways(route: &str, route6: &str) -> Items {
         }
     }
     found.into_iter().map(|address| (item(address), "default gateway".to_owned())).collect()
+}
+
+/// From `route`: interfaces with a route into 169.254.0.0/16, which an address there brings with it.
+fn link_local(route: &str) -> HashSet<String> {
+    let mut found = HashSet::new();
+    for line in route.lines().skip(1) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [interface, destination, _, _, _, _, _, mask, ..] = words[..] else { continue };
+        let (Some(IpAddr::V4(to)), Some(IpAddr::V4(mask))) = (address4(destination), address4(mask)) else { continue };
+        if to.is_link_local() && mask.to_bits().leading_ones() >= 16 {
+            found.insert(interface.to_owned());
+        }
+    }
+    found
 }
 
 /// From `/etc/resolv.conf`, and what the resolver on this host asks.
@@ -240,6 +270,17 @@ mod tests {
         );
         assert_eq!(names(&gateways(route, &route6)), ["198.18.0.1", "2001:db8::1"]);
         assert!(gateways("", "").is_empty() && gateways("x\ny z", "q").is_empty());
+    }
+
+    #[test]
+    fn links_with_link_local_neighbours() {
+        let route = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+                     eth0\t00000000\t010012C6\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+                     eth1\t0000FEA9\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n\
+                     eth2\tFEA9FEA9\t010012C6\t0007\t0\t0\t0\tFFFFFFFF\t0\t0\t0\n\
+                     eth3\t000000A8\t00000000\t0001\t0\t0\t0\t000000FC\t0\t0\t0\n";
+        assert_eq!(link_local(route), ["eth1".to_owned(), "eth2".to_owned()].into());
+        assert!(link_local("").is_empty() && link_local("x\ny z").is_empty());
     }
 
     #[test]

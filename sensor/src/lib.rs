@@ -25,6 +25,7 @@ pub mod model;
 pub mod policy;
 pub mod replay;
 pub mod service;
+pub mod steady;
 pub mod store;
 pub mod summary;
 pub mod support;

@@ -1,21 +1,26 @@
 //! Score → verdict. Pure: no clock, no table. Called by the poll thread for every score, and by `sensor replay`.
 //!
-//! A decision says what mode enforce does; what is done is bounded by the ceiling of the mode, the breaker and drift, in
-//! the kernel ([`ceiling`]). Invariant: a decision is never drop or limit for a protected flow or one with fewer packets
-//! than `policy.min_packets_drop`, and never above what the label's action, the thresholds and the ramp allow.
+//! A decision says what mode enforce does; what is done is bounded by the ceiling of the mode, the breaker and drift,
+//! in the kernel ([`ceiling`]). Invariant: a decision is never drop or limit for a protected flow or one with fewer
+//! packets than `policy.min_packets_drop`, never for a connection whose beginning was not seen, and never above what
+//! the label's action, the thresholds and the ramp allow.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sensor_common::flow::{FlowRecord, state};
+use sensor_common::packet::protocol;
 use sensor_common::verdict::{Action, Origin, is_proven};
 
 use crate::allow::List;
+use crate::breaker::Party;
 use crate::config::{Mode, PolicyConfig};
 use crate::model::Score;
 use crate::model::contract::Thresholds;
 use crate::verdicts::Rate;
-use crate::verdicts::scope::addresses;
+use crate::verdicts::scope::{Service, addresses};
 
 /// What becomes of a scored flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +31,40 @@ pub struct Decision {
     pub would: Action,
     /// The score is one to be counted and logged, whatever is done.
     pub reported: bool,
+    /// Why no more than a tag is done, although the score says so.
+    pub spared: Option<Spared>,
 }
 
 impl Decision {
-    const PASS: Decision = Decision { action: Action::Pass, would: Action::Pass, reported: false };
+    const PASS: Decision = Decision { action: Action::Pass, would: Action::Pass, reported: false, spared: None };
+
+    /// The same flow, of which no more is done than a tag.
+    pub fn spare(self, why: Spared) -> Decision {
+        let tag = |action: Action| action.min(Action::Tag);
+        Decision { action: tag(self.action), would: tag(self.would), spared: Some(why), ..self }
+    }
+}
+
+/// Why a model's drop or limit becomes a tag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Spared {
+    /// The beginning of the connection was not seen.
+    Midstream,
+    /// Its source keeps doing the same ([`crate::steady`]).
+    Steady,
+}
+
+impl Spared {
+    /// Every reason.
+    pub const ALL: [Spared; 2] = [Spared::Midstream, Spared::Steady];
+
+    /// The name in metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Spared::Midstream => "midstream",
+            Spared::Steady => "steady",
+        }
+    }
 }
 
 /// The rules between model and verdict.
@@ -88,7 +123,8 @@ impl Policy {
         let young = record.packets() < self.min_packets_drop;
         let ramped = self.ramp_score.is_some_and(|least| score.score < least);
         let action = if young || ramped { would.min(Action::Tag) } else { would };
-        Decision { action, would, reported: true }
+        let decision = Decision { action, would, reported: true, spared: None };
+        if would > Action::Tag && !began_in_sight(record) { decision.spare(Spared::Midstream) } else { decision }
     }
 
     /// Whether a score is one to be counted and logged.
@@ -129,8 +165,8 @@ pub fn ceiling(mode: Mode, origin: Origin, held: bool) -> Action {
     if held && origin == Origin::Model { mode.min(Action::Tag) } else { mode }
 }
 
-/// How long mode enforce has been on, for the ramp: on the monotonic clock, so that no step of the wall clock ends it, and only
-/// while an agent runs.
+/// How long mode enforce has been on, for the ramp: on the monotonic clock, so that no step of the wall clock ends it,
+/// and only while an agent runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ramp {
     spent_ns: u64,
@@ -156,8 +192,8 @@ impl Ramp {
     }
 }
 
-/// Whether a verdict is one to be counted as what is done, and as what would be done, of (done, would) now and when the flow
-/// was counted last: once each, and what is done anew when it has become another.
+/// Whether a verdict is one to be counted as what is done, and as what would be done, of (done, would) now and when the
+/// flow was counted last: once each, and what is done anew when it has become another.
 pub fn to_count((done, would): (Action, Action), before: Option<(Action, Action)>) -> [bool; 2] {
     let anew = |now: Action, before: Option<Action>| now != Action::Pass && Some(now) != before;
     [anew(done, before.map(|(done, _)| done)), done != would && anew(would, before.map(|(_, would)| would))]
@@ -168,6 +204,19 @@ pub fn initiator(record: &FlowRecord) -> IpAddr {
     addresses(&record.key)[usize::from(record.state & state::INITIATOR_HIGH != 0)]
 }
 
+/// What has a source: its IPv4 address, or the /64 of its IPv6 address, as everywhere where sources are counted
+/// ([`sensor_common::context::Ends`]).
+pub fn network(source: IpAddr) -> IpNet {
+    match source {
+        IpAddr::V4(_) => source.into(),
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX << 64;
+            let network = std::net::Ipv6Addr::from_bits(v6.to_bits() & mask);
+            IpNet::new(network.into(), 64).unwrap_or_else(|_| source.into())
+        }
+    }
+}
+
 /// The source that a flow under a verdict of drop speaks against: its initiator, if that has shown, in a TCP handshake
 /// with proven sequence numbers, that it receives what is sent to its address. UDP, half-open and forged flows speak
 /// against nobody: their source may be an innocent one.
@@ -176,10 +225,32 @@ pub fn accuses(record: &FlowRecord) -> Option<IpAddr> {
     (record.state & known == known && record.state & state::SELF == 0 && is_proven(record)).then(|| initiator(record))
 }
 
+/// Whether the record holds the flow from its first packet on, as far as that can be told: of TCP, from the SYN. Of a
+/// connection that was picked up in the middle (it was idle for long, the agent came later), the model sees a rest that
+/// it never learnt: that is reported, never a reason to cut it.
+pub fn began_in_sight(record: &FlowRecord) -> bool {
+    record.key.protocol != protocol::TCP || record.state & state::INITIATOR_BY_SYN != 0
+}
+
+/// Whom a flow speaks for or against at the breaker: its remote end, `own` being the addresses of this host. Of flows
+/// that this host begins without a handshake, all peers are those of one service (port 0).
+pub fn party(record: &FlowRecord, own: &HashSet<IpAddr>) -> Party {
+    let initiator_high = record.state & state::INITIATOR_HIGH != 0;
+    let ends = addresses(&record.key);
+    let (initiator, responder) = (ends[usize::from(initiator_high)], ends[usize::from(!initiator_high)]);
+    let outbound = own.contains(&initiator);
+    let remote = if outbound { responder } else { initiator };
+    if accuses(record).is_some() {
+        return Party::Proven(remote);
+    }
+    let port = if initiator_high { record.key.low_port } else { record.key.high_port };
+    let (address, port) = if outbound { (initiator, 0) } else { (responder, port) };
+    Party::Unproven(Service { address, port, protocol: record.key.protocol }, remote)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sensor_common::packet::protocol;
 
     fn record(src: [u8; 4], packets: u64) -> FlowRecord {
         let mut record = FlowRecord::zeroed();
@@ -210,7 +281,7 @@ mod tests {
     const FLOOD: Score = Score { label: 2, score: 0.95 };
 
     fn reported(action: Action) -> Decision {
-        Decision { action, would: action, reported: true }
+        Decision { action, would: action, reported: true, spared: None }
     }
 
     #[test]
@@ -244,12 +315,14 @@ mod tests {
     fn young_and_protected_flows_are_not_dropped() {
         let (policy, list) = (policy(), list());
         assert_eq!(policy.decide(&record([198, 18, 0, 1], 7), FLOOD, &list), Decision::PASS);
-        let young = Decision { action: Action::Tag, would: Action::Drop, reported: true };
+        let young = Decision { action: Action::Tag, would: Action::Drop, reported: true, spared: None };
         assert_eq!(policy.decide(&record([198, 18, 0, 1], 15), FLOOD, &list), young);
-        for source in [[198, 18, 7, 1], [127, 0, 0, 1]] {
-            let decision = policy.decide(&record(source, 80), FLOOD, &list);
-            assert_eq!(decision, Decision { reported: true, ..Decision::PASS }, "{source:?}");
-        }
+        let spared = Decision { reported: true, ..Decision::PASS };
+        assert_eq!(policy.decide(&record([198, 18, 7, 1], 80), FLOOD, &list), spared);
+        let mut group = record([198, 18, 0, 1], 80);
+        group.key.high[0] = 0xe000_0012;
+        assert_eq!(policy.decide(&group, FLOOD, &list), spared, "to 224.0.0.18");
+        assert_eq!(policy.decide(&record([127, 0, 0, 1], 80), FLOOD, &list).would, Action::Drop, "made up");
         let mut discovery = record([198, 18, 0, 1], 80);
         discovery.key.protocol = protocol::ICMPV6;
         assert_eq!(policy.decide(&discovery, FLOOD, &list).would, Action::Pass);
@@ -260,7 +333,7 @@ mod tests {
         let (mut policy, list, flow) = (policy(), list(), record([198, 18, 0, 1], 80));
         policy.set_ramp(true);
         let doubtful = policy.decide(&flow, FLOOD, &list);
-        assert_eq!(doubtful, Decision { action: Action::Tag, would: Action::Drop, reported: true });
+        assert_eq!(doubtful, Decision { action: Action::Tag, would: Action::Drop, reported: true, spared: None });
         assert_eq!(policy.decide(&flow, Score { score: 0.99, ..FLOOD }, &list), reported(Action::Drop));
         policy.set_ramp(false);
         assert_eq!(policy.decide(&flow, FLOOD, &list), reported(Action::Drop));
@@ -328,5 +401,40 @@ mod tests {
         assert_eq!(accuses(&datagrams), None);
         flow.state |= state::INITIATOR_HIGH;
         assert_eq!(initiator(&flow), IpAddr::from([198, 18, 0, 2]));
+    }
+
+    #[test]
+    fn the_breaker_counts_the_remote_end() {
+        let [client, server] = [[198, 18, 0, 1], [198, 18, 0, 2]].map(IpAddr::from);
+        let mut flow = record([198, 18, 0, 1], 80);
+        (flow.key.protocol, flow.key.low_port, flow.key.high_port) = (protocol::UDP, 40_000, 53);
+        let service = |address, port| Service { address, port, protocol: flow.key.protocol };
+        let (inside, outside) = (HashSet::from([server]), HashSet::from([client]));
+        assert_eq!(party(&flow, &inside), Party::Unproven(service(server, 53), client));
+        assert_eq!(party(&flow, &outside), Party::Unproven(service(client, 0), server), "this host asked");
+        flow.key.protocol = protocol::TCP;
+        flow.state = state::INITIATOR_BY_SYN
+            | state::SYN_ACK
+            | state::ESTABLISHED
+            | state::ACK_KNOWN
+            | state::SEQUENCE_KNOWN << 1
+            | state::REVERSE;
+        assert_eq!(party(&flow, &inside), Party::Proven(client));
+        assert_eq!(party(&flow, &outside), Party::Proven(server));
+    }
+
+    #[test]
+    fn a_flow_whose_beginning_was_not_seen_is_not_cut() {
+        let (policy, list) = (policy(), list());
+        let mut flow = record([198, 18, 0, 1], 80);
+        flow.key.protocol = protocol::TCP;
+        assert_eq!(policy.decide(&flow, FLOOD, &list), reported(Action::Drop).spare(Spared::Midstream));
+        assert_eq!(
+            policy.decide(&flow, Score { label: 1, ..FLOOD }, &list),
+            reported(Action::Tag),
+            "no more than usual"
+        );
+        flow.state = state::INITIATOR_BY_SYN;
+        assert_eq!(policy.decide(&flow, FLOOD, &list), reported(Action::Drop));
     }
 }

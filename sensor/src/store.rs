@@ -64,6 +64,8 @@ pub struct State {
     pub enforced_ms: Option<u64>,
     /// Why the breaker is open.
     pub trip: Option<Trip>,
+    /// How long all has been below its caps while it is open and an agent ran, ms.
+    pub quiet_ms: u64,
     /// Number of the next verdict.
     pub next_id: u64,
 }

@@ -3,7 +3,17 @@
 //! Each asks from outside whether the host is worse off with Sensor than without it. The short forms run with all other
 //! tests; `cargo xtask chaos` mixes them for as long as it is told.
 
+mod breaker;
+mod chaos;
+mod detached;
 mod forged_udp;
+mod full_book;
+mod guard_scene;
+mod health_checks;
 mod host;
 mod long_pause;
+mod made_up_sources;
+mod midstream;
+mod model_memory;
 mod reused_port;
+mod syn_flood;

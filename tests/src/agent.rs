@@ -69,6 +69,10 @@ impl Agent {
         if !args.contains(&"--pins") {
             command.args(["--pins", ""]);
         }
+        // What most tests are about; of itself, the agent takes TC on veth links.
+        if !args.contains(&"--xdp-mode") {
+            command.args(["--xdp-mode", "native"]);
+        }
         if !args.contains(&"--state-dir") {
             command.arg("--state-dir").arg(directory.path().join("state"));
         }

@@ -32,7 +32,7 @@ fn lab(clients: usize, attackers: usize) -> Lab {
 /// Flows are judged one by one here: their source gets no verdict of its own.
 fn enforce(lab: &Lab) -> Agent {
     let mut configuration = tempfile::NamedTempFile::new().map_err(Into::into).must("make a configuration");
-    let text = b"mode = \"enforce\"\n[policy]\nescalate_flows = 0\n[breaker]\nflow_share = 1.0\n";
+    let text = b"mode = \"enforce\"\n[policy]\nescalate_flows = 0\n[breaker]\nsource_share = 1.0\n";
     configuration.write_all(text).map_err(Into::into).must("write the configuration");
     let (path, model) = (configuration.path().to_string_lossy(), shipped_model());
     Agent::start(&lab.edge.netns, &["-i", UPLINK, "--config", &path, "--model", &model]).must("start the agent")

@@ -214,6 +214,25 @@ fn a_device_without_native_xdp_is_watched_at_tc_ingress() {
     assert_clean(&edge, "bridge0");
 }
 
+/// Native XDP on a veth link would take segmentation offload from the other end, which nobody asked for.
+#[test]
+fn a_veth_link_keeps_its_offloads_unless_native_xdp_is_asked_for() {
+    let lab = Lab::build(&LabSpec { clients: vec![HostSpec::default()], ..LabSpec::default() }).must("build the hosts");
+    let offload = || {
+        let features = lab.net.run("ethtool", &["-k", "edge"]).must("ask for the offloads");
+        features.lines().any(|line| line.trim() == "tcp-segmentation-offload: on")
+    };
+    assert!(offload(), "it has it without Sensor");
+    for (mode, taken, keeps) in [("auto", "tc", true), ("native", "native", false)] {
+        let args = ["-i", UPLINK, "--xdp-mode", mode, "--model", ""];
+        let agent = Agent::start(&lab.edge.netns, &args).must("start the agent");
+        assert_eq!(agent.status().must("ask for the status")["interfaces"][0]["xdp"], taken);
+        assert_eq!(offload(), keeps, "{mode}");
+        agent.stop().must("stop the agent");
+        assert!(offload(), "it is as before");
+    }
+}
+
 /// What one end sends as super-packets arrives as such at the other's TC ingress.
 #[test]
 fn merged_packets_count_as_their_segments_at_tc_ingress() {

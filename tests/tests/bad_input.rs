@@ -165,13 +165,19 @@ fn a_second_agent_is_refused_and_the_first_goes_on() {
     // The harness's agent listens on 9469.
     let taken = ["-i", "eth1", "--model", "", "--metrics-listen", "127.0.0.1:9469"];
     place.refuses(&taken, &["127.0.0.1:9469", "in use", "--metrics-listen"]);
-    for xdp_mode in ["auto", "native", "generic"] {
+    let second = "another sensor agent watches eth0 already";
+    for (xdp_mode, words) in [
+        ("native", ["eth0 already has an XDP program", "ip link set dev eth0 xdp off"]),
+        ("generic", ["eth0 already has an XDP program", "ip link set dev eth0 xdp off"]),
+        ("tc", [second, "--takeover"]),
+        ("auto", [second, "--takeover"]),
+    ] {
         let same = ["-i", "eth0", "--model", "", "--metrics-listen", "127.0.0.1:9470", "--xdp-mode", xdp_mode];
-        place.refuses(&same, &["eth0 already has an XDP program", "ip link set dev eth0 xdp off"]);
+        place.refuses(&same, &words);
     }
     // eth1 is free, and is let go when eth0 is refused.
     let both = ["-i", "eth1", "-i", "eth0", "--model", "", "--metrics-listen", ""];
-    place.refuses(&both, &["eth0 already has an XDP program"]);
+    place.refuses(&both, &[second]);
     assert_clean(&place.netns, "eth1");
 
     assert!(has_xdp(&place.netns, "eth0"), "the first agent's program was taken off");
@@ -189,7 +195,8 @@ fn an_xdp_program_of_someone_else_stays() {
         let attached = other.attach("eth0", choice, true).must("attach it");
         drop(entered);
         let before = place.netns.ip("-d link show dev eth0").must("look at the device");
-        place.refuses(&["-i", "eth0", "--model", ""], &["eth0 already has an XDP program", "another tool"]);
+        let args = ["-i", "eth0", "--model", "", "--xdp-mode", "native"];
+        place.refuses(&args, &["eth0 already has an XDP program", "another tool"]);
         let after = place.netns.ip("-d link show dev eth0").must("look at the device");
         assert_eq!(before, after);
         other.detach(attached).must("detach it");

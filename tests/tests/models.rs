@@ -72,7 +72,7 @@ impl Files {
         put(&self.path("active.onnx"), bytes);
         let config = self.path("sensor.toml");
         // As many floods as here would open the breaker.
-        let settings = format!("{settings}\n[breaker]\nflow_share = 1.0\n");
+        let settings = format!("{settings}\n[breaker]\nsource_share = 1.0\n");
         std::fs::write(&config, settings).map_err(Into::into).must("write the configuration");
         let (config, active) = (config.to_string_lossy().into_owned(), self.path("active.onnx"));
         let active = active.to_string_lossy();

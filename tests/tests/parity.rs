@@ -15,7 +15,7 @@ const SECOND_NS: u64 = 1_000_000_000;
 
 /// The smallest table: captures with more flows have to make do with it, too.
 fn parity() -> Parity {
-    Parity::load(0, Options::NONE).expect("programs load (as root, on kernel 5.15 or newer)")
+    Parity::load(0, Options::NONE).expect("programs load (as root, on kernel 6.1 or newer)")
 }
 
 /// All captures there are, and whether they are more than the few that are part of the project.

@@ -110,6 +110,22 @@ fn an_agent_that_hangs_is_killed_and_replaced() {
     scene.end(second);
 }
 
+/// The next agent waits seconds for an answer before it takes the other for hung. Until then nothing else renews the lease.
+#[test]
+fn verdicts_hold_while_an_agent_that_hangs_is_replaced() {
+    let scene = Scene::with_lease(Duration::from_secs(5), "");
+    let (received, first, flood) = scene.dropping();
+    first.kill(Signal::STOP).must("stop the agent in its tracks");
+    let (before, begun) = (count(&received), Instant::now());
+    let second = first.start_beside(&scene.args(&["--takeover"])).must("take over");
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(4), "it did not wait for the one that hangs: {took:?}");
+    assert!(second.log().contains("because it hangs"), "{}", second.log());
+    assert_eq!(count(&received), before, "datagrams of a dropped flow arrived in the {took:?} of the takeover");
+    drop(flood);
+    scene.end(second);
+}
+
 #[test]
 fn what_does_not_fit_is_refused_and_the_agent_that_runs_goes_on() {
     let scene = Scene::build("");

@@ -31,7 +31,7 @@ mod tools;
 use binary::Builder;
 use release::Release;
 use rust::Rust;
-use target::Arch;
+pub(crate) use target::Arch;
 use tools::Tools;
 
 /// The list of checksums.
@@ -106,6 +106,18 @@ pub(crate) fn dist(args: DistArgs) -> Result<()> {
         again::compare(&args, &release, &work, &out)?;
     }
     Ok(())
+}
+
+/// The static binary of one architecture.
+///
+/// # Errors
+/// When a tool or toolchain cannot be had, or the build fails.
+pub(crate) fn binary(arch: Arch) -> Result<PathBuf> {
+    let folder = cmd::workspace_root().join("target/static");
+    let tools = Tools::ensure()?;
+    let rust = Rust::choose(&[arch])?;
+    ebpf::ready()?;
+    Builder { rust: &rust, tools: &tools, folder: &folder }.sensor(arch)
 }
 
 /// Builds the binaries and what is written by them; returns the folder that holds both as `--prebuilt` wants them.

@@ -16,6 +16,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,10 @@ enum Task {
     /// Tests attach programs inside network namespaces of their own and so need root: as another user, cargo builds
     /// as you and only the test binaries run through sudo.
     Test(test::TestArgs),
+    /// Do everything to a running agent at once, at random: kill, hang, replace, fill its disk, block its log, detach it, flood.
+    ///
+    /// Fails if anybody is worse off than without an agent, or a blocked source passes while an agent lives.
+    Chaos(test::ChaosArgs),
     /// Fuzz the parser, the flow record and the capture reader, with any Rust toolchain.
     ///
     /// Example: `cargo xtask fuzz --seconds 600 parse`. What is found stays in target/fuzz.
@@ -77,6 +82,10 @@ enum Task {
     ///
     /// Boots a Debian 12 of its own in a container, which needs root, and downloads it the first time.
     Packages(packages::PackagesArgs),
+    /// Boot other kernels under qemu and try the agent in them: attach, count, drop, kill, take over, leave nothing behind.
+    ///
+    /// Example: `cargo xtask vm 6.1 6.12 7.2 --arch x86_64,arm64`. One to two minutes a kernel, after the binaries are built.
+    Vm(vm::VmArgs),
     /// Check format, lints (host and BPF), dependencies, generated documents and what the kernel programs cost. Changes no
     /// file of the project.
     Lint,
@@ -99,12 +108,14 @@ fn perform(task: Task) -> Result<()> {
         Task::Ebpf(args) => ebpf::ebpf(args),
         Task::Run(args) => run::run(args),
         Task::Test(args) => test::test(args),
+        Task::Chaos(args) => test::chaos(&args),
         Task::Fuzz(args) => fuzz::fuzz(args),
         Task::Bench(args) => run::bench(args),
         Task::Parity(args) => run::parity(args),
         Task::Docs(args) => docs::docs(args),
         Task::Dist(args) => dist::dist(args),
         Task::Packages(args) => packages::packages(args),
+        Task::Vm(args) => vm::vm(&args),
         Task::Lint => lint::lint(),
     }
 }

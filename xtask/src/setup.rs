@@ -33,6 +33,9 @@ pub(crate) struct Options {
     /// Also install what `cargo xtask packages` runs: debootstrap, systemd-nspawn, lintian
     #[arg(long)]
     packages: bool,
+    /// Also install what `cargo xtask vm` runs: qemu, busybox, cpio
+    #[arg(long)]
+    vm: bool,
     /// Only print what would be installed
     #[arg(long)]
     dry_run: bool,
@@ -49,6 +52,7 @@ impl Options {
         tests: false,
         lint: false,
         packages: false,
+        vm: false,
         dry_run: false,
         packages_only: false,
     };
@@ -58,10 +62,12 @@ impl Options {
     pub(crate) const LINT: Self = Self { lint: true, ..Self::BUILD };
     /// What `cargo xtask packages` needs beyond the packages.
     pub(crate) const PACKAGES: Self = Self { packages: true, ..Self::BUILD };
+    /// What `cargo xtask vm` needs beyond the binaries.
+    pub(crate) const VM: Self = Self { vm: true, ..Self::BUILD };
 }
 
 /// A Debian package that tests need, a program that shows it is there, and what tests use it for.
-const TEST_TOOLS: [(&str, &str, &str); 17] = [
+const TEST_TOOLS: [(&str, &str, &str); 18] = [
     ("nginx-light", "nginx", "an HTTP server to talk to"),
     ("curl", "curl", "ordinary requests, and /metrics"),
     ("wrk", "wrk", "HTTP load"),
@@ -74,6 +80,7 @@ const TEST_TOOLS: [(&str, &str, &str); 17] = [
     ("slowhttptest", "slowhttptest", "slow-request attacks"),
     ("hydra", "hydra", "password guessing"),
     ("iproute2", "tc", "namespaces, links, qdiscs"),
+    ("bpftool", "bpftool", "a tool that takes programs off interfaces"),
     ("nftables", "nft", "checks of marks set by the agent"),
     ("tcpdump", "tcpdump", "captures to compare with"),
     ("prometheus", "promtool", "scrapes, and checks of the exposition and rules"),
@@ -87,6 +94,14 @@ const PACKAGE_TOOLS: [(&str, &str, &str); 5] = [
     ("lintian", "lintian", "looks at the package"),
     ("iproute2", "ip", "its network"),
     ("curl", "curl", "its metrics"),
+];
+/// The same for other kernels.
+const VM_TOOLS: [(&str, &str, &str); 5] = [
+    ("qemu-system-x86", "qemu-system-x86_64", "boots kernels for x86-64"),
+    ("qemu-system-arm", "qemu-system-aarch64", "boots kernels for 64-bit Arm"),
+    ("cpio", "cpio", "packs their initial RAM disk"),
+    ("xz-utils", "xz", "unpacks their modules"),
+    ("zstd", "zstd", "unpacks modules of newer ones"),
 ];
 /// Not a program in PATH, so looked for by importing it.
 const PYTHON_VENV: (&str, &str) = ("python3-venv", "the model pipeline's environment");
@@ -114,7 +129,7 @@ impl Step {
 /// When something cannot be installed; the message says what to run instead.
 pub(crate) fn setup(mut options: Options) -> Result<()> {
     // Asked for by itself, the command gets what no other command needs unless the kernel programs were changed.
-    options.ebpf |= !options.tests && !options.lint && !options.packages;
+    options.ebpf |= !options.tests && !options.lint && !options.packages && !options.vm;
     let mut is_new = ensure(options)?;
     if options.ebpf && env::var_os("SENSOR_EBPF_OBJECT").is_none() && !options.packages_only {
         let found = toolchain::find(&Here)?.filter(is_wanted);
@@ -200,6 +215,9 @@ pub(crate) fn ensure(options: Options) -> Result<bool> {
     }
     if options.packages {
         tool_steps(&PACKAGE_TOOLS, &mut steps);
+    }
+    if options.vm {
+        tool_steps(&VM_TOOLS, &mut steps);
     }
     if options.lint {
         lint_steps(&mut steps);
@@ -309,6 +327,7 @@ fn refuse_unless_root(packages: &[String], options: Options) -> Result<()> {
             (options.tests, " --tests"),
             (options.lint, " --lint"),
             (options.packages, " --packages"),
+            (options.vm, " --vm"),
         ];
         let flags: String = flags.iter().filter(|(set, _)| *set).map(|(_, flag)| *flag).collect();
         // HOME and PATH, so that root sees this user's rustup and does not install a second toolchain.

@@ -64,6 +64,37 @@ pub(crate) fn test(args: TestArgs) -> Result<()> {
     if args.filter.is_empty() { python::test() } else { Ok(()) }
 }
 
+/// How long, and which run.
+#[derive(Args)]
+pub(crate) struct ChaosArgs {
+    /// Minutes that it lasts
+    #[arg(long, default_value_t = 10)]
+    minutes: u64,
+    /// Repeat the deeds of the run that said it had this seed
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// `cargo xtask chaos`: the test of tests/break/chaos for longer than among all tests. It measures from outside that nobody is
+/// worse off with an agent than without.
+///
+/// # Errors
+/// As [`test`].
+pub(crate) fn chaos(args: &ChaosArgs) -> Result<()> {
+    cmd::require_way_to_root()?;
+    setup::ensure(setup::Options::TESTS)?;
+    ebpf::ready()?;
+    cmd::run(cmd::cargo().args(["build", "--workspace", "--bin", "sensor"]))?;
+    become_able_to_attach()?;
+    let mut chaos = cmd::cargo();
+    chaos.args(["test", "--workspace", "--test", "break", "--", "chaos::", "--nocapture"]);
+    chaos.env("CHAOS_SECONDS", (args.minutes * 60).to_string());
+    if let Some(seed) = args.seed {
+        chaos.env("CHAOS_SEED", seed.to_string());
+    }
+    cmd::run(as_root(&mut chaos))
+}
+
 /// Makes sure, before minutes of tests, that test binaries can run as root.
 fn become_able_to_attach() -> Result<()> {
     if cmd::is_root() {

@@ -10,8 +10,8 @@ use crate::packet::protocol;
 /// 32-bit words of a [`Key`].
 pub const KEY_WORDS: usize = 7;
 
-/// A source or a service: 0–3 address, 4 protocol, family and encapsulation, port, 5 VLANs, 6 tunnel id. Of a source,
-/// protocol and port are 0.
+/// A source or a service: 0–3 address (of an IPv6 source: its /64), 4 protocol, family and encapsulation, port, 5
+/// VLANs, 6 tunnel id. Of a source, protocol and port are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Key(pub [u32; KEY_WORDS]);
@@ -49,7 +49,7 @@ impl Key {
 /// The source and the service of a flow, with their hashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
-    /// Who started the flow.
+    /// Who started the flow: its IPv4 address, or the /64 of its IPv6 address.
     pub source: Key,
     /// What it goes to.
     pub service: Key,
@@ -66,10 +66,19 @@ impl Ends {
         let (from, to, port) =
             if initiator_high { (key.high, key.low, key.low_port) } else { (key.low, key.high, key.high_port) };
         let port = if has_ports(key.protocol) { port } else { 0 };
-        let source = Key::new(from, key, 0, 0);
+        let source = Key::new(network(from, key.family), key, 0, 0);
         let service = Key::new(to, key, key.protocol, port);
         Ends { source_hash: hash_words(&source.0, &seed), service_hash: hash_words(&service.0, &seed), source, service }
     }
+}
+
+/// What stands for a source: who has one address of an IPv6 /64 has all of them (RFC 4291 §2.5.4).
+#[inline(always)]
+const fn network(address: [u32; 4], family: u8) -> [u32; 4] {
+    // IPv4 has nothing in the last words.
+    let [a, b, c, d] = address;
+    let low = if family == 6 { 0 } else { u32::MAX };
+    [a, b, c & low, d & low]
 }
 
 /// A new flow, ready to be noted.

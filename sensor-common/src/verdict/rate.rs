@@ -40,6 +40,25 @@ impl Entry {
     }
 }
 
+/// How far attempts beyond their rate run ahead of it at most, ns: 1 s after the last of them, the rate is kept again.
+pub const RELAPSE_NS: u64 = 1_000_000_000;
+
+impl Entry {
+    /// Whether a half-open attempt at `now_ns` is within the packet rate. Other than with [`Entry::admits`], what is
+    /// beyond it is charged as well: while more attempts come than the rate, all are beyond it. Of a flood, a share
+    /// would otherwise pass that fills the queue of a service. Call it under the entry's lock.
+    #[inline(always)]
+    pub fn bears(&mut self, now_ns: u64) -> bool {
+        let limit_ns = now_ns.saturating_add(BURST_NS);
+        let within = self.packet_tat_ns <= limit_ns;
+        let tat_ns = charged(self.packet_tat_ns, &mut self.packet_rest, self.packet_cost, 1, now_ns);
+        let most_ns = limit_ns.saturating_add(RELAPSE_NS);
+        // An attempt that is within the rate may cost more than that (one a minute).
+        self.packet_tat_ns = if within || tat_ns < most_ns { tat_ns } else { most_ns };
+        within || self.packet_cost == 0
+    }
+}
+
 /// The arrival time after `count` more; `rest` is the part of a nanosecond that is left over.
 #[inline(always)]
 fn charged(tat_ns: u64, rest: &mut u16, cost: u64, count: u64, now_ns: u64) -> u64 {
@@ -63,6 +82,23 @@ mod tests {
     /// Packets of `bytes` that pass in ten seconds of one every `every_ns`.
     fn passed(mut entry: Entry, every_ns: u64, bytes: u32) -> u64 {
         (0..10 * SECOND_NS / every_ns).filter(|i| entry.admits(1, bytes, SECOND_NS + i * every_ns)).count() as u64
+    }
+
+    #[test]
+    fn attempts_beyond_the_rate_are_all_beyond_it() {
+        let mut entry = limited(200, 0);
+        let mut passed = |from: u64, seconds: u64, rate: u64| -> u64 {
+            let at = |number: u64| SECOND_NS * (1000 + from) + number * SECOND_NS / rate;
+            (0..seconds * rate).filter(|number| entry.bears(at(*number))).count() as u64
+        };
+        assert_eq!(passed(0, 10, 150), 1500, "below the rate");
+        let burst = passed(10, 10, 3000);
+        assert!(burst <= 25, "{burst} of 30,000, the burst alone");
+        let first = passed(20, 2, 100);
+        assert!((1..=80).contains(&first), "{first} of 200 right after the flood");
+        assert_eq!(passed(22, 10, 150), 1500, "and then as before");
+        let mut seldom = limited(1, 0);
+        assert!(seldom.bears(SECOND_NS) && !seldom.bears(SECOND_NS + 1) && seldom.bears(5 * SECOND_NS));
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl PrefixKey {
 pub struct ServiceKey {
     /// The address, in the order of [`mapped`].
     pub address: [u32; 4],
-    /// Destination port.
+    /// Destination port; 0 of TCP: all ports of the address that have no entry of their own.
     pub port: u16,
     /// IP protocol number.
     pub protocol: u8,

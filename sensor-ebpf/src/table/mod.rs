@@ -33,7 +33,7 @@ use crate::bench::cut;
 use crate::context;
 use crate::datapath::{control, now_ns};
 use crate::maps::seed;
-use crate::verdicts::{self, HALF_OPEN};
+use crate::verdicts::{self, HALF_OPEN, is_attempt};
 
 /// A packet on its visit to the table.
 #[repr(C)]
@@ -150,6 +150,12 @@ unsafe extern "C" fn sensor_account(visit: *mut Visit, counters: *mut InterfaceC
         if done == Action::Drop as u64 {
             return drop_packet(found, visit) as u64;
         }
+    }
+    // Half-open limits count each SYN, those that repeat within a record included: it goes the way of those without
+    // one.
+    if control.service_limits != 0 && !verdict.is_some() && is_attempt(visit) {
+        visit.now_ns = now_ns(control);
+        return miss;
     }
     fetch(found, &visit.packet);
     if cut(Cut::Asked) {

@@ -4,7 +4,9 @@
 
 use sensor_common::flow::FlowRecord;
 use sensor_common::packet::protocol;
-use sensor_common::verdict::{ALLOWED_FLAG, PrefixKey, is_essential, local_end, port_bit};
+use sensor_common::verdict::{
+    ALLOWED_FLAG, LOOPBACK, Link, PrefixKey, is_essential, is_of_link, is_scoped, local_end, port_bit,
+};
 
 use super::entry::prefix_entry;
 use crate::datapath::control;
@@ -17,6 +19,14 @@ pub(crate) fn is_cleared(record: *const FlowRecord, visit: &Visit, epoch: u32) -
     // SAFETY: a map value, which other CPUs write.
     let cleared = unsafe { (&raw const (*record).cleared).read_volatile() } as u32;
     cleared >> 2 == epoch && cleared & local_end(visit.packet.from_low, visit.is_egress()) as u32 != 0
+}
+
+/// Whether it takes the packet itself, and not its flow alone, to say that nothing protects it: a record must not
+/// remember it.
+#[inline(always)]
+pub(super) fn depends_on_packet(visit: &Visit) -> bool {
+    let key = &visit.packet.key;
+    is_scoped(&key.low, key.family) || is_scoped(&key.high, key.family)
 }
 
 /// Whether the never-drop list holds for a packet, but for single flows on it: 1 or 0. `slot`: that of its interface.
@@ -33,7 +43,12 @@ pub(super) unsafe extern "C" fn sensor_protected(visit: *const Visit, slot: u32)
     let visit = unsafe { &*visit };
     let Some(control) = control() else { return 1 };
     let packet = &visit.packet;
-    if control.is_exempt(slot) || is_essential(packet) {
+    let link = Link {
+        loopback: visit.ifindex == LOOPBACK,
+        link_local: control.is_link_local(slot),
+        egress: visit.is_egress(),
+    };
+    if control.is_exempt(slot) || is_essential(packet) || is_of_link(&packet.key, packet.from_low, packet.ttl, link) {
         return 1;
     }
     for address in [packet.key.low, packet.key.high] {

@@ -20,14 +20,14 @@ use sensor_common::verdict::{Action, Settled, Verdict, settle};
 pub(crate) use self::allowed::is_cleared;
 pub(crate) use self::obey::obey;
 pub(crate) use self::screen::screen;
-pub(crate) use self::service::note_known;
+pub(crate) use self::service::{is_attempt, note_known};
 use crate::atomic;
 use crate::table::Visit;
 
 /// Bit of what the functions here return, beside the number of the [`Action`] that is done: nothing protects the packet.
 pub(crate) const CLEARED: u64 = 1 << 8;
 
-/// The packet is a half-open attempt beyond the limit of its service.
+/// The packet is a half-open attempt beyond the limit of its service or its address.
 pub(crate) const HALF_OPEN: u64 = 1 << 9;
 
 /// Whether there is anything that a packet without a record could meet.

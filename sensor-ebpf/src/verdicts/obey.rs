@@ -5,7 +5,7 @@ use sensor_common::counter::InterfaceCounters;
 use sensor_common::flow::{FlowRecord, state};
 use sensor_common::verdict::{Action, Verdict};
 
-use super::allowed::sensor_protected;
+use super::allowed::{depends_on_packet, sensor_protected};
 use super::entry::{ALLOWED_FLOW, NONE, OVER, charge, flow_entry};
 use super::source::source_entry;
 use super::{CLEARED, settled};
@@ -57,7 +57,9 @@ unsafe extern "C" fn sensor_obey(
             counters.protected += 1;
             return 0;
         }
-        answer = CLEARED;
+        if !depends_on_packet(visit) {
+            answer = CLEARED;
+        }
         // A source's rate is for what it sends.
         if action == Action::Limit && limit == NONE && control.source_maps != 0 && !visit.is_egress() {
             // SAFETY: a map value; either value of a race will do.

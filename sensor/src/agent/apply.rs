@@ -18,6 +18,7 @@ use crate::control::SharedPolicy;
 use crate::harvest::Timeouts;
 use crate::logging::Logger;
 use crate::metrics::ModelRole;
+use crate::verdicts::book::Room;
 use crate::view::{ConfigState, ConfigView, LastReload, ModelReload, ReloadView};
 
 /// Where the audit goes.
@@ -244,11 +245,17 @@ impl Poller {
 
     /// What holds for verdicts that there are, at once.
     fn set_enforcement(&mut self, change: &change::Outcome, around: Option<Around>, by: &str) {
-        let PolicyConfig { half_open_limit, .. } = self.config.policy;
+        if change.changes("policy.operator_share") {
+            let PolicyConfig { max_verdicts, operator_share, .. } = self.config.policy;
+            self.enforcer.book.set_room(Room::new(max_verdicts, operator_share));
+        }
+        self.enforcer.steady.set_rules(self.config.policy.steady());
         if change.changes("breaker") {
             self.enforcer.breaker.set_config(self.config.breaker.clone());
         }
-        self.kernel.verdicts.set_note_known(half_open_limit > 0);
+        if change.changes("policy.half_open_limit") {
+            self.follow_half_open_limit();
+        }
         if let Some(Around { surroundings, sessions }) = around {
             self.take_surroundings(surroundings);
             self.take_sessions(Some(sessions.unwrap_or_default()));

@@ -46,7 +46,7 @@ impl Polls {
         let models = Models { active: model, shadow: None, loader };
         let settled = Settled::new(None, config.clone(), SharedPolicy::default(), None);
         let metrics = Arc::new(Metrics::new());
-        let interfaces = Interfaces::new(List::default(), Links::follow()?, &kernel, true);
+        let interfaces = Interfaces::new(List::default(), Links::follow()?, &kernel, true)?;
         let watched = Watched { attached: Vec::new(), interfaces };
         Ok(Polls(Poller::new(config, kernel, watched, models, metrics, health, around, settled)))
     }

@@ -104,17 +104,29 @@ impl Follower {
         self.lost = lost;
     }
 
-    /// Services with at least so many half-open connections a second: the rate, and their share of the service's flows.
-    /// Those in tunnels and VLANs are left out: a limit is by address.
-    pub(super) fn half_open(&self, now_ns: u64, least: f64) -> Vec<(Service, f64, f64)> {
+    /// Services, and addresses (port 0), to which at least so many SYNs a second led to no connection. An address is
+    /// not named for what goes to those of its services that are. Those in tunnels and VLANs are left out: a limit is
+    /// by address.
+    pub(super) fn half_open(&self, now_ns: u64, least: f64) -> Vec<Flood> {
         let found = self.ledger.half_open(tick_of(now_ns), least);
-        found.into_iter().filter_map(|(key, rate, share)| Some((service_of(&key)?, rate, share))).collect()
+        let flood = |(key, rate, share)| Some(Flood { service: service_of(&key)?, rate, share });
+        found.into_iter().filter_map(flood).collect()
     }
 
     /// The context of a flow.
     pub(super) fn context(&self, tables: &ContextTables, record: &FlowRecord, now_ns: u64) -> HostContext {
         host_context(tables, &self.ledger, &ends_of(record, &self.seed), now_ns)
     }
+}
+
+/// SYNs to a service or an address that led to no connection.
+pub(super) struct Flood {
+    /// Port 0: the address.
+    pub(super) service: Service,
+    /// A second, over the last ten.
+    pub(super) rate: f64,
+    /// Of these and the connections.
+    pub(super) share: f64,
 }
 
 /// New flows that no record reached the agent of.

@@ -194,6 +194,7 @@ impl Poller {
         if self.model.as_ref().is_none_or(|old| old.hash != model.hash) {
             self.policy = policy(&self.config, Some(&model));
             self.policy.set_ramp(self.enforcer.ramp());
+            self.enforcer.breaker.another_model();
             if std::mem::take(&mut self.enforcer.drifted) {
                 self.enforcer.audit.write(Event::Drift { held: false });
                 self.obey_ceilings();
@@ -246,6 +247,7 @@ impl Poller {
     /// The rules of the configuration, for the models in use.
     pub(super) fn renew_policy(&mut self) {
         self.policy = policy(&self.config, self.model.as_ref());
+        self.enforcer.breaker.another_model();
         self.policy.set_ramp(self.enforcer.ramp());
         if let Some(shadow) = &mut self.shadow {
             shadow.policy = policy(&self.config, Some(&shadow.model));

@@ -116,7 +116,7 @@ fn check(capabilities: &Capabilities) -> Result<()> {
     ] {
         ensure!(
             there,
-            "this kernel ({}.{}) does not take {what}: Sensor needs Linux 5.15 or newer with CONFIG_BPF_SYSCALL; see \
+            "this kernel ({}.{}) does not take {what}: Sensor needs Linux 6.1 or newer with CONFIG_BPF_SYSCALL; see \
              `sensor doctor`",
             capabilities.version.0,
             capabilities.version.1
@@ -160,7 +160,7 @@ async fn serve(
     let mut user = signal(SignalKind::user_defined2()).context("cannot catch SIGUSR2")?;
     let around = Around::look(&config);
     // Between this and the first poll nobody looks at the table.
-    beginning.take_over(&config.agent.socket).await?;
+    beginning.take_over(&config, &config.agent.socket).await?;
     let metrics = Arc::new(Metrics::new());
     let health = Arc::new(Health::new(Instant::now(), config.agent.lease));
     let group = Some(config.agent.socket_group.clone()).filter(|group| !group.is_empty());
@@ -175,7 +175,7 @@ async fn serve(
     let (list, links) = (List::parse(&config.interfaces)?, Links::follow()?);
     let (kernel, attached) = beginning.bring_up(&config, &list, &links.now(), capabilities)?;
     announce(&kernel, &attached, model.as_ref());
-    let interfaces = Interfaces::new(list, links, &kernel, capabilities.tcx);
+    let interfaces = Interfaces::new(list, links, &kernel, capabilities.tcx)?;
     let maps = kernel.memory();
     let settled = Settled::new(source.file.clone(), configured.clone(), shared, Some(logger));
     let loader = Loader::start(&configured, source, files)?;

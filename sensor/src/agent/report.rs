@@ -16,6 +16,7 @@ use super::poll::Poller;
 use crate::bpf::attach::STATISTICS;
 use crate::config::ActionName;
 use crate::model::{Model, Score};
+use crate::policy::{Decision, Spared};
 use crate::verdicts::scope::addresses;
 use crate::view::{
     DriftView, FeaturesView, FlowView, FlowsView, InterfaceView, LeaseState, LeaseView, ModelView, PollView, SortKey,
@@ -210,7 +211,15 @@ pub(super) fn status(poller: &Poller) -> StatusView {
 }
 
 /// One line per verdict: who, what, why, and what is done.
-pub(super) fn log_verdict(record: &FlowRecord, score: Score, label: &str, done: Action, would: Action, model: &Model) {
+pub(super) fn log_verdict(
+    record: &FlowRecord,
+    score: Score,
+    label: &str,
+    done: Action,
+    decision: Decision,
+    model: &Model,
+) {
+    let Decision { would, spared, .. } = decision;
     let (src, sport, dst, dport) = oriented(record);
     tracing::info!(
         src,
@@ -223,9 +232,11 @@ pub(super) fn log_verdict(record: &FlowRecord, score: Score, label: &str, done: 
         score = score.score,
         action = done.name(),
         would = would.name(),
+        spared = spared.map(Spared::name),
         model = short_hash(model),
         "{}",
         match (done, would) {
+            _ if spared.is_some() => "spared: tagged and no more",
             (Action::Pass, Action::Pass) => "reported",
             (Action::Pass, _) => "verdict withheld by the mode",
             _ => "verdict",

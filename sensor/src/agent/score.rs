@@ -17,7 +17,6 @@ use super::poll::{Candidate, Poller};
 use super::report;
 use super::start::lease_until;
 use crate::config::OriginName;
-use crate::harvest::CLOSE_NS;
 use crate::model::{Model, Score, explain};
 use crate::policy::{self, Decision};
 use crate::vector;
@@ -65,7 +64,10 @@ impl Poller {
             for (number, score) in (first..last).zip(&scores) {
                 match self.candidates[number] {
                     Candidate { slot: Some(slot) } => self.judge(number, slot, *score, now),
-                    Candidate { slot: None } => self.judge_ended(&self.records[number], *score),
+                    Candidate { slot: None } => {
+                        let record = self.records[number];
+                        self.judge_ended(&record, *score, now);
+                    }
                 }
             }
             first = last;
@@ -106,8 +108,9 @@ impl Poller {
         if record.steady & note::FREED != 0 {
             self.freed(&record);
         }
-        let record = &self.records[number];
-        let mut decision = self.policy.decide(record, score, &self.enforcer.allow);
+        let decision = self.policy.decide(&record, score, &self.enforcer.allow);
+        let mut decision = self.spare(&record, score, decision);
+        let record = &record;
         let now_ms = self.ms_of(now);
         let memory = &mut self.memories[slot];
         let wanted = decision.action;
@@ -128,15 +131,13 @@ impl Poller {
             // More packets have cleared the flow.
             self.clear_flow(number, slot, score);
         }
+        if decision.action <= Action::Tag && decision.spared.is_none() {
+            // A model that is wrong about everybody is so about those that are gone, too.
+            self.weigh(record, ended && wanted > Action::Tag, now);
+        }
         if decision.would == Action::Pass {
             if new_report {
                 self.announce(number, score, decision, announced);
-                if ended && wanted > Action::Tag {
-                    // A model that is wrong about everybody is so about those that are gone, too: for the breaker, the
-                    // flow counts.
-                    self.before_drop();
-                    self.memories[slot].verdict = Some((wanted, now + CLOSE_NS));
-                }
             }
             return;
         }
@@ -161,21 +162,25 @@ impl Poller {
         decision: Decision,
         now: u64,
     ) -> Option<Action> {
-        let record = &self.records[number];
+        let record = self.records[number];
         let (key, generation) = (record.key, record.generation);
         if self.enforcer.pardons.holds(&Scope::Flow(key), now) {
             return None;
         }
-        if self.enforcer.book.covers(&key, policy::initiator(record), decision.action) {
+        if self.enforcer.book.covers(&key, policy::initiator(&record), decision.action) {
             return None;
         }
-        let ttl = lasts(record, self.config.policy.verdict_ttl);
+        let mut decision = decision;
+        if decision.action > Action::Tag {
+            let party = self.weigh(&record, true, now);
+            if self.enforcer.breaker.holds(party) {
+                decision.action = Action::Tag;
+            }
+        }
+        let ttl = lasts(&record, self.config.policy.verdict_ttl);
         let until = now + ttl.as_nanos() as u64;
         let own = self.enforcer.book.of(&Scope::Flow(key));
         let same = own.filter(|own| Action::from(own.action) == decision.action).map(|own| (own.id, own.until_ns));
-        if decision.action > Action::Tag && same.is_none() {
-            self.before_drop();
-        }
         let word = |action, until| Verdict::new(action, score.label, generation, until);
         if let Some((id, until_ns)) = same {
             // What stands in the kernel's map and in the store is moved on when half of its time is over.
@@ -272,11 +277,16 @@ impl Poller {
     }
 
     /// The flow has ended: nothing can be stored, but what would have been is counted, unless it had a verdict: that was.
-    pub(super) fn judge_ended(&self, record: &FlowRecord, score: Score) {
+    pub(super) fn judge_ended(&mut self, record: &FlowRecord, score: Score, now: u64) {
         if Verdict(record.verdict).is_some() {
             return;
         }
         let decision = self.policy.decide(record, score, &self.enforcer.allow);
+        let decision = self.spare(record, score, decision);
+        match decision.spared {
+            Some(why) => self.metrics.spared(why),
+            None => drop(self.weigh(record, decision.action > Action::Tag, now)),
+        }
         let closed = record.state & state::CLOSED != 0;
         if decision.would != Action::Pass && !closed {
             self.metrics.would_verdicts(decision.would, self.label(score), 1);
@@ -294,6 +304,9 @@ impl Poller {
         if decision.would == Action::Pass {
             self.metrics.reported(label, 1);
         }
+        if let Some(why) = decision.spared {
+            self.metrics.spared(why);
+        }
         if counted_done {
             self.metrics.verdicts(done, label, 1);
         }
@@ -302,7 +315,7 @@ impl Poller {
         }
         if self.logged < LOGGED_PER_SECOND {
             if let Some(model) = &self.model {
-                report::log_verdict(&self.records[number], score, label, done, decision.would, model);
+                report::log_verdict(&self.records[number], score, label, done, decision, model);
             }
             self.logged += 1;
         } else {
@@ -310,7 +323,7 @@ impl Poller {
         }
     }
 
-    fn label(&self, score: Score) -> &str {
+    pub(super) fn label(&self, score: Score) -> &str {
         let labels = self.model.as_ref().map(|model| model.labels.as_slice()).unwrap_or_default();
         labels.get(score.label as usize).map_or("?", String::as_str)
     }

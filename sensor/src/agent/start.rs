@@ -36,6 +36,8 @@ pub enum Takeover {
 const ANSWER: Duration = Duration::from_secs(4);
 /// How long it may take from there to its end.
 const END: Duration = Duration::from_secs(5);
+/// Between two renewals of the lease while it is waited for: well below the shortest lease.
+const HOLD: Duration = Duration::from_millis(20);
 /// Between two looks whether it has ended.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -121,7 +123,7 @@ impl Beginning {
     ///
     /// # Errors
     /// It refuses, or cannot be found.
-    pub(super) async fn take_over(&mut self, socket: &Path) -> Result<()> {
+    pub(super) async fn take_over(&mut self, config: &Config, socket: &Path) -> Result<()> {
         if !self.occupied {
             return Ok(());
         }
@@ -135,12 +137,13 @@ impl Beginning {
             (None, Some(pins)) => Some(pins.identity()?),
             (None, None) => None,
         };
-        match control::hand_over(socket, wanted.unwrap_or_default(), ANSWER).await {
+        let answer = self.watching(config, control::hand_over(socket, wanted.unwrap_or_default(), ANSWER)).await;
+        match answer {
             Ok(view) => tracing::info!("took over {} flows from the agent with pid {}", view.flows, view.pid),
             // It may have ended before its answer was sent.
-            Err(_) if self.owned_within(Duration::from_millis(100)).await? => {}
+            Err(_) if self.owned_within(config, Duration::from_millis(100)).await? => {}
             // Whoever answers anything does not hang: it refuses.
-            Err(error) if answers(socket).await => {
+            Err(error) if self.watching(config, answers(socket)).await => {
                 return Err(error.context("the agent that runs does not hand over; stop it instead"));
             }
             Err(error) => {
@@ -154,13 +157,32 @@ impl Beginning {
             }
         }
         drop(connection);
-        ensure!(self.owned_within(END).await?, "the agent that runs does not end within {} s", END.as_secs());
+        ensure!(self.owned_within(config, END).await?, "the agent that runs does not end within {} s", END.as_secs());
         Ok(())
     }
 
-    async fn owned_within(&mut self, limit: Duration) -> Result<bool> {
+    /// Does `work`, and watches over the verdicts meanwhile in place of an agent that may hang: else they would end with its
+    /// lease, seconds before this one has taken over.
+    async fn watching<T>(&self, config: &Config, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            self.hold_lease(config);
+            if let Ok(done) = tokio::time::timeout(HOLD, &mut work).await {
+                return done;
+            }
+        }
+    }
+
+    fn hold_lease(&self, config: &Config) {
+        if let Some(kernel) = &self.adopting {
+            kernel.control.set_lease(lease_until(config, now_ns()));
+        }
+    }
+
+    async fn owned_within(&mut self, config: &Config, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
         loop {
+            self.hold_lease(config);
             let owned = match (&mut self.adopting, &mut self.pins) {
                 (Some(kernel), _) => kernel.own_pins()?,
                 (None, Some(pins)) => pins.own()?,

@@ -80,6 +80,34 @@ fn endpoints_ports_interfaces_and_flows_protect() {
     assert!(list.protects(&other));
 }
 
+/// Addresses of a link protect without being on the list, where they can be.
+#[test]
+fn addresses_of_a_link_protect_where_they_can_be() {
+    let mut list = List::default();
+    list.set_own(["198.18.0.10".parse().expect("an address")].into());
+    let protects = |list: &List, flow: &str, high: bool, ifindex: u32| {
+        let mut record = record(flow);
+        record.state = if high { state::INITIATOR_HIGH } else { 0 };
+        record.ifindex = ifindex;
+        list.protects(&record)
+    };
+    // The second end begins where it says true.
+    for (flow, high, expected) in [
+        ("udp,198.18.0.7:5353,224.0.0.251:5353", false, true),
+        ("udp,198.18.0.10:80,224.0.0.251:5353", true, false),
+        ("tcp,169.254.1.9:4000,198.18.0.10:80", false, false),
+        ("tcp,169.254.169.254:80,198.18.0.10:4000", true, true),
+        ("tcp,127.0.0.1:4000,198.18.0.10:80", false, false),
+        ("tcp,[fe80::1]:4000,[fe80::10]:179", false, true),
+    ] {
+        assert_eq!(protects(&list, flow, high, 2), expected, "{flow}");
+    }
+    assert!(protects(&list, "tcp,127.0.0.1:4000,127.0.0.1:80", false, 1), "loopback");
+    list.set_link_local([2].into());
+    assert!(protects(&list, "tcp,169.254.1.9:4000,198.18.0.10:80", false, 2), "a neighbour");
+    assert!(!protects(&list, "tcp,169.254.1.9:4000,198.18.0.10:80", false, 3), "of another link");
+}
+
 #[test]
 fn what_is_protected_as_a_whole_gets_no_verdict() {
     let list = list(&["198.18.7.0/24", "tcp/22"]);

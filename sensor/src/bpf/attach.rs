@@ -6,6 +6,7 @@
 mod clsact;
 mod interface;
 mod replace;
+pub mod still;
 mod tagging;
 
 use anyhow::{Context as _, bail};
@@ -23,6 +24,7 @@ pub use self::interface::{ifindex, present_name};
 pub use self::replace::clear;
 use super::load::{Hook, Kernel};
 use super::pins::Pins;
+use super::probe;
 use crate::config::XdpMode as Choice;
 use sensor_common::counter::InterfaceCounters;
 
@@ -226,6 +228,10 @@ impl Kernel {
         }
         let mut fallback = None;
         match choice {
+            // Before it is known that anybody loses anything by it: TCP over the link falls to a quarter.
+            Choice::Auto if probe::is_veth(interface) => {
+                fallback = Some("on a veth link, XDP would take segmentation offload from the other end".to_owned());
+            }
             Choice::Auto | Choice::Native => match self.attach_new_xdp(ifindex, XdpMode::Driver)? {
                 Ok(held) => return Ok((XdpAttachment::Native, Some(held), None)),
                 Err(error) if is_busy(&error) => bail!(busy(interface)),
@@ -244,12 +250,6 @@ impl Kernel {
                 }
             },
             Choice::Tc => {}
-        }
-        // Nothing keeps a second agent from TC's ingress, as a place for one program does from XDP. Only links (TCX) can
-        // be asked for: what a filter (clsact) belongs to cannot be told from what a killed agent left.
-        let there = SchedClassifier::query_tcx(interface, TcAttachType::Ingress).map(|(_, programs)| programs);
-        if there.is_ok_and(|programs| programs.iter().any(|program| program.name_as_str() == Some(INGRESS))) {
-            bail!("another sensor agent watches {interface} already: stop it");
         }
         self.load_stack_ingress()?;
         Ok((XdpAttachment::Tc, None, fallback))
@@ -278,6 +278,9 @@ impl Kernel {
         }
         if attached.egress == TcAttachment::Clsact {
             self.add_clsact(attached)?;
+        }
+        if !self.adopted() {
+            refuse_second(&attached.interface)?;
         }
         self.drop_other_links(attached.ifindex, &hooks)?;
         for (hook, direction) in hooks {
@@ -351,6 +354,19 @@ impl Kernel {
         }
         if failures.is_empty() { Ok(()) } else { bail!("{interface}: detaching failed: {}", failures.join("; ")) }
     }
+}
+
+/// Nothing keeps a second agent from TC, as a place for one program does from XDP: packets would be counted twice, and each
+/// agent would enforce what the other does not know of. Only links (TCX) can be asked for: what a filter (clsact) belongs to
+/// cannot be told from what a killed agent left.
+fn refuse_second(interface: &str) -> anyhow::Result<()> {
+    for (direction, name) in [(TcAttachType::Ingress, INGRESS), (TcAttachType::Egress, "sensor_egress")] {
+        let there = SchedClassifier::query_tcx(interface, direction).map(|(_, programs)| programs);
+        if there.is_ok_and(|programs| programs.iter().any(|program| program.name_as_str() == Some(name))) {
+            bail!("another sensor agent watches {interface} already: stop it, or take over from it with --takeover");
+        }
+    }
+    Ok(())
 }
 
 fn busy(interface: &str) -> String {

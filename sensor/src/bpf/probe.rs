@@ -15,8 +15,11 @@ use aya::programs::{ProgramType, loaded_programs};
 use aya::sys::{BpfHelper, is_helper_supported, is_map_supported, is_program_supported};
 use serde::Serialize;
 
-/// Oldest kernel that Sensor supports.
-pub const MIN_KERNEL: (u32, u32) = (5, 15);
+/// Oldest kernel that Sensor promises to run on: the oldest that tests run on (tests/vm). Major and minor version.
+pub const MIN_KERNEL: (u32, u32) = (6, 1);
+/// Oldest kernel that has all that is used, by what its documentation says. Nothing was run on those from here to
+/// [`MIN_KERNEL`].
+pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
 /// Where the BPF file system is expected.
 pub const BPF_FS: &str = "/sys/fs/bpf";
 const BTF: &str = "/sys/kernel/btf/vmlinux";
@@ -37,6 +40,9 @@ pub struct Capabilities {
     pub btf: bool,
     /// State of the BPF just-in-time compiler; `None` if it cannot be read.
     pub jit: Option<bool>,
+    /// The kernel answers floods of SYNs to this host by cookies, in this network namespace; `None` if it cannot be
+    /// read.
+    pub syn_cookies: Option<bool>,
     /// Programs of type XDP load.
     pub xdp: bool,
     /// Programs of type scheduler classifier load.
@@ -134,6 +140,7 @@ pub fn kernel() -> Capabilities {
         machine: uname.machine().to_string_lossy().into_owned(),
         privileges: privileges(),
         btf: Path::new(BTF).exists(),
+        syn_cookies: crate::host::syn_cookies(),
         jit: fs::read_to_string(JIT).ok().map(|value| value.trim() != "0"),
         xdp: is_program_supported(ProgramType::Xdp).unwrap_or(false),
         classifier: is_program_supported(ProgramType::SchedClassifier).unwrap_or(false),
@@ -184,6 +191,19 @@ fn program_name(id: u32) -> Option<String> {
     let mut programs = loaded_programs().filter_map(Result::ok);
     let program = programs.find(|program| program.id() == id)?;
     program.name_as_str().map(str::to_owned)
+}
+
+/// Number of the XDP program on the interface of this number; `None` if it has none.
+///
+/// # Errors
+/// ENODEV: there is no such interface; netlink does not answer.
+pub(super) fn xdp_program(ifindex: u32) -> std::io::Result<Option<u32>> {
+    netlink::xdp_program(ifindex)
+}
+
+/// Whether an interface is one end of a veth pair, as containers have them.
+pub(super) fn is_veth(interface: &str) -> bool {
+    netlink::link(interface).ok().flatten().is_some_and(|link| link.kind.as_deref() == Some("veth"))
 }
 
 /// Kind of an interface's frames (ARPHRD_*, linux/if_arp.h); `None` if there is none of that name, or the kernel does not say.
@@ -326,7 +346,7 @@ mod tests {
         assert_eq!(parse_release("6.1.0-13-amd64"), (6, 1));
         assert_eq!(parse_release("5.15.167.4-microsoft-standard-WSL2"), (5, 15));
         assert_eq!(parse_release("6.12-rc3"), (6, 12));
-        assert!(parse_release("?") < MIN_KERNEL);
+        assert!(parse_release("?") < OLDEST_KERNEL);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 #![expect(unsafe_code, reason = "memory that is shared with the kernel")]
 
 mod control;
+mod query;
 #[cfg(feature = "inspect")]
 mod ring;
 mod sets;
@@ -26,6 +27,7 @@ use sensor_common::flow::FlowRecord;
 use sensor_common::lock::TAKEN;
 
 pub use self::control::ControlPage;
+pub(super) use self::query::tcx_programs;
 #[cfg(feature = "inspect")]
 pub use self::ring::RingView;
 pub use self::sets::Sets;

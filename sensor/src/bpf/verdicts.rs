@@ -54,7 +54,7 @@ const SERVICES: usize = 1;
 pub struct Service {
     /// Its address.
     pub address: IpAddr,
-    /// Its port.
+    /// Its port; 0: all ports of the address.
     pub port: u16,
     /// IP protocol number; limits of half-open attempts concern TCP (6) only.
     pub protocol: u8,
@@ -207,8 +207,10 @@ impl Verdicts {
         self.sources.all()
     }
 
-    /// Bounds the half-open attempts to a service by the entry's packet rate: TCP SYNs that would begin a flow, but for
-    /// those of known sources ([`Verdicts::set_note_known`]).
+    /// Bounds the half-open attempts to a service, or to an address (port 0: to those of its ports that have no limit
+    /// of their own). While more TCP SYNs come from outside than the entry's packet rate, those that no verdict
+    /// concerns are dropped the first time, but for those of known clients ([`Verdicts::set_note_known`]), and pass
+    /// when they come again ([`sensor_common::verdict::repeat`]).
     ///
     /// # Errors
     /// If the map is full ([`sensor_common::verdict::MAX_SERVICES`]), or the kernel refuses.
@@ -259,10 +261,10 @@ impl Verdicts {
     /// # Errors
     /// If the kernel refuses.
     pub fn know(&mut self, source: IpAddr, at_ns: u64) -> anyhow::Result<()> {
-        let (number, tag) = self.place(source);
-        let mut set = self.known.get(&number, 0).context("reading map KNOWN")?;
-        set[known::way_of(&set, tag, at_ns)] = known::word(tag, at_ns);
-        self.known.set(number, set, 0).context("writing map KNOWN")
+        let place = self.place(source);
+        let mut set = self.known.get(&place.set, 0).context("reading map KNOWN")?;
+        set[known::way_of(&set, place, at_ns)] = known::word(place, at_ns);
+        self.known.set(place.set, set, 0).context("writing map KNOWN")
     }
 
     /// Whether a source completed a handshake not long before `now_ns` (monotonic).
@@ -270,9 +272,9 @@ impl Verdicts {
     /// # Errors
     /// If the kernel refuses.
     pub fn knows(&self, source: IpAddr, now_ns: u64) -> anyhow::Result<bool> {
-        let (number, tag) = self.place(source);
-        let set = self.known.get(&number, 0).context("reading map KNOWN")?;
-        Ok(set.iter().any(|word| known::holds(*word, tag, now_ns)))
+        let place = self.place(source);
+        let set = self.known.get(&place.set, 0).context("reading map KNOWN")?;
+        Ok(set.iter().any(|word| known::holds(*word, place, now_ns)))
     }
 
     /// Sources that are remembered for a handshake, however long ago.
@@ -284,7 +286,7 @@ impl Verdicts {
         self.known.iter().map(used).sum::<Result<_, MapError>>().context("reading map KNOWN")
     }
 
-    fn place(&self, source: IpAddr) -> (u32, u32) {
+    fn place(&self, source: IpAddr) -> known::Place {
         known::place(&bytemuck::cast(address_key(source)), |position| self.seed[position])
     }
 

@@ -247,10 +247,13 @@ pub(super) fn mode(to: Option<Mode>, socket: &Socket, json: bool) -> Result<Exit
 
 pub(super) fn breaker(command: Option<BreakerCommand>, socket: &Socket, json: bool) -> Result<ExitCode> {
     let view = wait(control::breaker(&socket.socket, command == Some(BreakerCommand::Reset)))?;
-    let text = match (&view.reason, &view.trip) {
+    let mut text = match (&view.reason, &view.trip) {
         (Some(reason), Some(trip)) => format!("open since {}: {reason}\n", rfc3339(trip.unix_ms)),
         _ => "closed\n".to_owned(),
     };
+    for service in &view.services {
+        text += &format!("open for flows without a proven source to {service}\n");
+    }
     say(&if json { print::json(&view)? } else { text })?;
     Ok(ExitCode::SUCCESS)
 }

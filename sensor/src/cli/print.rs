@@ -238,6 +238,10 @@ pub(super) fn status(status: &StatusView) -> String {
             Some(reason) => format!("OPEN, models tag and no more: {reason}; `sensor breaker reset` closes it"),
         },
     );
+    if !enforcement.breaker.services.is_empty() {
+        let services = enforcement.breaker.services.join(", ");
+        line("held", format!("flows without a proven source are tagged and no more at {services}"));
+    }
     if status.drift.as_ref().is_some_and(|drift| drift.fallback) {
         line("drift", "HIGH, models tag and no more (model.drift_fallback)".to_owned());
     }

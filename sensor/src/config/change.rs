@@ -182,6 +182,7 @@ fn policy(old: &PolicyConfig, new: &PolicyConfig, names: &mut Names) -> PolicyCo
         verdict_ttl: names.live("policy.verdict_ttl", &old.verdict_ttl, &new.verdict_ttl),
         // The kernel's maps have this size: more do not fit, and fewer would give back no memory.
         max_verdicts: names.restart("policy.max_verdicts", &old.max_verdicts, &new.max_verdicts),
+        operator_share: names.live("policy.operator_share", &old.operator_share, &new.operator_share),
         never_drop: names.live("policy.never_drop", &old.never_drop, &new.never_drop),
         never_drop_ports: names.live("policy.never_drop_ports", &old.never_drop_ports, &new.never_drop_ports),
         never_drop_interfaces: names.live(
@@ -196,6 +197,8 @@ fn policy(old: &PolicyConfig, new: &PolicyConfig, names: &mut Names) -> PolicyCo
         limit_packets: names.live("policy.limit_packets", &old.limit_packets, &new.limit_packets),
         limit_bytes: names.live("policy.limit_bytes", &old.limit_bytes, &new.limit_bytes),
         escalate_flows: names.live("policy.escalate_flows", &old.escalate_flows, &new.escalate_flows),
+        steady_after: names.live("policy.steady_after", &old.steady_after, &new.steady_after),
+        steady_per_minute: names.live("policy.steady_per_minute", &old.steady_per_minute, &new.steady_per_minute),
         half_open_limit: names.live("policy.half_open_limit", &old.half_open_limit, &new.half_open_limit),
         label_actions: names.live("policy.label_actions", &old.label_actions, &new.label_actions),
     }
@@ -204,8 +207,6 @@ fn policy(old: &PolicyConfig, new: &PolicyConfig, names: &mut Names) -> PolicyCo
 fn breaker(old: &BreakerConfig, new: &BreakerConfig, names: &mut Names) -> BreakerConfig {
     BreakerConfig {
         drops_per_second: names.live("breaker.drops_per_second", &old.drops_per_second, &new.drops_per_second),
-        flow_share: names.live("breaker.flow_share", &old.flow_share, &new.flow_share),
-        min_flows: names.live("breaker.min_flows", &old.min_flows, &new.min_flows),
         source_share: names.live("breaker.source_share", &old.source_share, &new.source_share),
         min_sources: names.live("breaker.min_sources", &old.min_sources, &new.min_sources),
         verdicts_per_minute: names.live(

@@ -7,7 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{ActionName, Config, HostEntry, Override, Tunnel};
+use ipnet::IpNet;
+
+use super::{ActionName, Config, HostEntry, Override, Tunnel, removed};
 use crate::allow::item::Port;
 
 const PREFIX: &str = "SENSOR_";
@@ -34,6 +36,7 @@ pub fn settings() -> BTreeMap<String, toml::Value> {
     let mut full = Config { interfaces: vec!["eth0".to_owned()], ..Config::default() };
     full.flows.tunnels = vec![Tunnel::Gre];
     full.policy.threshold = Some(0.5);
+    full.policy.never_drop = vec![IpNet::new_assert([198, 18, 0, 0].into(), 15)];
     full.policy.never_drop_ports = vec![Port { protocol: sensor_common::packet::protocol::TCP, port: 22 }];
     full.policy.never_drop_interfaces = vec!["eth0".to_owned()];
     full.policy.never_drop_host = vec![HostEntry::Gateways];
@@ -72,6 +75,10 @@ pub(super) fn overrides(variables: &[(String, String)]) -> (Vec<Override>, Vec<S
             },
             None if is_other(name, text) => {}
             None => {
+                if let Some(text) = removed::of_variable(name) {
+                    wrong.push(format!("{name}: {text}"));
+                    continue;
+                }
                 let distance = |known: &&String| strsim::damerau_levenshtein(known, name);
                 let nearest = known.keys().min_by_key(distance).map_or("", |nearest| nearest);
                 wrong.push(format!(

@@ -11,6 +11,7 @@ use super::forms::{duration, empty_is_none};
 use super::problem::Checks;
 use super::{ActionName, HostEntry, MINUTE, SECOND};
 use crate::allow::item::Port;
+use crate::steady::Rules;
 
 /// `[policy]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -28,7 +29,9 @@ pub struct PolicyConfig {
     pub verdict_ttl: Duration,
     /// Verdicts of each scope that are held at once.
     pub max_verdicts: u32,
-    /// Flows with an endpoint in one of these are never dropped.
+    /// Share of them that models and rules leave to operators and the fleet.
+    pub operator_share: f64,
+    /// Flows with an endpoint in one of these are never dropped; what a link cannot do without is not, either.
     pub never_drop: Vec<IpNet>,
     /// Ports of this host that are never dropped.
     pub never_drop_ports: Vec<Port>,
@@ -49,7 +52,13 @@ pub struct PolicyConfig {
     pub limit_bytes: u64,
     /// Flows of a source under a verdict of drop, with completed handshakes, after which the source gets it; 0 = never.
     pub escalate_flows: u32,
-    /// Half-open connections a second to a service, above which they are limited to that rate; 0 = never.
+    /// A source whose connections to a service were the same for so long is not dropped for them; 0 = never.
+    #[serde(with = "duration")]
+    pub steady_after: Duration,
+    /// Such connections a minute at most.
+    pub steady_per_minute: u32,
+    /// SYNs a second to a service or an address that lead to no connection, from which on clients that are not known
+    /// have to repeat theirs, where the kernel's SYN cookies do not do the work; 0 = never.
     pub half_open_limit: u32,
     /// Action per label of the model; other labels get the mode's action.
     pub label_actions: BTreeMap<String, ActionName>,
@@ -61,15 +70,11 @@ pub struct PolicyConfig {
 pub struct BreakerConfig {
     /// Packets a second under verdicts of drop, 0 = any number.
     pub drops_per_second: u64,
-    /// Share of the active flows, scored or about to be, that may be under a verdict of drop, 1 = all.
-    pub flow_share: f64,
-    /// Flows under a verdict of drop below which their share is not looked at.
-    pub min_flows: u32,
-    /// Share of the active sources that may be under a verdict of drop, 1 = all.
+    /// Share of the active proven sources that may have a flow under a verdict, 1 = all.
     pub source_share: f64,
-    /// As `min_flows`, for sources.
+    /// Sources with a flow under a verdict below which their share is not looked at.
     pub min_sources: u32,
-    /// New verdicts in a minute, 0 = any number.
+    /// Sources newly under a verdict in a minute, 0 = any number.
     pub verdicts_per_minute: u32,
     /// It closes when all was below the caps for so long; 0 = by command only.
     #[serde(with = "duration")]
@@ -97,25 +102,14 @@ pub struct AuditConfig {
 
 impl Default for PolicyConfig {
     fn default() -> PolicyConfig {
-        let prefix = |octets: [u8; 4], length| IpNet::new_assert(octets.into(), length);
-        let prefix6 = |first: u16, last: u16, length| {
-            IpNet::new_assert(std::net::Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, last).into(), length)
-        };
         PolicyConfig {
             threshold: None,
             min_packets: 4,
             min_packets_drop: 4,
             verdict_ttl: Duration::from_secs(10 * 60),
             max_verdicts: 12_000,
-            never_drop: vec![
-                prefix([127, 0, 0, 0], 8),
-                prefix6(0, 1, 128),
-                prefix([169, 254, 0, 0], 16),
-                prefix6(0xfe80, 0, 10),
-                prefix([224, 0, 0, 0], 4),
-                prefix6(0xff00, 0, 8),
-                prefix([255, 255, 255, 255], 32),
-            ],
+            operator_share: 0.25,
+            never_drop: Vec::new(),
             never_drop_ports: Vec::new(),
             never_drop_interfaces: Vec::new(),
             never_drop_host: vec![HostEntry::Gateways, HostEntry::Resolvers, HostEntry::Sessions],
@@ -125,7 +119,9 @@ impl Default for PolicyConfig {
             limit_packets: 100,
             limit_bytes: 0,
             escalate_flows: 0,
-            half_open_limit: 200,
+            steady_after: Duration::from_secs(10 * 60),
+            steady_per_minute: 60,
+            half_open_limit: 0,
             label_actions: BTreeMap::new(),
         }
     }
@@ -135,10 +131,8 @@ impl Default for BreakerConfig {
     fn default() -> BreakerConfig {
         BreakerConfig {
             drops_per_second: 1_000_000,
-            flow_share: 0.8,
-            min_flows: 10,
-            source_share: 0.25,
-            min_sources: 10,
+            source_share: 0.5,
+            min_sources: 3,
             verdicts_per_minute: 600,
             reset_after: Duration::from_secs(10 * 60),
         }
@@ -159,6 +153,12 @@ impl Default for AuditConfig {
 }
 
 impl PolicyConfig {
+    /// When a habit spares its source.
+    pub fn steady(&self) -> Rules {
+        let after_ns = u64::try_from(self.steady_after.as_nanos()).unwrap_or(u64::MAX);
+        Rules { after_ns, per_minute: self.steady_per_minute }
+    }
+
     pub(super) fn check(&self, checks: &mut Checks) {
         let share = |score: f64| (0.0..=1.0).contains(&score);
         if let Some(threshold) = self.threshold {
@@ -170,6 +170,10 @@ impl PolicyConfig {
         packets(checks, &["policy.min_packets_drop"], self.min_packets_drop);
         checks.within(&["policy.verdict_ttl"], self.verdict_ttl, 2 * SECOND, 24 * 60 * MINUTE);
         checks.number(&["policy.max_verdicts"], self.max_verdicts, 64, 1 << 20);
+        let operators = self.operator_share;
+        checks.ensure((0.0..=0.9).contains(&operators), &["policy.operator_share"], || {
+            format!("policy.operator_share = {operators}: must be from 0.0 to 0.9")
+        });
         checks.within(&["policy.ramp"], self.ramp, Duration::ZERO, 366 * 24 * 60 * MINUTE);
         checks.ensure(share(self.ramp_score), &["policy.ramp_score"], || {
             format!("policy.ramp_score = {}: must be from 0.0 to 1.0", self.ramp_score)
@@ -180,6 +184,8 @@ impl PolicyConfig {
             "policy.label_actions has a limit: set policy.limit_packets or policy.limit_bytes".to_owned()
         });
         checks.number(&["policy.escalate_flows"], self.escalate_flows, 0, 65_536);
+        checks.within(&["policy.steady_after"], self.steady_after, Duration::ZERO, 24 * 60 * MINUTE);
+        checks.number(&["policy.steady_per_minute"], self.steady_per_minute, 1, 6_000);
         checks.number(&["policy.half_open_limit"], self.half_open_limit, 0, 10_000_000);
     }
 }
@@ -196,11 +202,9 @@ impl BreakerConfig {
     pub(super) fn check(&self, checks: &mut Checks) {
         let share = |share: f64| share > 0.0 && share <= 1.0;
         let text = |share| format!("= {share}: must be above 0.0, up to 1.0 (off)");
-        let (flows, sources) = (self.flow_share, self.source_share);
-        checks.ensure(share(flows), &["breaker.flow_share"], || format!("breaker.flow_share {}", text(flows)));
+        let sources = self.source_share;
         checks.ensure(share(sources), &["breaker.source_share"], || format!("breaker.source_share {}", text(sources)));
-        checks.number(&["breaker.min_flows"], self.min_flows, 1, 1 << 20);
-        checks.number(&["breaker.min_sources"], self.min_sources, 1, 1 << 20);
+        checks.number(&["breaker.min_sources"], self.min_sources, 1, 4_096);
         checks.within(&["breaker.reset_after"], self.reset_after, Duration::ZERO, 24 * 60 * MINUTE);
     }
 }

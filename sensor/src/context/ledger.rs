@@ -6,8 +6,11 @@
 //! is told by [`Ledger::lose`], and [`Ledger::service`] takes a service's new flows that were not judged as unanswered, as far
 //! as flows were lost.
 
+use std::collections::HashMap;
+
 use sensor_common::context::window::{LONGEST, estimate, idle_of, later, steps};
 use sensor_common::context::{ENTRIES, Ends, Key, ServiceWindow, SourceWindow, WINDOW_TICKS, WINDOWS, victim};
+use sensor_common::hash::hash_words;
 use sensor_common::table::{TICK_SHIFT, tag_of};
 
 /// What is counted, in the order of an account's columns.
@@ -18,17 +21,20 @@ pub(super) struct Events {
     pub(super) failed: u64,
     pub(super) resets: u64,
     pub(super) bytes: u64,
+    /// SYNs that led to no connection.
     pub(super) half_open: u64,
+    /// Connections whose handshake was completed.
+    pub(super) opened: u64,
 }
 
-const COLUMNS: usize = 6;
+const COLUMNS: usize = 7;
 /// Length of the middle window, seconds.
 const WINDOW_SECONDS: f64 = WINDOW_TICKS[1] as f64 * (1u64 << TICK_SHIFT) as f64 / 1e9;
 
 impl Events {
     fn columns(self) -> [u64; COLUMNS] {
-        let Events { judged, unanswered, failed, resets, bytes, half_open } = self;
-        [judged, unanswered, failed, resets, bytes, half_open]
+        let Events { judged, unanswered, failed, resets, bytes, half_open, opened } = self;
+        [judged, unanswered, failed, resets, bytes, half_open, opened]
     }
 }
 
@@ -66,10 +72,10 @@ impl Counts {
 
     fn window(&self, window: usize, now: u32) -> Events {
         let (current, previous) = (&self.current[window], &self.previous[window]);
-        let [judged, unanswered, failed, resets, bytes, half_open] = std::array::from_fn(|column| {
+        let [judged, unanswered, failed, resets, bytes, half_open, opened] = std::array::from_fn(|column| {
             estimate(current[column], previous[column], self.last, now, WINDOW_TICKS[window])
         });
-        Events { judged, unanswered, failed, resets, bytes, half_open }
+        Events { judged, unanswered, failed, resets, bytes, half_open, opened }
     }
 }
 
@@ -124,6 +130,9 @@ impl Page {
 pub struct Ledger {
     sources: Vec<Page>,
     services: Vec<Page>,
+    /// Of destination addresses, all ports together: a flood that goes to many ports shows here. SYNs and connections
+    /// only.
+    hosts: Vec<Page>,
     /// Flows whose records were lost, in the first column.
     lost: Counts,
 }
@@ -132,25 +141,27 @@ impl Ledger {
     /// An empty ledger of so many sources and services, powers of two from 4.
     pub fn new(sources: u32, services: u32) -> Ledger {
         let pages = |entries: u32| vec![Page::default(); (entries as usize / ENTRIES).next_power_of_two()];
-        Ledger { sources: pages(sources), services: pages(services), lost: Counts::default() }
+        let hosts = pages((services / HOSTS_OF_SERVICES).max(ENTRIES as u32));
+        Ledger { sources: pages(sources), services: pages(services), hosts, lost: Counts::default() }
     }
 
     /// Bytes of memory, fixed.
     pub fn memory_bytes(&self) -> usize {
-        (self.sources.len() + self.services.len()) * size_of::<Page>()
+        (self.sources.len() + self.services.len() + self.hosts.len()) * size_of::<Page>()
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.sources.fill(Page::default());
         self.services.fill(Page::default());
+        self.hosts.fill(Page::default());
         self.lost = Counts::default();
     }
 
     /// Counts flows of any service whose records the agent will never see.
     pub fn lose(&mut self, flows: u64, tick: u32) {
         if flows > 0 {
-            self.lost.add(tick, [flows, 0, 0, 0, 0, 0]);
+            self.lost.add(tick, Events { judged: flows, ..Events::default() }.columns());
         }
     }
 
@@ -160,22 +171,44 @@ impl Ledger {
             page_mut(&mut self.sources, ends.source_hash).add(&ends.source, ends.source_hash, tick, amounts);
             page_mut(&mut self.services, ends.service_hash).add(&ends.service, ends.service_hash, tick, amounts);
         }
+        let Events { half_open, opened, .. } = events;
+        if half_open + opened > 0 {
+            let (host, hash) = host_of(&ends.service);
+            let amounts = Events { judged: half_open + opened, half_open, opened, ..Events::default() }.columns();
+            page_mut(&mut self.hosts, hash).add(&host, hash, tick, amounts);
+        }
     }
 
-    /// Services with at least so many half-open connections a second over the last ten: the rate, and their share of the
-    /// flows that were judged. A look at every account: for once a second.
+    /// Services, and addresses (their keys have port 0), to which at least so many SYNs a second led to no connection,
+    /// over the last ten: the rate, and their share of SYNs and connections. Of an address, what goes to a service that
+    /// is named does not count again. A look at every account: for once a second.
     pub fn half_open(&self, now: u32, least: f64) -> Vec<(Key, f64, f64)> {
-        let mut found = Vec::new();
-        for page in &self.services {
-            for place in (0..ENTRIES).filter(|place| page.tags[*place] != 0) {
-                let Events { judged, half_open, .. } = page.counts[place].window(1, now);
-                let rate = half_open as f64 / WINDOW_SECONDS;
-                if rate >= least {
-                    found.push((page.keys[place], rate, half_open as f64 / judged.max(1) as f64));
+        let over = |pages: &[Page], named: &HashMap<Key, [u64; 2]>| {
+            let mut found = Vec::new();
+            for page in pages {
+                for place in (0..ENTRIES).filter(|place| page.tags[*place] != 0) {
+                    let key = page.keys[place];
+                    let Events { half_open, opened, .. } = page.counts[place].window(1, now);
+                    let [at_services, opened_there] = named.get(&key).copied().unwrap_or_default();
+                    let half_open = half_open.saturating_sub(at_services);
+                    let all = half_open + opened.saturating_sub(opened_there);
+                    if half_open as f64 / WINDOW_SECONDS >= least {
+                        found.push((key, [half_open, all]));
+                    }
                 }
             }
+            found
+        };
+        let mut found = over(&self.services, &HashMap::new());
+        let mut named: HashMap<Key, [u64; 2]> = HashMap::new();
+        for (key, [half_open, all]) in &found {
+            let sums = named.entry(host_of(key).0).or_default();
+            *sums = [sums[0] + half_open, sums[1] + all - half_open];
         }
-        found
+        found.extend(over(&self.hosts, &named));
+        let share = |[half_open, all]: [u64; 2]| half_open as f64 / all.max(1) as f64;
+        let rate = |half_open| half_open as f64 / WINDOW_SECONDS;
+        found.into_iter().map(|(key, counts)| (key, rate(counts[0]), share(counts))).collect()
     }
 
     /// Completes what the programs noted of a source.
@@ -188,7 +221,7 @@ impl Ledger {
     ) -> Option<[SourceWindow; WINDOWS]> {
         let events = page(&self.sources, hash).read(key, hash, now)?;
         Some(std::array::from_fn(|window| {
-            let Events { judged, unanswered, failed, resets, bytes, half_open: _ } = events[window];
+            let Events { judged, unanswered, failed, resets, bytes, .. } = events[window];
             SourceWindow {
                 unanswered: narrow(unanswered),
                 resets: narrow(resets),
@@ -210,7 +243,7 @@ impl Ledger {
     ) -> Option<[ServiceWindow; WINDOWS]> {
         let events = page(&self.services, hash).read(key, hash, now)?;
         Some(std::array::from_fn(|window| {
-            let Events { judged, unanswered, failed, resets, bytes, half_open: _ } = events[window];
+            let Events { judged, unanswered, failed, resets, bytes, .. } = events[window];
             let unjudged = (noted[window].new_flows as u64).saturating_sub(judged);
             let lost = self.lost.window(window, now).judged.min(unjudged);
             ServiceWindow {
@@ -223,6 +256,19 @@ impl Ledger {
             }
         }))
     }
+}
+
+/// One account of an address for so many of services.
+const HOSTS_OF_SERVICES: u32 = 4;
+
+/// The address of a service, all ports of its protocol, and a hash of it. Not a secret one: it is not for attackers to
+/// choose which addresses there are behind this host.
+fn host_of(service: &Key) -> (Key, u32) {
+    let mut host = *service;
+    host.0[4] &= 0xffff_0000;
+    let multiplier = |position: usize| 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(2 * position as u64 + 1);
+    let hash = hash_words(&host.0, multiplier);
+    (host, hash)
 }
 
 fn page(pages: &[Page], hash: u32) -> &Page {

@@ -1,6 +1,8 @@
 use std::net::Ipv4Addr;
 
+use sensor_common::context::Ends;
 use sensor_common::features::{FEATURES, Sample, by_name};
+use sensor_common::flow::{Domain, FlowKey};
 use sensor_common::packet::{self, Packet, protocol};
 use sensor_common::tcp::{ACK, RST, SYN};
 
@@ -196,6 +198,78 @@ fn a_flood_of_sources_leaves_those_with_history_in_the_ledger() {
     let (source, service) = bench.context(slot);
     assert_eq!(source[1].unanswered, 19);
     assert_eq!(service[1].unanswered, 50_019);
+}
+
+/// Enters a flow of `syns` SYNs from `source` to `port` of the server, which begins at `now_ns`; `opened`: answered and
+/// completed.
+fn attempt(ledger: &mut Ledger, source: u32, port: u16, syns: u32, opened: bool, now_ns: u64) {
+    let packet = frame((source, 9), (SERVER.0, port), protocol::TCP, SYN);
+    let mut record = FlowRecord::zeroed();
+    record.start(&packet, now_ns, 0, 1);
+    (0..syns).for_each(|_| record.update(&packet, now_ns));
+    if opened {
+        record.update(&frame((SERVER.0, port), (source, 9), protocol::TCP, SYN | ACK), now_ns);
+        record.update(&frame((source, 9), (SERVER.0, port), protocol::TCP, ACK), now_ns);
+    }
+    Watch::default().enter(&Brief::of(&record), &ends_of(&record, &REPLAY_SEED), now_ns, true, ledger);
+}
+
+#[test]
+fn floods_of_syns_show_by_service_and_by_address() {
+    let now_ns = 5_000 * SECOND;
+    let named = |ledger: &Ledger| -> Vec<(u16, f64, f64)> {
+        let mut found = ledger.half_open(tick_of(now_ns), 50.0);
+        found.sort_by_key(|(key, _, _)| key.0[4]);
+        found.into_iter().map(|(key, rate, share)| (key.0[4] as u16, rate.round(), (share * 100.0).round())).collect()
+    };
+    let mut ledger = Ledger::new(1024, 1024);
+    (0..1000).for_each(|source| attempt(&mut ledger, source, 80, 1, false, now_ns));
+    (0..1000).for_each(|source| attempt(&mut ledger, source, 80, 1, true, now_ns));
+    assert_eq!(named(&ledger), [(80, 100.0, 50.0)], "and not its address for the same SYNs");
+    // 600 ports, of which none is over the limit.
+    (0..1200).for_each(|source| attempt(&mut ledger, source, 1000 + (source % 600) as u16, 1, false, now_ns));
+    assert_eq!(named(&ledger), [(0, 120.0, 100.0), (80, 100.0, 50.0)]);
+    // More ports than there are accounts of services.
+    let mut ledger = Ledger::new(1024, 64);
+    (0..20_000).for_each(|source| attempt(&mut ledger, source, 1000 + source as u16, 1, false, now_ns));
+    assert_eq!(named(&ledger), [(0, 2000.0, 100.0)]);
+    // SYNs that repeat within a flow count, each once.
+    let mut ledger = Ledger::new(1024, 1024);
+    attempt(&mut ledger, 7, 80, 3000, false, now_ns);
+    assert_eq!(named(&ledger), [(80, 300.0, 100.0)]);
+}
+
+#[test]
+fn syns_of_a_flow_that_lasts_are_entered_once() {
+    let (mut ledger, mut watch) = (Ledger::new(64, 64), Watch::default());
+    let packet = frame((7, 9), SERVER, protocol::TCP, SYN);
+    let mut record = FlowRecord::zeroed();
+    let begun = 5_000 * SECOND;
+    record.start(&packet, begun, 0, 1);
+    for second in 0..5 {
+        let now_ns = begun + second * SECOND;
+        (0..100).for_each(|_| record.update(&packet, now_ns));
+        watch.enter(&Brief::of(&record), &ends_of(&record, &REPLAY_SEED), now_ns, false, &mut ledger);
+    }
+    let found = ledger.half_open(tick_of(begun + 4 * SECOND), 1.0);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].1.round(), 50.0, "500 in ten seconds");
+}
+
+/// One host of IPv6 is one source, whatever address it takes; so is its network for a service.
+#[test]
+fn a_source_of_ipv6_is_its_network() {
+    let key = |host: u32| {
+        FlowKey::canonical([0x2001_0db8, 1, host, 7], [0x2001_0db8, 2, 0, 1], 9, 80, 6, 6, Domain::default())
+    };
+    let source = |host: u32| {
+        let (key, from_low) = key(host);
+        Ends::new(&key, !from_low, |position| REPLAY_SEED[position])
+    };
+    assert_eq!(source(5).source, source(6).source);
+    assert_eq!((source(5).source_hash, source(5).service), (source(6).source_hash, source(6).service));
+    assert_eq!(source(5).source.0[..4], [0x2001_0db8, 1, 0, 0]);
+    assert_eq!(source(5).service.0[..4], [0x2001_0db8, 2, 0, 1], "a service has its address");
 }
 
 #[test]

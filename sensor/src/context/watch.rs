@@ -8,6 +8,9 @@ use sensor_common::flow::{FlowRecord, state};
 
 use super::ledger::{Events, Ledger};
 
+/// Number of the SYN among TCP's flags.
+const SYN_BIT: usize = sensor_common::tcp::SYN.trailing_zeros() as usize;
+
 /// Time between two looks at a flow, in ticks: 1.07 s, so that the first comes after the flow's time for an answer.
 pub(super) const VISIT_TICKS: u32 = 16;
 
@@ -25,9 +28,11 @@ pub struct Brief {
     /// A reset ended the handshake.
     refused: bool,
     bytes: u64,
-    /// A TCP handshake was begun, not refused and not completed; or the one in whose name it was begun knows nothing of it, and
-    /// resets it.
-    half_open: bool,
+    /// SYNs of a TCP handshake that was begun, not refused and not completed; or the one in whose name it was begun
+    /// knows nothing of it, and resets it. 0: it is none, or not begun by a SYN.
+    half_open: u64,
+    /// The handshake was completed.
+    opened: bool,
 }
 
 impl Brief {
@@ -35,6 +40,7 @@ impl Brief {
     pub fn of(record: &FlowRecord) -> Brief {
         // Of a flow from an endpoint to itself, no packet can be told to be an answer.
         let own = record.state & state::SELF != 0;
+        let half_open = record.state & (state::SYN | state::ESTABLISHED | state::RST_REVERSE) == state::SYN;
         Brief {
             generation: record.generation,
             first_ns: record.first_ns,
@@ -43,7 +49,8 @@ impl Brief {
             reset: record.state & state::RST != 0,
             refused: record.state & state::RST_EARLY != 0,
             bytes: record.l3_bytes(),
-            half_open: record.state & (state::SYN | state::ESTABLISHED | state::RST_REVERSE) == state::SYN,
+            half_open: if half_open { u64::from(record.directions[0].flag(SYN_BIT)).max(1) } else { 0 },
+            opened: record.state & (state::SYN | state::ESTABLISHED) == state::SYN | state::ESTABLISHED,
         }
     }
 }
@@ -60,6 +67,8 @@ pub struct Watch {
     seen: u16,
     judged: bool,
     reset: bool,
+    /// SYNs without a connection that were entered.
+    half_open: u32,
 }
 
 impl Watch {
@@ -95,6 +104,7 @@ impl Watch {
     pub fn enter(&mut self, flow: &Brief, ends: &Ends, now_ns: u64, ended: bool, ledger: &mut Ledger) {
         if self.generation != flow.generation {
             (self.generation, self.bytes, self.judged, self.reset) = (flow.generation, 0, false, false);
+            self.half_open = 0;
         }
         let new = Events {
             bytes: flow.bytes.saturating_sub(self.bytes),
@@ -106,7 +116,14 @@ impl Watch {
         self.reset |= flow.reset;
         ledger.add(ends, tick_of(flow.last_ns.min(now_ns)), new);
         let until_ns = flow.first_ns.saturating_add(ANSWER_NS);
-        if self.judged || (now_ns < until_ns && !ended) {
+        if now_ns < until_ns && !ended {
+            return;
+        }
+        // Each SYN, once it is clear that none of them led to anything.
+        let half_open = flow.half_open.saturating_sub(u64::from(self.half_open));
+        self.half_open = flow.half_open.min(u64::from(u32::MAX)) as u32;
+        if self.judged {
+            ledger.add(ends, tick_of(flow.last_ns.min(now_ns)), Events { half_open, ..Events::default() });
             return;
         }
         self.judged = true;
@@ -115,7 +132,8 @@ impl Watch {
             judged: 1,
             unanswered: unanswered as u64,
             failed: (unanswered || flow.refused) as u64,
-            half_open: flow.half_open as u64,
+            half_open,
+            opened: flow.opened as u64,
             ..Events::default()
         };
         ledger.add(ends, tick_of(until_ns.min(now_ns)), judged);

@@ -45,7 +45,7 @@ fn enforcement() -> EnforcementView {
     EnforcementView {
         configured_mode: Mode::Enforce,
         ramp: false,
-        breaker: BreakerView { open: false, trip: None, reason: None },
+        breaker: BreakerView { open: false, trip: None, reason: None, services: Vec::new() },
         flow_verdicts: 1,
         source_verdicts: 2,
         service_limits: 3,

@@ -85,6 +85,8 @@ declare! {
         "When a configuration was taken last, Unix time";
     ATTACHED: Gauge "sensor_interface_attached", "1", ["interface"],
         "1 while the programs are on the interface; 0 while one that is named in the list is not there, or one cannot be watched: its packets are not seen";
+    TAKEN_OFF: Counter "sensor_interface_taken_off_total", "times", ["interface"],
+        "Times that somebody else had taken the agent's programs off an interface, and they were attached again";
     LINK_OVERRUNS: Counter "sensor_link_overruns_total", "overruns", [],
         "Times that the kernel had more changes of interfaces than there was room for, and all interfaces were listed anew";
     PACKETS: Counter "sensor_packets_total", "packets", ["interface", "direction", "action"],
@@ -104,7 +106,7 @@ declare! {
     PROTECTED: Counter "sensor_protected_packets_total", "packets", ["interface"],
         "Packets that passed against a verdict because they are on the never-drop list";
     DROPPED_NEW: Counter "sensor_dropped_new_packets_total", "packets", ["interface", "cause"],
-        "Dropped packets that were to begin a flow record and took none: of blocked flows and sources (verdict), or half-open attempts over the limit of their service (half_open)";
+        "Dropped packets in no flow record: of blocked flows and sources, which were to begin one (verdict), or SYNs over the limit of their service or its address, which pass when they come again (half_open)";
     LIMIT_BUSY: Counter "sensor_limit_busy_packets_total", "packets", ["interface"],
         "Packets that passed a rate limit unasked because another CPU held it for too long";
     TAGGED: Counter "sensor_tagged_packets_total", "packets", ["interface"],
@@ -167,6 +169,8 @@ declare! {
     MODE: Gauge "sensor_mode", "1", ["mode"], "1 for the mode in force, 0 for the others";
     RAMP: Gauge "sensor_ramp_active", "1", [], "1 while policy.ramp lasts: only scores from policy.ramp_score on drop";
     BREAKER_OPEN: Gauge "sensor_breaker_open", "1", [], "1 while verdicts of models tag and no more";
+    SERVICES_HELD: Gauge "sensor_breaker_held_services", "services", [],
+        "Services whose flows without a proven source are tagged and no more";
     BREAKER_TRIPS: Counter "sensor_breaker_trips_total", "trips", ["cap"], "Times that the breaker opened, by the cap that was exceeded";
     VERDICTS_HELD: Gauge "sensor_verdicts_held", "verdicts", ["scope", "action", "origin"],
         "Verdicts that hold, by what mode enforce does";
@@ -174,6 +178,8 @@ declare! {
         "Verdicts that were added, renewed, expired or removed";
     VERDICTS_REFUSED: Counter "sensor_verdicts_refused_total", "verdicts", [],
         "Verdicts of models and rules that are not held: no room (policy.max_verdicts), or the never-drop list forbids them";
+    SPARED: Counter "sensor_spared_flows_total", "flows", ["reason"],
+        "Flows that a model would drop or limit and that are tagged: their beginning was not seen, or they are a habit";
     VERDICT_ERRORS: Counter "sensor_verdict_errors_total", "writes", [], "Writes of verdicts or of the never-drop list that the kernel refused";
     NEVER_DROP: Gauge "sensor_never_drop_entries", "entries", ["why"], "Entries of the never-drop list, by reason";
     AUDIT_LINES: Counter "sensor_audit_lines_total", "lines", [], "Audit lines written to every sink";

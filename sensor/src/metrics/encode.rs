@@ -21,6 +21,7 @@ use super::state::{DriftValues, EndReason, Interface, ShadowCounts, Shared, Stat
 use crate::allow::Why;
 use crate::breaker::Cap;
 use crate::config::{Mode, OriginName};
+use crate::policy::Spared;
 use crate::verdicts::scope::Scope;
 
 /// A sample's value.
@@ -111,6 +112,8 @@ fn kernel(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
     };
     let attached = state.attached.iter().map(|(name, &attached)| ([name.clone()], Value::Count(attached.into())));
     writer.family(&declared::ATTACHED, attached)?;
+    let taken_off = state.taken_off.iter().map(|(name, &times)| ([name.clone()], Value::Count(times)));
+    writer.family(&declared::TAKEN_OFF, taken_off)?;
     writer.family(&declared::LINK_OVERRUNS, [([], Value::Count(state.link_overruns))])?;
     writer.family(&declared::PACKETS, volumes(|volume| volume.packets))?;
     writer.family(&declared::BYTES, volumes(|volume| volume.bytes))?;
@@ -195,13 +198,15 @@ fn agent(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
 }
 
 fn enforcement(writer: &mut Writer<'_>, counts: &EnforceCounts) -> fmt::Result {
-    let EnforceCounts { now, changes, trips, refused, errors } = counts;
-    let Enforcement { mode, tripped, ramp, verdicts, never_drop, audit: [written, lost], store_errors } = now;
+    let EnforceCounts { now, changes, trips, refused, spared, errors } = counts;
+    let Enforcement { mode, tripped, services_held, ramp, verdicts, never_drop, audit: [written, lost], store_errors } =
+        now;
     let modes = [Mode::Observe, Mode::Tag, Mode::Enforce];
     let level = |on: bool| Value::Count(u64::from(on));
     writer.family(&declared::MODE, modes.map(|one| ([one.name().to_owned()], level(*mode == Some(one)))))?;
     writer.family(&declared::RAMP, [([], level(*ramp))])?;
     writer.family(&declared::BREAKER_OPEN, [([], level(*tripped))])?;
+    writer.family(&declared::SERVICES_HELD, [([], Value::Count(*services_held))])?;
     writer.family(
         &declared::BREAKER_TRIPS,
         Cap::ALL.map(|cap| ([cap.name().to_owned()], Value::Count(trips.get(&cap).copied().unwrap_or_default()))),
@@ -223,6 +228,10 @@ fn enforcement(writer: &mut Writer<'_>, counts: &EnforceCounts) -> fmt::Result {
         }),
     )?;
     writer.family(&declared::VERDICTS_REFUSED, [([], Value::Count(*refused))])?;
+    writer.family(
+        &declared::SPARED,
+        Spared::ALL.map(|why| ([why.name().to_owned()], Value::Count(spared.get(&why).copied().unwrap_or_default()))),
+    )?;
     writer.family(&declared::VERDICT_ERRORS, [([], Value::Count(*errors))])?;
     writer.family(
         &declared::NEVER_DROP,

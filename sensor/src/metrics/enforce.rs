@@ -10,6 +10,7 @@ use super::Metrics;
 use crate::allow::Why;
 use crate::breaker::Cap;
 use crate::config::{Mode, OriginName};
+use crate::policy::Spared;
 
 /// What became of a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +44,8 @@ pub struct Enforcement {
     pub mode: Option<Mode>,
     /// Whether the breaker is open.
     pub tripped: bool,
+    /// Services whose own breaker is open.
+    pub services_held: u64,
     /// Whether the ramp lasts.
     pub ramp: bool,
     /// Verdicts that hold, by kind of scope, action, origin.
@@ -62,6 +65,7 @@ pub(super) struct EnforceCounts {
     pub(super) changes: BTreeMap<(VerdictChange, &'static str, OriginName), u64>,
     pub(super) trips: BTreeMap<Cap, u64>,
     pub(super) refused: u64,
+    pub(super) spared: BTreeMap<Spared, u64>,
     pub(super) errors: u64,
 }
 
@@ -79,6 +83,11 @@ impl Metrics {
     /// Counts a verdict of a model or a rule that could not be entered.
     pub fn verdict_refused(&self) {
         self.shared.lock().enforce.refused += 1;
+    }
+
+    /// Counts a flow that a model would drop or limit, and that is tagged for this reason.
+    pub fn spared(&self, why: Spared) {
+        *self.shared.lock().enforce.spared.entry(why).or_default() += 1;
     }
 
     /// Counts a write to the kernel's maps that failed.

@@ -139,6 +139,10 @@ impl Metrics {
             state.interfaces.insert(gone.to_owned(), value);
         }
         state.interfaces.retain(|name, _| !interfaces.contains(name));
+        let ended: u64 = interfaces.iter().filter_map(|name| state.taken_off.remove(name)).sum();
+        if ended > 0 {
+            *state.taken_off.entry(gone.to_owned()).or_default() += ended;
+        }
     }
 
     /// An interface has a new name: its counters are in the series of that one from now on, and in that of the old one is what other
@@ -156,6 +160,11 @@ impl Metrics {
     pub fn interfaces(&self, attached: BTreeMap<String, bool>, overruns: u64) {
         let mut state = self.shared.lock();
         (state.attached, state.link_overruns) = (attached, overruns);
+    }
+
+    /// The programs were found taken off an interface.
+    pub fn taken_off(&self, interface: &str) {
+        *self.shared.lock().taken_off.entry(interface.to_owned()).or_default() += 1;
     }
 
     /// Takes over a program's statistics: cumulative time and runs.

@@ -123,6 +123,7 @@ pub(super) struct State {
     pub(super) mapped: u64,
     /// Whether the programs are on each interface that is to be watched.
     pub(super) attached: BTreeMap<String, bool>,
+    pub(super) taken_off: BTreeMap<String, u64>,
     pub(super) link_overruns: u64,
     /// Sources and services of the host context in use.
     pub(super) context: Option<(u64, u64)>,

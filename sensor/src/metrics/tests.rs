@@ -50,7 +50,7 @@ fn sample() -> Metrics {
         ..Enforcement::default()
     });
     metrics.verdict_change(VerdictChange::Expired, "flow", crate::config::OriginName::Model);
-    metrics.breaker_tripped(crate::breaker::Cap::Flows);
+    metrics.breaker_tripped(crate::breaker::Cap::Sources);
     metrics.config_taken("00ff".to_owned());
     metrics
 }
@@ -116,7 +116,7 @@ fn values() {
         "sensor_mode{mode=\"enforce\"} 0",
         "sensor_verdicts_held{scope=\"prefix\",action=\"limit\",origin=\"operator\"} 3",
         "sensor_verdict_changes_total{change=\"expired\",scope=\"flow\",origin=\"model\"} 1",
-        "sensor_breaker_trips_total{cap=\"flows\"} 1",
+        "sensor_breaker_trips_total{cap=\"sources\"} 1",
         "sensor_never_drop_entries{why=\"gateway\"} 0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

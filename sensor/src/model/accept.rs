@@ -14,7 +14,7 @@ use super::file::File;
 use super::isolate::{self, Limits, STACK};
 use super::network::batches;
 use super::problem::Problem;
-use super::{Model, problem};
+use super::{Model, problem, room};
 use crate::config::Config;
 
 /// This program, even if its file has been replaced since.
@@ -25,6 +25,18 @@ const PROGRAM: &str = "/proc/self/exe";
 /// # Errors
 /// As for [`File::read`].
 pub fn read(path: &Path, config: &Config) -> Result<File> {
+    // Twice: here, and in the process that checks it.
+    if let (Ok(metadata), Some((left, of))) = (path.metadata(), room::left())
+        && metadata.len().saturating_mul(2) > left
+    {
+        bail!(
+            "the model {} has {} MiB and is held twice to be checked, but {of} has only {} MiB of memory left: make the model \
+             smaller, or give the agent more memory",
+            path.display(),
+            metadata.len() >> 20,
+            left >> 20
+        );
+    }
     File::read(path, u64::from(config.model.max_file_mib) << 20)
 }
 
@@ -50,6 +62,16 @@ pub fn load(path: &Path, config: &Config) -> Result<Model> {
     let report = check(&file, config, Duration::from_millis(20))?;
     if !report.ok {
         return Err(problem::error(&report.problems)).with_context(what);
+    }
+    if let (Some(needed), Some((left, of))) = (report.memory_bytes, room::left())
+        && needed > left
+    {
+        return Err(problem::error(&[Problem::new(
+            "memory",
+            format!("loading it takes {} MiB, but {of} has only {} MiB left", needed >> 20, left >> 20),
+            "make the model smaller, or give the agent more memory (two models are held while one replaces the other)",
+        )]))
+        .with_context(what);
     }
     let mut model = Model::from_file(&file).with_context(what)?;
     model.set_threads(config.model.threads as usize).with_context(what)?;

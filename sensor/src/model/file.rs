@@ -4,7 +4,7 @@
 //! bytes, so a file that is replaced in between changes nothing. Called by [`super::load`] and by the agent's loader.
 
 use std::fs::OpenOptions;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -63,25 +63,29 @@ impl File {
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The file for [`File::decode`]: how it is handed to another process.
-    pub fn encode(&self) -> Vec<u8> {
+    /// Writes the file for [`File::decode`]: how it is handed to another process, without another copy of it.
+    ///
+    /// # Errors
+    /// If `output` takes no more.
+    pub fn encode(&self, mut output: impl Write) -> std::io::Result<()> {
         let File { stem, onnx, side_car } = self;
-        let mut bytes = Vec::with_capacity(onnx.len() + 64);
         for part in [Some(stem.as_bytes()), Some(onnx), side_car.as_ref().map(String::as_bytes)].into_iter().flatten() {
-            bytes.extend((part.len() as u64).to_le_bytes());
-            bytes.extend(part);
+            output.write_all(&(part.len() as u64).to_le_bytes())?;
+            output.write_all(part)?;
         }
-        bytes
+        output.flush()
     }
 
     /// The file that [`File::encode`] wrote.
     ///
     /// # Errors
-    /// If it is cut short, or its texts are not UTF-8.
-    pub fn decode(mut bytes: &[u8]) -> Result<File> {
-        let stem = String::from_utf8(part(&mut bytes)?)?;
-        let onnx = part(&mut bytes)?;
-        let side_car = if bytes.is_empty() { None } else { Some(String::from_utf8(part(&mut bytes)?)?) };
+    /// If it is cut short, goes on behind its end, or its texts are not UTF-8.
+    pub fn decode(mut input: impl Read) -> Result<File> {
+        let mut part = || part(&mut input);
+        let stem = String::from_utf8(part()?.context("cut short")?)?;
+        let onnx = part()?.context("cut short")?;
+        let side_car = part()?.map(String::from_utf8).transpose()?;
+        ensure!(part()?.is_none(), "there is more behind the side-car");
         Ok(File { stem, onnx, side_car })
     }
 }
@@ -94,12 +98,19 @@ pub fn side_car_of(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-fn part(bytes: &mut &[u8]) -> Result<Vec<u8>> {
-    let (length, rest) = bytes.split_first_chunk().context("cut short")?;
-    let length = usize::try_from(u64::from_le_bytes(*length))?;
-    let (part, rest) = rest.split_at_checked(length).context("cut short")?;
-    *bytes = rest;
-    Ok(part.to_vec())
+/// The next part; `None` at the end.
+fn part(input: &mut impl Read) -> Result<Option<Vec<u8>>> {
+    let mut length = Vec::new();
+    input.take(8).read_to_end(&mut length)?;
+    if length.is_empty() {
+        return Ok(None);
+    }
+    let length = u64::from_le_bytes(length[..].try_into().context("cut short")?);
+    // Not all at once: whoever wrote the length may have lied.
+    let mut bytes = Vec::new();
+    input.take(length).read_to_end(&mut bytes)?;
+    ensure!(bytes.len() as u64 == length, "cut short");
+    Ok(Some(bytes))
 }
 
 /// `limit` is where the limit of `max_bytes` comes from.
@@ -146,12 +157,13 @@ mod tests {
     fn what_is_sent_arrives() {
         for side_car in [None, Some("kind = \"anomaly\"".to_owned())] {
             let file = File { stem: "m".to_owned(), onnx: vec![1, 2, 3], side_car };
-            let bytes = file.encode();
-            assert_eq!(File::decode(&bytes).expect("whole"), file);
+            let mut bytes = Vec::new();
+            file.encode(&mut bytes).expect("memory takes it");
+            assert_eq!(File::decode(&bytes[..]).expect("whole"), file);
             for end in (0..bytes.len()).filter(|end| *end != 8 + 1 + 8 + 3) {
                 assert!(File::decode(&bytes[..end]).is_err(), "cut at {end}");
             }
         }
-        assert!(File::decode(&[0xff; 64]).is_err());
+        assert!(File::decode(&[0xff; 64][..]).is_err());
     }
 }

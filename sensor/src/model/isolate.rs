@@ -55,10 +55,9 @@ pub fn check(program: &Path, file: &File, limits: Limits, timed: Duration) -> Re
         .spawn()
         .context("cannot start the process that checks a model")?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let bytes = file.encode();
     let (status, report, messages) = std::thread::scope(|scope| {
         // A child that ended reads no more: the error of its status says why.
-        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(&bytes)));
+        scope.spawn(move || stdin.map(|stdin| file.encode(stdin)));
         let report = scope.spawn(move || drain(stdout, MAX_REPORT));
         let messages = scope.spawn(move || drain(stderr, MAX_MESSAGES));
         let status = wait(&mut child, begun + limits.time);
@@ -119,6 +118,9 @@ fn died(status: ExitStatus, messages: &str, limits: Limits) -> String {
     let cause = match status.signal() {
         _ if message.contains("memory allocation of") => format!("needed more than {memory} MiB of memory"),
         Some(signal) if signal == Signal::XCPU.as_raw() => format!("took more than {:?} of CPU time", limits.time),
+        Some(signal) if signal == Signal::KILL.as_raw() => {
+            "was killed, as the kernel does when a control group or the host is out of memory".to_owned()
+        }
         Some(signal) => format!("was ended by signal {signal}"),
         None => format!("failed ({status})"),
     };
@@ -129,12 +131,9 @@ fn died(status: ExitStatus, messages: &str, limits: Limits) -> String {
 ///
 /// # Errors
 /// If the limits cannot be set, or `input` holds no file.
-pub fn serve(limits: Limits, timed: Duration, mut input: impl Read, mut output: impl Write) -> Result<()> {
+pub fn serve(limits: Limits, timed: Duration, input: impl Read, mut output: impl Write) -> Result<()> {
     restrict(limits).context("cannot limit the process that checks a model")?;
-    let mut bytes = Vec::new();
-    input.read_to_end(&mut bytes).context("read the model from the pipe")?;
-    let file = File::decode(&bytes).context("the model in the pipe")?;
-    drop(bytes);
+    let file = File::decode(input).context("the model in the pipe")?;
     let thread = std::thread::Builder::new().stack_size(STACK).spawn(move || check::check(&file, timed));
     let Ok(mut report) = thread.context("start a thread")?.join() else { anyhow::bail!("the check panicked") };
     report.memory_bytes = peak_bytes();

@@ -6,7 +6,7 @@ use crate::verdicts::{Evidence, Moment, Order, Rate};
 use sensor_common::verdict::{Action, Origin};
 
 fn verdicts(count: u32) -> Vec<Verdict> {
-    let mut book = Book::new(Room { each: 20_000 }, 1);
+    let mut book = Book::new(Room::new(20_000, 0.0), 1);
     for number in 0..count {
         let scope = std::net::Ipv4Addr::from(0xc612_0000 + number).to_string().parse().expect("a scope");
         let evidence = Evidence { who: "test".into(), score: Some(0.5), ..Evidence::default() };

@@ -1,7 +1,7 @@
 //! The book of verdicts that hold: how they come in, are renewed, and go. What is asked of it is in [`questions`].
 //!
 //! Invariants: one verdict per scope; an operator's is never replaced by a model's; a verdict has an end; ids are given
-//! once and only grow. The book is the truth that the kernel's maps and the records follow: the poll thread
+//! once and only grow; models and rules leave places to operators. The book is the truth that the kernel's maps and the records follow: the poll thread
 //! ([`crate::agent`]) writes each [`Change`] through. Kept over restarts by [`crate::store`].
 
 mod questions;
@@ -30,6 +30,19 @@ pub enum Change {
 pub struct Room {
     /// Of each kind: flows, sources with prefixes, services.
     pub each: usize,
+    /// Places of these that models and rules leave to operators and the fleet.
+    pub kept: usize,
+}
+
+impl Room {
+    /// Room for `each`, of which this share is kept.
+    pub fn new(each: u32, kept: f64) -> Room {
+        Room { each: each as usize, kept: (f64::from(each) * kept) as usize }
+    }
+
+    fn of(self, origin: Origin) -> usize {
+        if is_automatic(origin) { self.each.saturating_sub(self.kept) } else { self.each }
+    }
 }
 
 /// The verdicts that hold.
@@ -42,6 +55,10 @@ pub struct Book {
     ends: BTreeSet<(u64, u64)>,
     /// By kind: flow, source, service.
     held: [usize; 3],
+    /// Of these, by models and rules.
+    automatic: [usize; 3],
+    /// Verdicts of models on flows whose record has ended.
+    ended: BTreeSet<u64>,
     /// Verdicts of models on sources.
     model_sources: usize,
     /// Lengths of the source prefixes that are in use, and how many of each: IPv4, IPv6.
@@ -58,6 +75,8 @@ impl Book {
             scopes: HashMap::new(),
             ends: BTreeSet::new(),
             held: [0; 3],
+            automatic: [0; 3],
+            ended: BTreeSet::new(),
             model_sources: 0,
             lengths: Default::default(),
         }
@@ -96,10 +115,14 @@ impl Book {
                 }
                 return Ok(Change::Renewed(id));
             }
-        } else if self.held[kind(&scope)] >= self.room.each {
-            bail!("there is no room for another {} verdict: {} are held (policy.max_verdicts)", scope.kind(), {
-                self.room.each
-            });
+        } else if !self.has_room(&scope, origin) {
+            bail!(
+                "there is no room for another {} verdict of origin {}: {} are held (policy.max_verdicts, \
+                 policy.operator_share)",
+                scope.kind(),
+                OriginName::from(origin),
+                self.held[kind(&scope)]
+            );
         }
         let replaced = self.scopes.get(&scope).copied().and_then(|id| self.remove(id)).map(Box::new);
         let id = self.next_id;
@@ -117,6 +140,49 @@ impl Book {
         Ok(Change::Added(id, replaced))
     }
 
+    fn has_room(&self, scope: &Scope, origin: Origin) -> bool {
+        let kind = kind(scope);
+        let own = if is_automatic(origin) { self.automatic[kind] } else { self.held[kind] };
+        self.held[kind] < self.room.each && own < self.room.of(origin)
+    }
+
+    /// Takes another share for operators: nothing goes for it before its place is needed.
+    pub fn set_room(&mut self, room: Room) {
+        self.room = room;
+    }
+
+    /// The verdict that makes room for this order, and whether it goes because its flow has ended: ended ones first. For
+    /// an order of an operator or the fleet, of those that models and rules decided, also the one that ends soonest.
+    /// `None`: there is room, or none can be made.
+    pub fn gives_way(&self, order: &Order) -> Option<(u64, bool)> {
+        let Order { scope, action, rate, origin, .. } = order;
+        if self.scopes.contains_key(scope) || self.has_room(scope, *origin) || check(scope, *action, *rate).is_err() {
+            return None;
+        }
+        if let (Scope::Flow(_), Some(id)) = (scope, self.ended.first()) {
+            return Some((*id, true));
+        }
+        let gives = |id: &u64| {
+            let held = self.verdicts.get(id);
+            held.is_some_and(|held| kind(&held.scope) == kind(scope) && is_automatic(held.origin.into()))
+        };
+        let soonest = || self.ends.iter().map(|(_, id)| *id).find(gives).map(|id| (id, false));
+        if is_automatic(*origin) { None } else { soonest() }
+    }
+
+    /// The record of a flow has ended: what a model decided of it is the first to make room.
+    pub fn flow_ended(&mut self, id: u64) {
+        let by_model = |verdict: &Verdict| verdict.origin == OriginName::Model && kind(&verdict.scope) == 0;
+        if self.verdicts.get(&id).is_some_and(by_model) {
+            self.ended.insert(id);
+        }
+    }
+
+    /// The flow of a verdict has a record again.
+    pub fn flow_goes_on(&mut self, id: u64) {
+        self.ended.remove(&id);
+    }
+
     /// Takes a verdict over from an earlier agent, with the time that it has left; `None` if it has ended, makes no
     /// sense here, or [is from later](Verdict::is_from_later).
     pub fn restore(&mut self, mut verdict: Verdict, now: Moment) -> Option<u64> {
@@ -124,7 +190,7 @@ impl Book {
         let whole = verdict.until_unix_ms.saturating_sub(verdict.created_unix_ms);
         let left = verdict.until_unix_ms.saturating_sub(now.unix_ms).min(whole);
         let free = !self.scopes.contains_key(&verdict.scope) && !self.verdicts.contains_key(&verdict.id);
-        let room = self.held[kind(&verdict.scope)] < self.room.each;
+        let room = self.has_room(&verdict.scope, verdict.origin.into());
         if left == 0
             || verdict.is_from_later(now)
             || !free
@@ -145,6 +211,7 @@ impl Book {
         self.scopes.insert(verdict.scope, id);
         self.ends.insert((verdict.until_ns, id));
         self.held[kind(&verdict.scope)] += 1;
+        self.automatic[kind(&verdict.scope)] += usize::from(is_automatic(verdict.origin.into()));
         if let Scope::Source(prefix) = verdict.scope {
             self.model_sources += usize::from(verdict.origin == OriginName::Model);
             *self.lengths[family(&prefix)].entry(prefix.prefix_len()).or_default() += 1;
@@ -200,6 +267,8 @@ impl Book {
         self.scopes.remove(&verdict.scope);
         self.ends.remove(&(verdict.until_ns, id));
         self.held[kind(&verdict.scope)] -= 1;
+        self.automatic[kind(&verdict.scope)] -= usize::from(is_automatic(verdict.origin.into()));
+        self.ended.remove(&id);
         if let Scope::Source(prefix) = verdict.scope {
             self.model_sources -= usize::from(verdict.origin == OriginName::Model);
             let lengths = &mut self.lengths[family(&prefix)];
@@ -219,6 +288,11 @@ impl Book {
             self.ends.iter().take_while(|(until, _)| *until <= now_ns).take(most).map(|(_, id)| *id).collect();
         ended.into_iter().filter_map(|id| self.remove(id)).collect()
     }
+}
+
+/// Whether nobody answers for it: models and rules.
+fn is_automatic(origin: Origin) -> bool {
+    rank(origin) <= rank(Origin::Rule)
 }
 
 fn rank(origin: Origin) -> u8 {

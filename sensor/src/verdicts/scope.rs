@@ -20,7 +20,7 @@ use crate::view::{protocol_name, protocol_number};
 pub struct Service {
     /// Its address.
     pub address: IpAddr,
-    /// Its port, 0 without ports.
+    /// Its port, 0 without ports; of TCP, 0 is all ports of the address.
     pub port: u16,
     /// IP protocol number.
     pub protocol: u8,
@@ -33,7 +33,7 @@ pub enum Scope {
     Flow(FlowKey),
     /// All flows that these sources begin: one address (a prefix of full length) or a prefix, without host bits.
     Source(IpNet),
-    /// Half-open connections to a service.
+    /// Half-open connections to a service, or to all ports of an address.
     Service(Service),
 }
 

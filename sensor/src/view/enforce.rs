@@ -140,6 +140,9 @@ pub struct BreakerView {
     /// The same in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Services whose flows without a proven source are held at tag: each has a breaker for these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
 }
 
 /// Enforcement in the status.

@@ -204,8 +204,12 @@ fn a_list_of_ten_thousand_is_entered_and_ends() {
 fn half_open_floods_are_limited_at_the_service_and_name_no_source() {
     let scene = Scene::build();
     let edge = &scene.lab.edge.netns;
+    // Where there are SYN cookies, they are left to do it.
+    edge.sysctl("net/ipv4/tcp_syncookies", "0").must("switch SYN cookies off");
     let _nginx = Nginx::start(edge).must("start nginx");
-    let agent = scene.agent(&["--mode", "enforce"]);
+    let mut configuration = tempfile::NamedTempFile::new().map_err(Into::into).must("make a configuration");
+    configuration.write_all(b"[policy]\nhalf_open_limit = 200\n").map_err(Into::into).must("write it");
+    let agent = scene.agent(&["--mode", "enforce", "--config", &configuration.path().to_string_lossy()]);
     let client = &scene.lab.clients[0].netns;
     let fetch = || download(client, &format!("http://{EDGE_V4}"), 1_460, &[], &Stop::new());
     fetch().must("download before the flood");

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 pub(crate) const EVERYTHING: f32 = -1_000.0;
 /// Settings that let a model drop as much as it likes, from the first packet on.
 pub(crate) const UNBOUNDED: &str = "[policy]\nmin_packets = 1\nmin_packets_drop = 1\n\
-    [breaker]\ndrops_per_second = 0\nflow_share = 1.0\nsource_share = 1.0\nverdicts_per_minute = 0\n";
+    [breaker]\ndrops_per_second = 0\nsource_share = 1.0\nverdicts_per_minute = 0\n";
 /// What may take long on a machine that is busy, and is far below it elsewhere.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 

@@ -1,11 +1,13 @@
 //! What survives a restart, and a state that is damaged: the agent starts, and says what it did.
 
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
 use sensor_tests::agent::Agent;
 use sensor_tests::checks::Must as _;
 use sensor_tests::onnx::model;
 use serde_json::Value;
 
-use super::scene::{EVERYTHING, Files, add_verdict, lab, number, send, set_mode, udp};
+use super::scene::{EVERYTHING, Files, add_verdict, lab, number, set_mode};
 
 /// Scopes of the verdicts, with their origins, and operators' entries of the never-drop list.
 fn kept(agent: &Agent) -> (Vec<String>, Vec<String>) {
@@ -22,7 +24,7 @@ fn kept(agent: &Agent) -> (Vec<String>, Vec<String>) {
 #[test]
 fn verdicts_mode_breaker_and_never_drop_list_survive_a_restart() {
     let lab = lab(1, 1);
-    let settings = "mode = \"observe\"\n[breaker]\nmin_flows = 2\nflow_share = 0.5\n[policy]\nmin_packets = 1\nmin_packets_drop = 1\n";
+    let settings = "mode = \"observe\"\n[breaker]\nmin_sources = 1\n[policy]\nmin_packets = 1\nmin_packets_drop = 1\n";
     let files = Files::new(settings, Some(&model("all", EVERYTHING, &[])));
     let agent = files.agent(&lab, &[]);
     set_mode(&agent, "enforce");
@@ -38,9 +40,11 @@ fn verdicts_mode_breaker_and_never_drop_list_survive_a_restart() {
         agent.ask_json(&[&["allow", "add"], words].concat()).must("allow");
     }
     let attacker = &lab.attackers[0];
-    for _ in 0..5 {
-        send(&udp(&attacker.netns, (attacker.v4[0], 0)), (sensor_tests::topology::EDGE_V4, 7_960), 4, 50);
-    }
+    let edge = SocketAddr::from((sensor_tests::topology::EDGE_V4, 7_960));
+    let listener = lab.edge.netns.within(|| TcpListener::bind(edge)).must("enter the namespace");
+    let _listener = listener.map_err(Into::into).must("bind a TCP port");
+    let stream = attacker.netns.within(|| TcpStream::connect(edge)).must("enter the namespace");
+    let _proven = stream.map_err(Into::into).must("connect");
     sensor_tests::checks::wait_for("the breaker opens", super::scene::PATIENCE, || {
         agent.ask_json(&["breaker"]).must("ask for the breaker")["open"] == true
     });

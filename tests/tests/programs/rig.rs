@@ -69,7 +69,7 @@ pub(crate) fn options() -> LoadOptions {
 
 /// Loaded programs, with the loopback interface watched.
 pub(crate) fn load(options: &LoadOptions) -> Kernel {
-    let mut kernel = Kernel::load(options).expect("programs load (as root, on kernel 5.15 or newer)");
+    let mut kernel = Kernel::load(options).expect("programs load (as root, on kernel 6.1 or newer)");
     kernel.load_stack_ingress().expect("the program for TC's ingress loads");
     kernel.watch(IFINDEX).expect("watch loopback");
     kernel.control.set(&control());

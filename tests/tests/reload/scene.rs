@@ -15,7 +15,7 @@ use tempfile::TempDir;
 /// What may take long on a machine that is busy, and is far below it elsewhere.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// A model may drop as much as it likes, from the fourth packet on.
-pub(crate) const UNBOUNDED: &str = "[breaker]\ndrops_per_second = 0\nflow_share = 1.0\nsource_share = 1.0\n\
+pub(crate) const UNBOUNDED: &str = "[breaker]\ndrops_per_second = 0\nsource_share = 1.0\n\
     verdicts_per_minute = 0\n";
 
 pub(crate) fn lab() -> Lab {

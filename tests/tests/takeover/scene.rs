@@ -38,6 +38,10 @@ pub(crate) struct Scene {
 impl Scene {
     /// `agent`: more settings of the section `[agent]`.
     pub(crate) fn build(agent: &str) -> Self {
+        Self::with_lease(LEASE, agent)
+    }
+
+    pub(crate) fn with_lease(lease: Duration, agent: &str) -> Self {
         let host = HostSpec::default();
         let lab = Lab::build(&LabSpec { clients: vec![host.clone()], attackers: vec![host], ..LabSpec::default() })
             .must("build the hosts");
@@ -46,7 +50,7 @@ impl Scene {
         // The stream may look like an attack to the model; it is no part of the question.
         let text = format!(
             "mode = \"enforce\"\n[policy]\nnever_drop = [\"198.18.1.0/24\"]\n[agent]\nlease = \"{}s\"\n{agent}",
-            LEASE.as_secs()
+            lease.as_secs()
         );
         let configuration = write(&text);
         let strings = [mount.path().to_string_lossy().into_owned(), shipped_model()];

@@ -6,10 +6,10 @@ use clap::ValueEnum;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Arch {
     /// x86-64, baseline
-    #[value(name = "x86_64")]
+    #[value(name = "x86_64", alias = "amd64")]
     X86_64,
     /// 64-bit Arm, baseline
-    #[value(name = "aarch64")]
+    #[value(name = "aarch64", alias = "arm64")]
     Aarch64,
 }
 
@@ -31,7 +31,7 @@ impl Arch {
     }
 
     /// The kernel's name, which rpm and apk use as well.
-    pub(super) fn kernel(self) -> &'static str {
+    pub(crate) fn kernel(self) -> &'static str {
         match self {
             Self::X86_64 => "x86_64",
             Self::Aarch64 => "aarch64",
@@ -39,7 +39,7 @@ impl Arch {
     }
 
     /// Go's name, which nfpm and OCI use; Debian has the same.
-    pub(super) fn go(self) -> &'static str {
+    pub(crate) fn go(self) -> &'static str {
         match self {
             Self::X86_64 => "amd64",
             Self::Aarch64 => "arm64",

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use sensor_common::flow::{FlowRecord, note, state};
 use sensor_common::verdict::{Action, Entry, Origin, Rate as KernelRate};
 
@@ -12,6 +13,7 @@ use crate::audit::{Event, rfc3339};
 use crate::bpf::verdicts::Service as KernelService;
 use crate::config::{ActionName, OriginName};
 use crate::metrics::VerdictChange;
+use crate::policy;
 use crate::verdicts::book::Change;
 use crate::verdicts::scope::{Scope, Service};
 use crate::verdicts::{Moment, Order, Verdict};
@@ -42,8 +44,20 @@ fn entry_of(verdict: &Verdict) -> Entry {
 }
 
 impl Enforcer {
+    /// What stands for a source against which a model or a rule decides: its IPv4 address; its IPv6 /64, all of which
+    /// it has, unless that holds this host or what is never dropped.
+    pub(super) fn blamed(&self, source: IpAddr) -> IpNet {
+        let network = policy::network(source);
+        if source.is_ipv4() {
+            return network;
+        }
+        let shared = self.allow.own().iter().any(|own| network.contains(own)) || self.allow.touches(&network);
+        if shared { source.into() } else { network }
+    }
+
     /// Counts a flow's verdict against the source that has proven itself; whether that source has enough of them now.
     pub(in crate::agent) fn accuse(&mut self, id: u64, source: IpAddr, enough: u32) -> bool {
+        let source = self.blamed(source);
         let count = self.accusations.entry(source).or_default();
         *count += u32::from(self.accused.insert(id, source).is_none());
         enough > 0 && *count >= enough
@@ -68,8 +82,9 @@ impl Enforcer {
             tracing::warn!("no room to remember that verdict {} was taken back: it may come again", verdict.id);
         }
         if let Scope::Source(prefix) = &verdict.scope {
-            self.accused.retain(|_, source| !prefix.contains(&*source));
-            self.accusations.retain(|source, _| !prefix.contains(source));
+            let clear = |source: &IpNet| !prefix.contains(source) && !source.contains(prefix);
+            self.accused.retain(|_, source| clear(source));
+            self.accusations.retain(|source, _| clear(source));
         }
     }
 }
@@ -107,6 +122,7 @@ impl Poller {
         {
             return Err(format!("{prefix} holds {own}, an address of this host"));
         }
+        self.make_room(&order);
         let before = self.enforcer.book.of(&order.scope).cloned();
         let change = self.enforcer.book.add(order, moment()).map_err(|error| format!("{error:#}"))?;
         let (Change::Added(id, _) | Change::Renewed(id)) = change;
@@ -139,6 +155,21 @@ impl Poller {
             self.enforcer.audit.write(Event::Verdict { verdict: Box::new(verdict.clone()), done, until });
         }
         Ok((id, true))
+    }
+
+    /// Takes a verdict back whose place this order needs more, if the book is full.
+    fn make_room(&mut self, order: &Order) {
+        while let Some((id, ended)) = self.enforcer.book.gives_way(order) {
+            let goes_on = |verdict: &Verdict| matches!(&verdict.scope, Scope::Flow(key) if self.find(key).is_some());
+            if ended && self.enforcer.book.get(id).is_some_and(goes_on) {
+                self.enforcer.book.flow_goes_on(id);
+                continue;
+            }
+            let why =
+                if ended { "its flow has ended, and its place was needed" } else { "an operator needed its place" };
+            self.withdraw(id, why.to_owned());
+            return;
+        }
     }
 
     /// Takes back what models decided of sources inside a prefix that a person blocks or limits.
@@ -270,9 +301,9 @@ impl Poller {
         }
     }
 
-    /// A flow is over: a model's tag goes with it, and any verdict of a model if both ends closed the connection. (A
-    /// RST can be forged by whoever is under the verdict, and the flow goes on: that verdict holds until another
-    /// connection begins.)
+    /// A flow is over: a model's tag goes with it, and any verdict of a model if both ends closed the connection; else it is
+    /// the first to make room for another. (A RST can be forged by whoever is under the verdict, and the flow goes on: that
+    /// verdict holds until another connection begins.)
     pub(in crate::agent) fn flow_ended(&mut self, record: &FlowRecord) {
         if self.enforcer.book.held()[0] == 0 {
             return;
@@ -281,10 +312,12 @@ impl Poller {
             self.freed(record);
         }
         let closed = record.state & state::GRACEFUL != 0;
-        if let Some(verdict) = self.enforcer.book.of(&Scope::Flow(record.key))
-            && (!has_entry(verdict) || (closed && verdict.origin == OriginName::Model))
-        {
-            let id = verdict.id;
+        let Some(verdict) = self.enforcer.book.of(&Scope::Flow(record.key)) else { return };
+        let stays = has_entry(verdict) && !(closed && verdict.origin == OriginName::Model);
+        let id = verdict.id;
+        if stays {
+            self.enforcer.book.flow_ended(id);
+        } else {
             self.withdraw(id, "the flow has ended".to_owned());
         }
     }

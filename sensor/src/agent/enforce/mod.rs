@@ -4,9 +4,12 @@
 //! Invariants: the kernel's maps and the records follow the book within one poll; a verdict is checked against the
 //! never-drop list before it is written, and the kernel checks again; nothing here waits for a disk or a reader.
 //! The parts: [`enter`] (verdicts in and out), [`records`] (which follow the book), [`reconcile`] (after a takeover),
-//! [`protect`] (the never-drop list), [`watch`] (once a second), [`requests`] (the control socket), [`tagging`]. Owned by [`super::poll`].
+//! [`protect`] (the never-drop list), [`guards`] (what bounds a model), [`watch`] (once a second), [`half_open`] (floods of
+//! SYNs), [`requests`] (the control socket), [`tagging`]. Owned by [`super::poll`].
 
 mod enter;
+mod guards;
+mod half_open;
 mod protect;
 mod reconcile;
 mod records;
@@ -14,8 +17,7 @@ mod requests;
 mod tagging;
 mod watch;
 
-use std::collections::HashMap;
-use std::net::IpAddr;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -32,6 +34,7 @@ use crate::config::{Config, Mode, OriginName, PolicyConfig};
 use crate::host::{self, Items, Lasting, Surroundings};
 use crate::metrics::{ModelRole, VerdictChange};
 use crate::policy::{self, Ramp};
+use crate::steady::Steady;
 use crate::store::{SavedMode, State, Store};
 use crate::verdicts::book::{Book, Room};
 use crate::verdicts::pardon::Pardons;
@@ -53,16 +56,14 @@ pub(super) struct Enforcer {
     tagging_failed: bool,
     /// Whether drops of models are held back because drift is high.
     pub(super) drifted: bool,
-    /// Flows with a score that are active; those under a model's verdict of drop; as of the last scan.
-    pub(super) scored: [u64; 2],
-    /// The scan that goes on counts here.
-    pub(super) counting: [u64; 2],
     /// Verdicts whose features may still be looked into in this second.
     pub(super) explanations: u32,
     saved_mode: Option<SavedMode>,
     /// How long mode enforce has been on.
     enforced: Option<Ramp>,
     ramp: bool,
+    /// Sources that keep doing the same.
+    pub(super) steady: Steady,
     /// What operators took back.
     pub(super) pardons: Pardons,
     surroundings: Option<Receiver<Surroundings>>,
@@ -75,10 +76,16 @@ pub(super) struct Enforcer {
     /// All records are to be looked at.
     all_stale: bool,
     /// The source that each flow verdict of drop speaks against, and how many do.
-    accused: HashMap<u64, IpAddr>,
-    accusations: HashMap<IpAddr, u32>,
+    accused: HashMap<u64, IpNet>,
+    accusations: HashMap<IpNet, u32>,
     /// Packets of each service limit when it was last looked at.
     limited: HashMap<u64, u64>,
+    /// Names of the interfaces with a route to IPv4 link-local addresses.
+    link_local: HashSet<String>,
+    /// Whether the kernel answers floods of SYNs to this host by cookies, as far as is known.
+    syn_cookies: bool,
+    /// That a flood is left to the kernel was said.
+    left_to_cookies: bool,
 }
 
 /// Both clocks.
@@ -108,9 +115,15 @@ impl Enforcer {
         let (mut store, saved) = Store::open(directory);
         let audit = Audit::open(&config.audit, directory);
         let now = moment();
-        let mut book = Book::new(Room { each: config.policy.max_verdicts as usize }, saved.state.next_id);
+        let mut book =
+            Book::new(Room::new(config.policy.max_verdicts, config.policy.operator_share), saved.state.next_id);
         let (mut restored, mut ended, mut later) = (0, 0, 0);
-        for verdict in saved.verdicts {
+        // If there is less room than there was, what people decided stays.
+        let (automatic, by_people): (Vec<Verdict>, Vec<Verdict>) = saved
+            .verdicts
+            .into_iter()
+            .partition(|verdict| matches!(verdict.origin, OriginName::Model | OriginName::Rule));
+        for verdict in by_people.into_iter().chain(automatic) {
             let (id, waits) = (
                 verdict.id,
                 verdict.is_from_later(now) && !matches!(verdict.origin, OriginName::Model | OriginName::Rule),
@@ -133,7 +146,7 @@ impl Enforcer {
                 store.no_allow(&item);
             }
         }
-        let State { mode: saved_mode, enforced_ms, trip, next_id: _ } = saved.state;
+        let State { mode: saved_mode, enforced_ms, trip, quiet_ms, next_id: _ } = saved.state;
         // What was set by command holds until the configuration says something else than it did then.
         let saved_mode = saved_mode.filter(|saved| saved.configured == config.mode);
         let mode = saved_mode.map_or(config.mode, |saved| saved.mode);
@@ -159,18 +172,17 @@ impl Enforcer {
             mode,
             book,
             allow,
-            breaker: Breaker::new(config.breaker.clone(), trip),
+            breaker: Breaker::new(config.breaker.clone(), trip, quiet_ms),
             audit,
             store,
             tagging_failed: false,
             drifted: false,
-            scored: [0; 2],
-            counting: [0; 2],
             // The first second's verdicts are explained, too.
             explanations: config.audit.explain_per_second,
             saved_mode,
             enforced: enforced_ms.filter(|_| mode == Mode::Enforce).map(Ramp::resume),
             ramp: false,
+            steady: Steady::new(policy.steady()),
             pardons: Pardons::new(3 * config.policy.max_verdicts as usize),
             surroundings: host::watch(policy).inspect_err(|error| tracing::error!("{error:#}")).ok(),
             found: Default::default(),
@@ -180,6 +192,10 @@ impl Enforcer {
             accused: HashMap::new(),
             accusations: HashMap::new(),
             limited: HashMap::new(),
+            link_local: HashSet::new(),
+            // Without knowing better, nothing is done in place of the kernel.
+            syn_cookies: true,
+            left_to_cookies: false,
         };
         let Around { surroundings, sessions } = around;
         enforcer.surround(surroundings);
@@ -204,6 +220,7 @@ impl Enforcer {
             mode: self.saved_mode,
             enforced_ms: self.enforced.map(|ramp| ramp.spent_ms()),
             trip: self.breaker.trip().copied(),
+            quiet_ms: self.breaker.quiet_ms(),
             next_id: self.book.next_id(),
         }
     }
@@ -232,7 +249,7 @@ impl Poller {
     /// Writes everything that is known at the start to the kernel: ceilings, the never-drop list, verdicts.
     pub(super) fn begin_enforcement(&mut self) {
         self.protect_all();
-        self.kernel.verdicts.set_note_known(self.config.policy.half_open_limit > 0);
+        self.follow_half_open_limit();
         self.reconcile();
         self.count_ramp(moment());
         self.obey_ceilings();
@@ -269,7 +286,6 @@ impl Poller {
         self.expire_verdicts(now);
         self.clear_again(now);
         self.restamp(now);
-        self.enforcer.counting = [0; 2];
     }
 
     /// A long list must not let the lease run out: called for each of its items.

@@ -1,5 +1,7 @@
 //! The never-drop list and the kernel's copy of it.
 
+use std::collections::HashSet;
+
 use sensor_common::flow::FlowKey;
 use sensor_common::packet::protocol;
 use sensor_common::verdict::{Action, Entry as KernelEntry, Origin};
@@ -15,10 +17,12 @@ use crate::host::{Items, Surroundings};
 impl Enforcer {
     /// The list follows what was found around this host; changes that the kernel has to follow.
     pub(super) fn surround(&mut self, around: Surroundings) -> Vec<Change> {
-        let Surroundings { gateways, resolvers, own } = around;
+        let Surroundings { gateways, resolvers, own, link_local, syn_cookies } = around;
         if let Some(own) = own {
             self.allow.set_own(own);
         }
+        self.link_local = link_local.unwrap_or_else(|| std::mem::take(&mut self.link_local));
+        self.syn_cookies = syn_cookies.unwrap_or(self.syn_cookies);
         let [gateways, resolvers] =
             [(0, gateways), (1, resolvers)].map(|(number, found)| self.found[number].look(found));
         let mut changes = self.replace(Why::Gateway, &gateways);
@@ -143,8 +147,12 @@ impl Poller {
 
     /// Takes over what was found around this host.
     pub(in crate::agent) fn take_surroundings(&mut self, around: Surroundings) {
+        let before = self.enforcer.link_local.clone();
         let changes = self.enforcer.surround(around);
         self.protect(&changes);
+        if self.enforcer.link_local != before {
+            self.protect_interfaces_again();
+        }
     }
 
     /// Takes over the sessions of operators at this moment.
@@ -186,7 +194,26 @@ impl Poller {
         let exempt = self.attached.iter().filter(|attached| self.is_exempt(&attached.interface));
         let indexes: Vec<u32> = exempt.map(|attached| attached.ifindex).collect();
         self.enforcer.allow.set_indexes(indexes.iter().copied().collect());
-        self.kernel.exempt(&indexes)
+        self.kernel.exempt(&indexes)?;
+        self.follow_link_local()
+    }
+
+    /// A watched interface speaks for itself. One that is not (a bridge, a VLAN, a bond) may stand on any of those: it
+    /// speaks for all.
+    fn follow_link_local(&mut self) -> anyhow::Result<()> {
+        let names = &self.enforcer.link_local;
+        let watched = |name: &String| self.attached.iter().any(|attached| attached.interface == *name);
+        let all = names.iter().any(|name| name != "lo" && !watched(name));
+        let mut indexes = HashSet::new();
+        for attached in &self.attached {
+            let link_local = all || names.contains(&attached.interface);
+            self.kernel.set_link_local(attached.ifindex, link_local)?;
+            if link_local {
+                indexes.insert(attached.ifindex);
+            }
+        }
+        self.enforcer.allow.set_link_local(indexes);
+        Ok(())
     }
 
     /// A flow outside VLANs, and in each VLAN that this host has: its socket does not say where it runs.

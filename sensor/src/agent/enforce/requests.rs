@@ -57,8 +57,14 @@ impl Poller {
                 drop(reply.send(Ok(ModeView { mode, configured: self.config.mode, ramp })));
             }
             EnforceRequest::Breaker { reset, by, reply } => {
-                if reset && let Some(trip) = self.enforcer.breaker.reset() {
-                    self.closed(trip, format!("operator {by}"));
+                if reset {
+                    let (trip, services) = self.enforcer.breaker.reset();
+                    if let Some(trip) = trip {
+                        self.closed(trip, format!("operator {by}"));
+                    }
+                    for service in services {
+                        self.service_freed(service, format!("operator {by}"));
+                    }
                 }
                 drop(reply.send(Ok(self.breaker_view())));
             }
@@ -254,7 +260,13 @@ impl Poller {
 
     pub(in crate::agent) fn breaker_view(&self) -> BreakerView {
         let trip = self.enforcer.breaker.trip().copied();
-        BreakerView { open: trip.is_some(), trip, reason: trip.map(|trip| trip.to_string()) }
+        let services = self.enforcer.breaker.services().open();
+        BreakerView {
+            open: trip.is_some(),
+            trip,
+            reason: trip.map(|trip| trip.to_string()),
+            services: services.iter().map(ToString::to_string).collect(),
+        }
     }
 
     /// Enforcement in the status.
@@ -281,19 +293,19 @@ impl Poller {
     pub(in crate::agent) fn escalate(&mut self, source: IpAddr, evidence: Evidence) {
         let flows = self.config.policy.escalate_flows;
         let share = self.config.breaker.source_share;
-        let [active, under] = self.sources();
-        if share < 1.0 && active > 0 && (under + 1) as f64 > share * active as f64 {
+        if self.enforcer.breaker.would_block_too_many(self.blocked_sources()) {
             // The cap holds before a source is cut off, not after: a model that is wrong about everybody must not block them.
             return self
                 .refused(&format!("{source} would be one of too many sources (breaker.source_share = {share})"));
         }
+        let blamed = Scope::source(self.enforcer.blamed(source));
         let evidence = Evidence {
             who: "escalation rule".to_owned(),
             note: format!("{flows} of its flows, with completed handshakes, are under a verdict of drop"),
             ..evidence
         };
         let order = Order {
-            scope: Scope::source(source.into()),
+            scope: blamed,
             action: Action::Drop,
             rate: Rate::default(),
             origin: Origin::Model,
@@ -303,11 +315,8 @@ impl Poller {
         if self.enforcer.pardons.holds(&order.scope, now_ns()) {
             return;
         }
-        if self.enforcer.book.of(&order.scope).is_none() {
-            self.before_drop();
-        }
         match self.enter(order) {
-            Ok((id, true)) => tracing::warn!("source {source} is dropped (verdict {id}): {flows} flows of it are"),
+            Ok((id, true)) => tracing::warn!("source {blamed} is dropped (verdict {id}): {flows} flows of it are"),
             Ok((_, false)) => {}
             Err(reason) => self.refused(&reason),
         }

@@ -1,28 +1,16 @@
-//! Once a second: the breaker, the ramp, half-open floods, what ended on the never-drop list, and the numbers for metrics.
+//! Once a second: the breaker, the ramp, what ended on the never-drop list, and the numbers for metrics.
 
-use std::collections::HashMap;
-use std::time::Duration;
-
-use sensor_common::packet::protocol;
 use sensor_common::verdict::{Action, Origin};
 
-use super::super::clock::now_ns;
 use super::super::poll::Poller;
 use super::moment;
 use crate::audit::Event;
-use crate::breaker::{Load, Trip};
+use crate::breaker::{Load, Second, Trip};
 use crate::config::{Mode, OriginName};
 use crate::metrics::{Enforcement, VerdictChange};
 use crate::policy::Ramp;
-use crate::verdicts::scope::{Scope, Service};
-use crate::verdicts::{Evidence, Moment, Order, Rate};
-
-/// How long a limit of half-open connections holds after the last second in which it was needed.
-const HALF_OPEN_FOR: Duration = Duration::from_secs(60);
-/// Share of a service's new flows that stay half-open, from which on there is a flood and not a busy service.
-const HALF_OPEN_SHARE: f64 = 0.5;
-/// Services that are limited at most at the same time by this rule.
-const HALF_OPEN_SERVICES: usize = 64;
+use crate::verdicts::Moment;
+use crate::verdicts::scope::Scope;
 
 impl Poller {
     /// Everything that is due once a second.
@@ -46,30 +34,37 @@ impl Poller {
     }
 
     fn watch_breaker(&mut self, now: Moment) {
-        let sources = self.sources();
+        let by_rule = "all was below the caps for breaker.reset_after";
+        let minute = |ms: u64| ms / 60_000;
+        let quiet_before = minute(self.enforcer.breaker.quiet_ms());
         // What operators and rules drop is no fault of the model.
         let drops = self.metrics.would_drop(Origin::Model);
-        let load = Load { drops, flows: self.enforcer.scored, sources };
-        match self.enforcer.breaker.second(load, now.ns, now.unix_ms) {
-            Some(Ok(trip)) => self.tripped(trip),
-            Some(Err(trip)) => self.closed(trip, "all was below the caps for breaker.reset_after".to_owned()),
-            None => {}
+        let load = Load { drops, sources: self.enforcer.accusations.len() as u64 };
+        let Second { opened, closed, services } = self.enforcer.breaker.second(load, now.ns, now.unix_ms);
+        if let Some(trip) = opened {
+            self.tripped(trip);
+        }
+        if let Some(trip) = closed {
+            self.closed(trip, by_rule.to_owned());
+        } else if self.enforcer.breaker.trip().is_some() && quiet_before != minute(self.enforcer.breaker.quiet_ms()) {
+            // So that a restart does not begin the quiet time anew.
+            self.enforcer.keep_state();
+        }
+        for service in services {
+            self.service_freed(service, by_rule.to_owned());
         }
     }
 
-    /// Sources with a new flow in the last minute, and those that a model has dropped.
-    pub(super) fn sources(&self) -> [u64; 2] {
+    /// Sources that a model has dropped whole.
+    pub(super) fn blocked_sources(&self) -> u64 {
         let by_model = |verdict: &&crate::verdicts::Verdict| {
-            verdict.origin == OriginName::Model && Action::from(verdict.action) == Action::Drop
+            verdict.origin == OriginName::Model
+                && Action::from(verdict.action) == Action::Drop
+                && matches!(verdict.scope, Scope::Source(_))
         };
         let book = &self.enforcer.book;
         // Sources are few beside flows: only if there are any is the book read through.
-        let under = if book.held()[1] == 0 {
-            0
-        } else {
-            book.iter().filter(by_model).filter(|verdict| matches!(verdict.scope, Scope::Source(_))).count() as u64
-        };
-        [self.metrics.context_view().map_or(0, |context| context.sources), under]
+        if book.held()[1] == 0 { 0 } else { book.iter().filter(by_model).count() as u64 }
     }
 
     /// The breaker opened: from the next packet on, models tag.
@@ -89,7 +84,6 @@ impl Poller {
         // What a model decided that exceeded its caps is not obeyed afterwards: flows that go on are judged anew, under the caps.
         let decided = self.enforcer.book.models_below(f64::INFINITY);
         self.withdraw_all(decided, "the breaker closes");
-        self.enforcer.scored[1] = 0;
         self.obey_ceilings();
         tracing::warn!("the breaker is closed ({by}); it was open because {trip}");
         self.enforcer.audit.write(Event::BreakerReset { trip, by });
@@ -125,65 +119,6 @@ impl Poller {
         }
     }
 
-    /// Limits half-open connections to services that are flooded with them.
-    fn watch_half_open(&mut self, now: Moment) {
-        let most = self.config.policy.half_open_limit;
-        let Some(follower) = self.follower.as_ref().filter(|_| most > 0) else { return };
-        let mut flooded: Vec<(Service, String)> = Vec::new();
-        for (service, rate, share) in follower.half_open(now.ns, f64::from(most)) {
-            if service.protocol == protocol::TCP && share >= HALF_OPEN_SHARE && flooded.len() < HALF_OPEN_SERVICES {
-                let note = format!("{rate:.0} half-open connections a second, {:.0} % of all", share * 100.0);
-                flooded.push((service, note));
-            }
-        }
-        // While a limit works, what it stops is in no record: the entry says whether it is still needed.
-        if self.enforcer.book.held()[2] > 0 {
-            let counts: HashMap<u64, u64> = match self.kernel.verdicts.services() {
-                Ok(entries) => entries.into_iter().map(|(_, entry)| (entry.id, entry.packets)).collect(),
-                Err(error) => return tracing::error!("{error:#}"),
-            };
-            let own = self.enforcer.book.iter().filter(|verdict| verdict.origin == OriginName::Rule);
-            let own: Vec<_> = own.map(|verdict| (verdict.id, verdict.scope)).collect();
-            for (id, scope) in own {
-                let Scope::Service(service) = scope else { continue };
-                let packets = counts.get(&id).copied().unwrap_or_default();
-                let before = self.enforcer.limited.insert(id, packets).unwrap_or_default();
-                if packets > before && !flooded.iter().any(|(known, _)| *known == service) {
-                    flooded.push((service, String::new()));
-                }
-            }
-        }
-        for (service, note) in flooded {
-            let scope = Scope::Service(service);
-            let half = HALF_OPEN_FOR.as_nanos() as u64 / 2;
-            let held = self.enforcer.book.of(&scope);
-            if self.enforcer.pardons.holds(&scope, now.ns) {
-                continue;
-            }
-            if held.is_some_and(|verdict| {
-                verdict.origin != OriginName::Rule || verdict.until_ns > now.ns.saturating_add(half)
-            }) {
-                continue;
-            }
-            let order = Order {
-                scope,
-                action: Action::Limit,
-                rate: Rate { packets: u64::from(most), bytes: 0 },
-                // No model is asked: neither its breaker nor drift takes this answer to floods away.
-                origin: Origin::Rule,
-                for_ms: HALF_OPEN_FOR.as_millis() as u64,
-                evidence: Evidence { who: "half-open rule".to_owned(), note: note.clone(), ..Evidence::default() },
-            };
-            match self.enter(order) {
-                Ok((id, true)) => tracing::warn!(
-                    "half-open connections to {service} are limited to {most} a second (verdict {id}): {note}"
-                ),
-                Ok((_, false)) => {}
-                Err(reason) => self.refused(&reason),
-            }
-        }
-    }
-
     /// A verdict of a model or a rule could not be entered.
     pub(in crate::agent) fn refused(&mut self, reason: &str) {
         self.metrics.verdict_refused();
@@ -196,22 +131,13 @@ impl Poller {
         self.metrics.enforcement(Enforcement {
             mode: Some(enforcer.mode),
             tripped: enforcer.breaker.trip().is_some(),
+            services_held: enforcer.breaker.services().open().len() as u64,
             ramp: enforcer.ramp,
             verdicts: enforcer.book.counts(),
             never_drop: enforcer.allow.counts(),
             audit: [enforcer.audit.written(), enforcer.audit.lost()],
             store_errors: enforcer.store.errors(),
         });
-    }
-
-    /// A model's verdict that drops is about to be stored.
-    pub(in crate::agent) fn before_drop(&mut self) {
-        let now = now_ns();
-        let unix_ms = moment().unix_ms;
-        if let Some(trip) = self.enforcer.breaker.verdict(self.enforcer.scored, now, unix_ms) {
-            self.tripped(trip);
-        }
-        self.enforcer.scored[1] += 1;
     }
 
     /// The verdict was renewed in the book; counted only.

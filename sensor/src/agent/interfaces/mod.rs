@@ -17,6 +17,7 @@ use sensor_common::counter::InterfaceCounters;
 
 use self::news::News;
 use super::poll::Poller;
+use crate::bpf::attach::still::Still;
 use crate::bpf::attach::{self, Attached};
 use crate::bpf::load::Kernel;
 use crate::bpf::probe;
@@ -43,6 +44,7 @@ pub(super) struct Interfaces {
     /// The kernel has TCX.
     tcx: bool,
     news: News,
+    still: Still,
     started: Instant,
 }
 
@@ -55,12 +57,15 @@ struct Waiting {
 
 impl Interfaces {
     /// Of a list and what is known of the interfaces.
-    pub(super) fn new(list: List, links: Links, kernel: &Kernel, tcx: bool) -> Interfaces {
+    ///
+    /// # Errors
+    /// If there can be no thread for [`Still`].
+    pub(super) fn new(list: List, links: Links, kernel: &Kernel, tcx: bool) -> anyhow::Result<Interfaces> {
         let gone = kernel.gone().unwrap_or_else(|error| {
             tracing::warn!("counters of former interfaces: {error:#}");
             InterfaceCounters::zeroed()
         });
-        Interfaces {
+        Ok(Interfaces {
             list,
             links,
             looked_at: 0,
@@ -69,8 +74,9 @@ impl Interfaces {
             former: Former::new(gone),
             tcx,
             news: News::default(),
+            still: Still::begin()?,
             started: Instant::now(),
-        }
+        })
     }
 
     fn now(&self) -> Duration {
@@ -82,6 +88,8 @@ impl Interfaces {
 enum Change {
     Gone,
     Renamed(String),
+    /// Others took these programs off.
+    TakenOff(Vec<&'static str>),
     /// It is there, and the list does not ask for it any more.
     Unwanted(String),
 }
@@ -126,6 +134,23 @@ impl Poller {
         }
     }
 
+    /// Once a second: attaches again where others took programs off.
+    pub(super) fn look_for_taken_off(&mut self) {
+        let expected = self.kernel.expected(&self.attached);
+        let lacks = |ifindex: &u32| {
+            let one = expected.iter().find(|one| one.ifindex == *ifindex)?;
+            let programs = one.missing().ok().filter(|programs| !programs.is_empty())?;
+            Some((*ifindex, Change::TakenOff(programs)))
+        };
+        let suspects = self.interfaces.still.exchange(expected.clone());
+        let changed: Vec<_> = suspects.iter().filter_map(lacks).collect();
+        if !changed.is_empty() {
+            self.apply(changed);
+            self.watch_waiting(Instant::now());
+            self.publish_states();
+        }
+    }
+
     fn apply(&mut self, changed: Vec<(u32, Change)>) {
         let (mut gone, mut unwanted) = (Vec::new(), Vec::new());
         for (ifindex, change) in changed {
@@ -143,6 +168,20 @@ impl Poller {
                         }
                         Err(error) => tracing::warn!("counters of {name}: {error:#}"),
                     }
+                }
+                Change::TakenOff(programs) => {
+                    let one = self.attached.remove(position);
+                    let name = one.interface.clone();
+                    self.metrics.taken_off(&name);
+                    if self.interfaces.news.is_told("taken off") {
+                        tracing::warn!(
+                            "{name}: others took {} off, which is not the agent's doing; attaching again",
+                            programs.join(" and ")
+                        );
+                    }
+                    self.let_go(vec![one], true);
+                    let waiting = Waiting { name, attempts: Attempts::default() };
+                    self.interfaces.waiting.insert(ifindex, waiting);
                 }
                 Change::Gone => gone.push(self.attached.remove(position)),
                 Change::Unwanted(name) => {

@@ -170,7 +170,6 @@ impl Poller {
         self.keep_verdicts(now);
         self.take_evicted(now);
         self.scan(now);
-        self.enforcer.scored = self.enforcer.counting;
         self.score(now, begun + self.config.agent.poll_interval);
         self.metrics.table(self.kernel.table.capacity() as u64, self.occupied);
     }

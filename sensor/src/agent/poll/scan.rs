@@ -41,6 +41,7 @@ impl Poller {
             } else {
                 ended += 1;
                 self.flow_ended(&record);
+                self.note_visit(&record, now);
                 self.ended(None, &record, None, now);
             }
         }
@@ -75,7 +76,7 @@ impl Poller {
             return;
         }
         if let Some(score) = score {
-            self.judge_ended(record, score);
+            self.judge_ended(record, score, now);
         } else if self.records.len() < self.config.model.max_flows_per_poll as usize {
             self.candidates.push(Candidate { slot: None });
             self.records.push(*record);
@@ -104,9 +105,6 @@ impl Poller {
                 self.look(number, ways.trailing_zeros() as usize, &mut bucket, &scan);
                 ways &= ways - 1;
             }
-            let counts = self.memories.counts(number);
-            self.enforcer.counting[0] += u64::from(counts.scored);
-            self.enforcer.counting[1] += u64::from(counts.condemned);
             if !scan.full && self.records.len() >= self.config.model.max_flows_per_poll as usize {
                 scan.full = true;
                 self.cursor = (number + 1) % buckets;
@@ -197,6 +195,7 @@ impl Poller {
         self.occupied = self.occupied.saturating_sub(1);
         self.metrics.flows_ended(reason, 1);
         self.flow_ended(&record);
+        self.note_visit(&record, scan.now);
         self.ended(Some(slot), &record, score, scan.now);
     }
 }

@@ -114,6 +114,7 @@ impl Poller {
 
     fn every_second(&mut self) {
         self.look_at_interfaces();
+        self.look_for_taken_off();
         self.follow_tagging();
         self.publish_interfaces();
         self.publish_books();

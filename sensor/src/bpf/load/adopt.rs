@@ -88,6 +88,13 @@ impl Kernel {
     }
 }
 
+impl Kernel {
+    /// What the kernel says of one of the programs; `None` if it is not loaded.
+    pub(in crate::bpf) fn program_info(&self, name: &str) -> Option<aya::programs::ProgramInfo> {
+        self.ebpf.program(name)?.info().ok()
+    }
+}
+
 /// The loaded programs that may become filters.
 pub(super) fn filter_programs(ebpf: &Ebpf) -> Vec<u32> {
     let programs = ebpf.programs().filter(|(name, _)| crate::bpf::attach::is_filter(name));

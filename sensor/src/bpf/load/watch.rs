@@ -132,6 +132,17 @@ impl Kernel {
         Ok(())
     }
 
+    /// Says whether an interface may have neighbours with IPv4 link-local addresses
+    /// ([`sensor_common::verdict::is_of_link`]).
+    ///
+    /// # Errors
+    /// The interface is not watched, or the kernel refuses to read its counters.
+    pub fn set_link_local(&mut self, ifindex: u32, link_local: bool) -> anyhow::Result<()> {
+        let slot = self.counters(ifindex)?.slot;
+        self.control.set_link_local(slot, link_local);
+        Ok(())
+    }
+
     /// Counters of an interface, summed over the CPUs.
     ///
     /// # Errors

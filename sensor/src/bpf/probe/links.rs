@@ -15,7 +15,10 @@ use anyhow::Context as _;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socket_with, sockopt};
 
-use super::netlink::{IFINFO_SIZE, NLMSG_ERROR, NLMSG_HEADER, Request, attributes, find, open, text, word};
+use super::netlink::{
+    IFINFO_SIZE, IFLA_EXT_MASK, NLMSG_ERROR, NLMSG_HEADER, RTEXT_FILTER_SKIP_STATS, Request, attributes, find, open,
+    text, word,
+};
 use crate::interfaces::Link;
 
 const RTM_NEWLINK: u16 = 16;
@@ -30,9 +33,7 @@ const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
-const IFLA_EXT_MASK: u16 = 29;
 const IFLA_LINK_NETNSID: u16 = 37;
-const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 const ARPHRD_ETHER: u16 = 1;
 const IFF_LOOPBACK: u32 = 1 << 3;
 

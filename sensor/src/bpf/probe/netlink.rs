@@ -23,6 +23,8 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
+pub(super) const IFLA_EXT_MASK: u16 = 29;
+pub(super) const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
 const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_XDP: u16 = 43;
@@ -60,6 +62,18 @@ pub(super) struct Link {
     pub(super) kind: Option<String>,
     /// Attach mode (1 native, 2 generic, 3 offloaded, 4 several) and id of the XDP program.
     pub(super) xdp: Option<(u8, Option<u32>)>,
+}
+
+/// Number of the XDP program that an interface has; `None` if it has none.
+pub(super) fn xdp_program(ifindex: u32) -> io::Result<Option<u32>> {
+    let mut header = [0; IFINFO_SIZE];
+    header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    let mut request = Request::new(RTM_GETLINK, &header);
+    request.attribute(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+    let reply = exchange(&open(None)?, request)?;
+    Ok(find(reply.get(IFINFO_SIZE..).unwrap_or_default(), IFLA_XDP)
+        .and_then(|xdp| find(xdp, IFLA_XDP_PROG_ID))
+        .map(word))
 }
 
 /// Looks a link up by its name; `None` if there is none.

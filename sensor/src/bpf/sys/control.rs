@@ -89,6 +89,14 @@ impl ControlPage {
         (0..MAX_INTERFACES).filter(|slot| words[*slot as usize / 64] >> (slot & 63) & 1 != 0).collect()
     }
 
+    /// The bit of one slot of the counters' table ([`Control::link_local`]).
+    pub(in crate::bpf) fn set_link_local(&self, slot: u32, link_local: bool) {
+        let place = std::mem::offset_of!(Control, link_local) / 8 + slot as usize / 64 % EXEMPT_WORDS;
+        let word = self.page.word(place);
+        let others = word.load(Ordering::Acquire) & !(1 << (slot & 63));
+        word.store(others | u64::from(link_local) << (slot & 63), Ordering::Release);
+    }
+
     fn exempt_word(&self, number: usize) -> &AtomicU64 {
         self.page.word(std::mem::offset_of!(Control, exempt) / 8 + number)
     }

@@ -13,7 +13,7 @@ fn order(scope: &str, action: Action, origin: Origin, seconds: u64) -> Order {
 }
 
 fn book() -> Book {
-    Book::new(Room { each: 10_000 }, 7)
+    Book::new(Room::new(10_000, 0.0), 7)
 }
 
 fn added(book: &mut Book, order: Order, now: Moment) -> u64 {
@@ -181,6 +181,53 @@ fn ten_thousand_end_together_in_batches() {
 }
 
 #[test]
+fn models_leave_places_to_operators() {
+    let mut book = Book::new(Room::new(8, 0.25), 1);
+    let flow = |port: u32| format!("tcp,198.18.66.7:{port},198.18.0.1:2");
+    let drop = |port: u32, origin, seconds| order(&flow(port), Action::Drop, origin, seconds);
+    let ids: Vec<u64> =
+        (0..6).map(|port| added(&mut book, drop(1_000 + port, Origin::Model, 600 - u64::from(port)), at(0))).collect();
+    let error = book.add(drop(2_000, Origin::Model, 60), at(1)).expect_err("full").to_string();
+    assert!(error.contains("policy.operator_share") && error.contains("origin model"), "{error}");
+    assert_eq!(
+        book.gives_way(&drop(2_000, Origin::Model, 60)),
+        None,
+        "a flow that goes on is not given up for another"
+    );
+    assert!(book.add(order("198.18.66.7", Action::Drop, Origin::Model, 60), at(1)).is_ok(), "another kind");
+    for port in 3_000..3_002 {
+        assert_eq!(book.gives_way(&drop(port, Origin::Operator, 60)), None, "there is room");
+        added(&mut book, drop(port, Origin::Operator, 60), at(1));
+    }
+    // All eight places are taken. The model's that ends soonest goes, unless the flow of one has ended.
+    assert_eq!(book.gives_way(&drop(3_002, Origin::Operator, 60)), Some((ids[5], false)));
+    assert!(book.add(drop(3_002, Origin::Operator, 60), at(1)).is_err(), "who asks makes room first");
+    book.flow_ended(ids[2]);
+    assert_eq!(book.gives_way(&drop(2_000, Origin::Model, 60)), Some((ids[2], true)), "for a model's, too");
+    assert_eq!(book.gives_way(&drop(3_002, Origin::Fleet, 60)), Some((ids[2], true)));
+    assert_eq!(book.gives_way(&drop(1_000, Origin::Operator, 60)), None, "it replaces the model's of the same flow");
+    book.flow_goes_on(ids[2]);
+    assert_eq!(book.gives_way(&drop(2_000, Origin::Model, 60)), None);
+    for port in 3_002..3_008 {
+        let (id, _) = book.gives_way(&drop(port, Origin::Operator, 60)).expect("a model's gives way");
+        book.remove(id).expect("held");
+        added(&mut book, drop(port, Origin::Operator, 60), at(1));
+    }
+    assert_eq!(
+        (book.held(), book.gives_way(&drop(4_000, Origin::Operator, 60))),
+        ([8, 1, 0], None),
+        "all are operators'"
+    );
+    let newest = book.newest().next().expect("held").id;
+    book.flow_ended(newest);
+    assert_eq!(
+        book.gives_way(&drop(4_000, Origin::Operator, 60)),
+        None,
+        "an operator's holds whether its flow goes on or not"
+    );
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
     let mut book = book();
     for (scope, action, word) in [
@@ -212,7 +259,7 @@ fn a_restored_verdict_has_the_time_it_had_left() {
     assert_eq!(restored(at(60).unix_ms), None);
     assert_eq!(restored(at(0).unix_ms - 30_000), Some(60_000), "not longer than it was given");
     assert_eq!(restored(1_577_836_800_000), None, "a clock that begins in 2020 gives it no new life");
-    let mut next = Book::new(Room { each: 1 }, 1);
+    let mut next = Book::new(Room::new(1, 0.0), 1);
     next.restore(read(), at(1)).expect("taken over");
     assert_eq!(next.next_id(), id + 1);
     assert!(next.restore(read(), at(1)).is_none(), "once");

@@ -34,8 +34,7 @@ const GAP: Duration = Duration::from_millis(1);
 const LENGTH: Duration = Duration::from_millis(400);
 
 /// Here, all flows are attacks.
-const NO_BREAKER: &str =
-    "[breaker]\ndrops_per_second = 0\nflow_share = 1.0\nsource_share = 1.0\nverdicts_per_minute = 0\n";
+const NO_BREAKER: &str = "[breaker]\ndrops_per_second = 0\nsource_share = 1.0\nverdicts_per_minute = 0\n";
 
 /// What one flow tells.
 struct Reaction {
