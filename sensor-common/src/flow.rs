@@ -88,3 +88,20 @@ pub mod state {
 
     pub(crate) const LAST_REVERSE_SHIFT: u32 = 16;
 }
+
+/// Bits of [`FlowRecord::steady`] beside its two for the directions: the course of the record itself.
+pub mod note {
+    /// TCP: both ends have shown that they receive what the other sends.
+    pub const LASTING: u8 = 1 << 2;
+    /// The record was handed over because its active timeout was over; the flow goes on in another one.
+    pub const CUT: u8 = 1 << 4;
+    /// The record began with a SYN that ended a model's verdict on its tuple.
+    pub const FREED: u8 = 1 << 5;
+    /// The record goes on from an earlier one of the same flow.
+    pub const CONTINUED: u8 = 1 << 6;
+    /// The active timeout is over: the flow's next packet begins another record. Set by the agent, with the bits of the
+    /// directions cleared, so that the packet takes the long way.
+    pub const DUE: u8 = 1 << 7;
+    /// All of them.
+    pub const ALL: u8 = LASTING | CUT | FREED | CONTINUED | DUE;
+}

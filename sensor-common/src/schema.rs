@@ -16,10 +16,10 @@ use self::layout::{Layout, START, layout_of, text, word};
 use crate::context::{self, Entry as ContextEntry, Set};
 use crate::control::{Books, Control};
 use crate::counter::{self, Cause, InterfaceCounters, MAX_INTERFACES, Volume};
-use crate::flow::{Arrival, Direction, FlowKey, FlowRecord, Opening, Pauses, state};
+use crate::flow::{Arrival, Direction, FlowKey, FlowRecord, Opening, Pauses, note, state};
 use crate::fragment::Slot;
 use crate::hash::{SEED_WORDS, Seed};
-use crate::table::{Bucket, EVICTED_BYTES, STAGE_CLOSED, STAGE_HELD, STAGE_MASK, TICK_SHIFT, WAYS};
+use crate::table::{AGED, Bucket, EVICTED_BYTES, STAGE_HELD, STAGE_MASK, STAGE_PHASE, TICK_SHIFT, WAYS, phase};
 use crate::verdict::{
     Action, Entry, KNOWN_SETS, KnownSet, MAX_ALLOWED, MAX_SERVICES, Origin, PORT_WORDS, PrefixData, PrefixKey,
     REPEAT_SETS, RepeatSet, ServiceKey, Verdict,
@@ -58,7 +58,9 @@ pub const VERSION: u64 = {
     }
     // Of the words whose bits have names only in functions: one value.
     hash = word(hash, Verdict::new(Action::Drop, 0x5a, 0x1234, 77 << 40).of(Origin::Fleet).0);
-    hash = word(hash, (STAGE_MASK as u64) << 16 | (STAGE_HELD as u64) << 8 | STAGE_CLOSED as u64);
+    hash = word(hash, (STAGE_MASK as u64) << 16 | (STAGE_HELD as u64) << 8 | STAGE_PHASE as u64);
+    hash = word(hash, (phase::ANSWERED as u64) << 16 | (phase::CLOSED as u64) << 8 | phase::ESTABLISHED as u64);
+    hash = word(hash, (AGED as u64) << 8 | note::ALL as u64);
     word(word(hash, (WAYS as u64) << 8 | TICK_SHIFT as u64), counter::interface_slot(777, 3, 1024) as u64)
 };
 

@@ -50,7 +50,7 @@ fn account<S: Source>(
     counters: &mut InterfaceCounters,
 ) -> Result<Action, u64> {
     let control = control().ok_or(Cause::Internal as u64)?;
-    let mut visit = Visit { packet: Packet::start(len), now_ns: 0, ifindex, hook: hook as u32, verdict: 0 };
+    let mut visit = Visit { packet: Packet::start(len), now_ns: 0, ifindex, hook: hook as u16, frees: 0, verdict: 0 };
     source.parse(&mut visit.packet)?;
     visit.packet.frame_len += source.taken_off();
     if cut(Cut::Parsed) {

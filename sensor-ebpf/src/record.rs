@@ -3,12 +3,56 @@
 
 use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use sensor_common::counter::InterfaceCounters;
-use sensor_common::flow::{FlowRecord, Quick};
+use sensor_common::flow::{FlowRecord, Quick, note};
 use sensor_common::packet::protocol;
-use sensor_common::table::{Bucket, occupied_ways};
+use sensor_common::table::{Bucket, occupied_ways, stage_of};
 
-use crate::maps::EVICTED;
+use crate::maps::{EVICTED, counters};
 use crate::table::Visit;
+
+/// The stage byte of a record.
+#[inline(always)]
+pub(crate) fn stage(record: &FlowRecord) -> u8 {
+    // SAFETY: a reference.
+    unsafe { sensor_stage(record) as u8 }
+}
+
+/// See [`stage`]. A function of its own: it takes stack where there is little, and few packets come here.
+///
+/// # Safety
+/// The pointer is valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_stage(record: *const FlowRecord) -> u64 {
+    if record.is_null() {
+        return 0;
+    }
+    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
+    let record = unsafe { &*record };
+    stage_of(record.packets(), record.phase()) as u64
+}
+
+/// [`FlowRecord::is_superseded_by`], for a first SYN.
+#[inline(always)]
+pub(crate) fn is_superseded(record: &FlowRecord, visit: &Visit) -> bool {
+    // SAFETY: references.
+    unsafe { sensor_superseded(record, visit) != 0 }
+}
+
+/// See [`is_superseded`]. Programs on other CPUs may write the record meanwhile, unless the caller holds its lock.
+///
+/// # Safety
+/// Both pointers are valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_superseded(record: *const FlowRecord, visit: *const Visit) -> u64 {
+    if record.is_null() || visit.is_null() {
+        return 0;
+    }
+    // SAFETY: just tested, and the caller's.
+    let (record, visit) = unsafe { (&*record, &*visit) };
+    record.is_superseded_by(&visit.packet) as u64
+}
 
 /// A new connection on the tuple of a closed one: the old record goes to the agent, the slot stays.
 #[inline(always)]
@@ -26,9 +70,43 @@ pub(crate) fn update(record: &mut FlowRecord, visit: &Visit) -> bool {
     match record.quick(&visit.packet, visit.now_ns) {
         Quick::Counted => return false,
         Quick::Stage => {}
-        Quick::No => count(record, visit),
+        Quick::No => {
+            if record.steady & note::DUE != 0 {
+                // SAFETY: both pointers come from references.
+                unsafe { sensor_cut(record, visit) };
+            }
+            count(record, visit);
+        }
     }
     true
+}
+
+/// The active timeout is over: the record goes to the agent, and the flow goes on in another one in its place. If the
+/// ring to the agent is full, the flow stays in this one, and its next packet tries again.
+///
+/// The counters are looked up again: to hand them down the way of every packet would take stack that there is not.
+///
+/// # Safety
+/// Both pointers are valid, or null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn sensor_cut(record: *mut FlowRecord, visit: *const Visit) -> u64 {
+    if record.is_null() || visit.is_null() {
+        return 1;
+    }
+    // SAFETY: just tested, and the caller's; the caller holds the record's lock.
+    let (record, visit) = unsafe { (&mut *record, &*visit) };
+    record.steady |= note::CUT;
+    if send(record) {
+        if let Some(counters) = counters(visit.ifindex) {
+            counters.evicted += 1;
+            counters.flows_created += 1;
+        }
+        record.go_on(&visit.packet, visit.now_ns, visit.ifindex);
+    } else {
+        record.steady &= !note::CUT;
+    }
+    0
 }
 
 /// The long way of [`FlowRecord::update`] in its parts: each verified once, and one after the other, so that they share a
@@ -142,6 +220,17 @@ unsafe extern "C" fn sensor_start(record: *mut FlowRecord, visit: *const Visit, 
 /// Hands a record to the agent before it is overwritten, or counts what the agent will not see.
 #[inline(always)]
 pub(crate) fn evict(record: &FlowRecord, counters: &mut InterfaceCounters) {
+    if send(record) {
+        counters.evicted += 1;
+    } else {
+        counters.evicted_lost_flows += 1;
+        counters.evicted_lost_packets += record.frames();
+    }
+}
+
+/// Puts a record into the ring to the agent; whether there was room.
+#[inline(always)]
+fn send(record: &FlowRecord) -> bool {
     // SAFETY: the record is `size_of::<FlowRecord>()` bytes of a map value, which the helper copies.
     let sent = unsafe {
         aya_ebpf::helpers::generated::bpf_ringbuf_output(
@@ -151,10 +240,5 @@ pub(crate) fn evict(record: &FlowRecord, counters: &mut InterfaceCounters) {
             BPF_RB_NO_WAKEUP as u64,
         )
     };
-    if sent == 0 {
-        counters.evicted += 1;
-    } else {
-        counters.evicted_lost_flows += 1;
-        counters.evicted_lost_packets += record.frames();
-    }
+    sent == 0
 }

@@ -31,8 +31,8 @@ pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
         SkbFrame::pull(skb);
         (SkbFrame::missing(skb), (*skb).len)
     };
-    let mut visit =
-        Visit { packet: Packet::start(len + missing), now_ns: 0, ifindex: 0, hook: Hook::Ingress as u32, verdict: 0 };
+    let packet = Packet::start(len + missing);
+    let mut visit = Visit { packet, now_ns: 0, ifindex: 0, hook: Hook::Ingress as u16, frees: 0, verdict: 0 };
     if (Skb { ctx: skb, missing }).parse(&mut visit.packet).is_err() {
         return;
     }

@@ -104,9 +104,12 @@ pub struct AgentConfig {
     /// Verdicts are obeyed for this long after the last poll.
     #[serde(with = "duration")]
     pub lease: Duration,
-    /// A flow without packets for this long has ended.
+    /// A flow without packets for this long has ended, unless it is an established TCP connection.
     #[serde(with = "duration")]
     pub idle_timeout: Duration,
+    /// An established TCP connection without packets for this long has ended.
+    #[serde(with = "duration")]
+    pub established_timeout: Duration,
     /// A flow that is older than this is ended and starts anew.
     #[serde(with = "duration")]
     pub active_timeout: Duration,
@@ -166,6 +169,11 @@ pub struct LogConfig {
     pub summary: bool,
 }
 
+/// How long an established TCP connection may pause unless something else is asked for: as long as Linux's connection
+/// tracking keeps one (`nf_conntrack_tcp_timeout_established`), so that a firewall and Sensor forget it at the same
+/// time. Of the agent and of replays.
+pub const ESTABLISHED_TIMEOUT: Duration = Duration::from_secs(5 * 24 * 3600);
+
 impl Default for KernelConfig {
     fn default() -> KernelConfig {
         KernelConfig {
@@ -185,6 +193,7 @@ impl Default for AgentConfig {
             poll_interval: Duration::from_millis(100),
             lease: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(60),
+            established_timeout: ESTABLISHED_TIMEOUT,
             active_timeout: Duration::from_secs(30 * 60),
             closed_linger: Duration::from_secs(2),
             rescore_interval: Duration::from_secs(10),
@@ -355,6 +364,15 @@ impl AgentConfig {
             )
         });
         checks.within(&["agent.idle_timeout"], agent.idle_timeout, SECOND, 60 * MINUTE);
+        let established = agent.established_timeout;
+        checks.within(&["agent.established_timeout"], established, SECOND, 30 * 24 * 60 * MINUTE);
+        checks.ensure(established >= agent.idle_timeout, &["agent.established_timeout", "agent.idle_timeout"], || {
+            format!(
+                "agent.established_timeout = {}: must be at least agent.idle_timeout ({}), or connections would end before other flows",
+                show(established),
+                show(agent.idle_timeout)
+            )
+        });
         checks.within(&["agent.active_timeout"], agent.active_timeout, 10 * SECOND, 24 * 60 * MINUTE);
         checks.within(&["agent.closed_linger"], agent.closed_linger, Duration::ZERO, MINUTE);
         checks.within(&["agent.rescore_interval"], agent.rescore_interval, SECOND, 60 * MINUTE);

@@ -10,17 +10,20 @@ use std::time::Duration;
 
 use sensor_common::flow::FlowRecord;
 use sensor_common::lock::{STALLED, TAKEN};
-use sensor_common::table::{STAGE_CLOSED, STAGE_HELD, STAGE_MASK, TICK_SHIFT, idle_of, tick_of};
+use sensor_common::table::{AGED, STAGE_HELD, STAGE_MASK, STAGE_PHASE, STALE, TICK_SHIFT, idle_of, phase, tick_of};
 
 pub use self::memories::{Counts, Memories};
+use crate::config::AgentConfig;
 use crate::metrics::EndReason;
 use crate::model::Score;
 
 /// Timeouts of flows.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// Ticks without a packet that end a flow.
+    /// Ticks without a packet that end a flow, unless it is an established TCP connection.
     pub idle_ticks: u16,
+    /// Time without a packet that ends an established TCP connection, ns.
+    pub established_ns: u64,
     /// Ticks without a packet that release a closed flow.
     pub linger_ticks: u16,
     /// Age that ends a flow, ms.
@@ -32,15 +35,24 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// `min_packets`: a flow with fewer is not scored.
-    pub fn new(idle: Duration, linger: Duration, active: Duration, rescore: Duration, min_packets: u64) -> Timeouts {
-        Timeouts {
-            idle_ticks: ticks(idle),
-            linger_ticks: ticks(linger),
-            active_ms: active.as_millis().min(u32::MAX as u128) as u32,
-            rescore_ms: rescore.as_millis().min(u32::MAX as u128) as u32,
-            min_stage: sensor_common::table::stage_of(min_packets.max(1), false),
-        }
+    /// As the settings have them. `min_packets`: a flow with fewer is not scored.
+    pub fn new(agent: &AgentConfig, min_packets: u64) -> Timeouts {
+        let ms = |duration: Duration| duration.as_millis().min(u32::MAX as u128) as u32;
+        let mut timeouts = Timeouts {
+            idle_ticks: ticks(agent.idle_timeout),
+            established_ns: agent.established_timeout.as_nanos().min(u64::MAX as u128) as u64,
+            linger_ticks: ticks(agent.closed_linger),
+            active_ms: ms(agent.active_timeout),
+            rescore_ms: ms(agent.rescore_interval),
+            min_stage: 0,
+        };
+        timeouts.set_min_packets(min_packets);
+        timeouts
+    }
+
+    /// How long an established connection may pause, ns. `crowded`: little room is left in the table.
+    pub fn pause_ns(&self, crowded: bool) -> u64 {
+        if crowded { self.established_ns.min(CROWDED_PAUSE_NS) } else { self.established_ns }
     }
 
     /// Whether a flow of this stage is scored. The record of one that is being dropped does not change: when its verdict has
@@ -51,9 +63,14 @@ impl Timeouts {
 
     /// Another model may want more packets, or fewer.
     pub fn set_min_packets(&mut self, min_packets: u64) {
-        self.min_stage = sensor_common::table::stage_of(min_packets.max(1), false);
+        self.min_stage = sensor_common::table::stage_of(min_packets.max(1), 0);
     }
 }
+
+/// Packets that come on a closed connection later than this, ms, are not the last ones of it.
+const CLOSE_MS: u32 = 2_000;
+/// How long a connection may pause where the table has little room: as long as ticks can tell, ns.
+const CROWDED_PAUSE_NS: u64 = 3_600_000_000_000;
 
 /// A duration in table ticks, rounded up. Settings end at 60 minutes, which the 73 of a tick's range can hold.
 pub fn ticks(duration: Duration) -> u16 {
@@ -74,6 +91,10 @@ pub enum Step {
     Score,
     /// Take the record out of the table.
     Release(EndReason),
+    /// An established connection pauses for longer than other flows may: only its record tells for how long.
+    Pause,
+    /// The flow is older than the active timeout: its next packet has to begin another record, unless one has already.
+    Cut,
 }
 
 /// What the agent remembers of the flow in a slot.
@@ -86,6 +107,10 @@ pub struct Memory {
     stage: u8,
     scored_stage: u8,
     seen_scored: u16,
+    /// What the index showed when the flow was last told to go on in another record.
+    cut: Option<u16>,
+    /// When a look first found the flow closed.
+    closed_ms: Option<u32>,
     /// Lock word of the record that `score` is of; `None` if it is another model's.
     judged: Option<u32>,
     /// Generation of the record when it was last copied.
@@ -118,16 +143,16 @@ impl Memory {
             *self = Memory { tag, born_ms: now_ms, verdict, ..Memory::default() };
         }
         self.stage = length;
-        let closed = stage & STAGE_CLOSED != 0;
+        self.closed_ms = is_closed(stage).then(|| self.closed_ms.unwrap_or(now_ms));
         let idle = idle_of(now, seen);
-        if closed && idle >= timeouts.linger_ticks {
+        if is_closed(stage) && idle >= timeouts.linger_ticks {
             return Step::Release(EndReason::Closed);
         }
         if idle >= timeouts.idle_ticks {
-            return Step::Release(EndReason::Idle);
+            return if is_established(stage) { Step::Pause } else { Step::Release(EndReason::Idle) };
         }
-        if now_ms.wrapping_sub(self.born_ms) >= timeouts.active_ms {
-            return Step::Release(EndReason::Active);
+        if self.cut != Some(seen) && now_ms.wrapping_sub(self.born_ms) >= timeouts.active_ms {
+            return Step::Cut;
         }
         if !timeouts.judges(stage) {
             return Step::Leave;
@@ -146,8 +171,11 @@ impl Memory {
             whole_ticks(u64::from(ms.saturating_sub(now_ms.wrapping_sub(since_ms))) * 1_000_000)
         };
         let idle = idle_of(tick_of(now_ns), seen);
-        let mut rest = timeouts.idle_ticks.saturating_sub(idle).min(after_ms(self.born_ms, timeouts.active_ms));
-        if stage & STAGE_CLOSED != 0 {
+        let mut rest = timeouts.idle_ticks.saturating_sub(idle);
+        if self.cut != Some(seen) {
+            rest = rest.min(after_ms(self.born_ms, timeouts.active_ms));
+        }
+        if is_closed(stage) {
             rest = rest.min(timeouts.linger_ticks.saturating_sub(idle));
         }
         if timeouts.judges(stage) && self.seen_scored != seen {
@@ -166,6 +194,38 @@ impl Memory {
         self.scored_ms = now_ms;
         self.seen_scored = seen;
         self.generation = generation;
+    }
+
+    /// The flow was told to go on in another record with its next packet; the index showed `seen` then.
+    pub fn mark_cut(&mut self, seen: u16) {
+        self.cut = Some(seen);
+    }
+
+    /// The record in the slot began at `first_ms` after the agent's start.
+    pub fn born_at(&mut self, first_ms: u32) {
+        (self.born_ms, self.cut) = (first_ms, None);
+    }
+
+    /// The flow went on in another record, which is judged as one that has just begun; its verdict holds on.
+    pub fn go_on(&mut self, now_ms: u32) {
+        let Memory { tag, generation, score, verdict, would, .. } = *self;
+        *self = Memory { tag, generation, score, verdict, would, born_ms: now_ms, ..Memory::default() };
+    }
+
+    /// The index shows the tick `to` in place of `from`, though no packet came.
+    pub fn aged(&mut self, from: u16, to: u16) {
+        if self.seen_scored == from {
+            self.seen_scored = to;
+        }
+        if self.cut == Some(from) {
+            self.cut = Some(to);
+        }
+    }
+
+    /// Whether the connection has ended, as of the last look at `now_ms`. One on which packets still come this long
+    /// after its close has not: whoever sends a RST that the other end refuses would be safe from verdicts.
+    pub fn has_ended(&self, now_ms: u32) -> bool {
+        self.closed_ms.is_some_and(|at| now_ms.wrapping_sub(at) < CLOSE_MS)
     }
 
     /// The copy of the record got a score; the one before it.
@@ -192,6 +252,39 @@ impl Memory {
     }
 }
 
+fn is_closed(stage: u8) -> bool {
+    stage & STAGE_PHASE == phase::CLOSED
+}
+
+fn is_established(stage: u8) -> bool {
+    stage & STAGE_PHASE == phase::ESTABLISHED
+}
+
+/// An established connection that pauses, `idle_ns` so far, at a time when the index shows it as idle for `shown`
+/// ticks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paused {
+    /// Whether it has ended.
+    pub over: bool,
+    /// Whether the index has to be told of the true idle time: it would look fresh soon, or does so already, because no
+    /// agent was there in time.
+    pub stale: bool,
+    /// Ticks for which there is nothing to do.
+    pub rest: u32,
+}
+
+impl Paused {
+    /// `limit_ns`: how long it may pause.
+    pub fn look(idle_ns: u64, shown: u16, limit_ns: u64) -> Paused {
+        let idle = idle_ns >> TICK_SHIFT;
+        let left = limit_ns.saturating_sub(idle_ns) >> TICK_SHIFT;
+        // The agent's clock and the tick's edge: two ticks are no difference.
+        let stale = shown >= STALE || u64::from(shown) + 2 < idle.min(u64::from(AGED));
+        let until = u64::from(STALE.saturating_sub(if stale { idle.min(u64::from(AGED)) as u16 } else { shown }));
+        Paused { over: idle_ns >= limit_ns, stale, rest: left.min(until) as u32 }
+    }
+}
+
 /// The record's lock word without whoever is inside: each writer moves it on.
 fn version(record: &FlowRecord) -> u32 {
     record.sequence & !(TAKEN | STALLED)
@@ -204,8 +297,7 @@ mod tests {
     use super::*;
 
     fn timeouts() -> Timeouts {
-        let seconds = Duration::from_secs;
-        Timeouts::new(seconds(60), seconds(2), seconds(1800), seconds(10), 4)
+        Timeouts::new(&AgentConfig::default(), 4)
     }
 
     #[test]
@@ -213,7 +305,7 @@ mod tests {
         let (mut memory, timeouts) = (Memory::default(), timeouts());
         let mut scored = Vec::new();
         for (ms, packets) in [(0, 1), (100, 3), (200, 4), (300, 5), (400, 9), (500, 15), (600, 64)] {
-            let stage = sensor_common::table::stage_of(packets, false);
+            let stage = sensor_common::table::stage_of(packets, 0);
             if memory.look(7, stage, 100, 100, ms, &timeouts) == Step::Score {
                 memory.mark_scored(100, ms, 1);
                 scored.push(packets);
@@ -241,7 +333,7 @@ mod tests {
             let now_ns = 10_000_000_000_000 + random(1 << 36);
             let now_ms = |now_ns: u64| (now_ns / 1_000_000) as u32;
             let seen = |ago_ms: u64| tick_of(now_ns - ago_ms * 1_000_000);
-            let stage = (random(6) as u8 + 1) | [0, STAGE_CLOSED, STAGE_HELD][random(3) as usize];
+            let stage = (random(6) as u8 + 1) | [0, phase::CLOSED, STAGE_HELD, phase::ESTABLISHED][random(4) as usize];
             let last = seen(random(70_000));
             let mut memory = Memory {
                 tag: 7,
@@ -319,9 +411,9 @@ mod tests {
             Step::Leave,
             "dropped: nothing new to judge"
         );
-        assert_eq!(memory.look(7, 3 | STAGE_CLOSED, 100, 100 + tick(1), 0, &timeouts), Step::Score);
+        assert_eq!(memory.look(7, 3 | phase::CLOSED, 100, 100 + tick(1), 0, &timeouts), Step::Score);
         assert_eq!(
-            memory.look(7, 3 | STAGE_CLOSED, 100, 100 + tick(2), 0, &timeouts),
+            memory.look(7, 3 | phase::CLOSED, 100, 100 + tick(2), 0, &timeouts),
             Step::Release(EndReason::Closed)
         );
         assert_eq!(
@@ -330,8 +422,73 @@ mod tests {
         );
         assert_eq!(memory.look(7, 9, 100, 100, 1_000, &timeouts), Step::Score);
         assert_eq!(memory.look(7, 1, 100, 100, 1_800_000, &timeouts), Step::Leave, "a shorter flow is another flow");
-        assert_eq!(memory.look(7, 1, 101, 100, 3_600_000, &timeouts), Step::Release(EndReason::Active));
+        assert_eq!(memory.look(7, 1, 101, 100, 3_600_000, &timeouts), Step::Cut);
+        memory.mark_cut(101);
+        assert_eq!(memory.look(7, 1, 101, 102, 3_600_100, &timeouts), Step::Leave, "until another packet comes");
+        assert_eq!(memory.look(7, 1, 102, 102, 3_600_100, &timeouts), Step::Cut);
+        memory.born_at(3_600_050);
+        assert_eq!(memory.look(7, 1, 102, 102, 3_600_100, &timeouts), Step::Leave);
         assert_eq!(memory.look(0, 0, 0, 100, 0, &timeouts), Step::Leave);
         assert_eq!(memory, Memory::default());
+    }
+
+    #[test]
+    fn an_established_connection_may_pause_for_days_and_others_may_not() {
+        let (mut memory, timeouts) = (Memory::default(), timeouts());
+        let minute = ticks(Duration::from_secs(60));
+        assert_eq!(memory.look(7, 1 | phase::ESTABLISHED, 100, 100 + minute, 0, &timeouts), Step::Pause);
+        assert_eq!(
+            memory.look(7, 1 | phase::ANSWERED, 100, 100 + minute, 0, &timeouts),
+            Step::Release(EndReason::Idle)
+        );
+        const HOUR: u64 = 3_600_000_000_000;
+        let days = timeouts.pause_ns(false);
+        assert_eq!((days, timeouts.pause_ns(true)), (120 * HOUR, HOUR));
+        let shown = |ns: u64| (ns >> TICK_SHIFT).min(u64::from(AGED)) as u16;
+        let two_hours = Paused::look(2 * HOUR, shown(2 * HOUR), days);
+        assert_eq!((two_hours.over, two_hours.stale), (false, false));
+        assert!((3_600..3_800).contains(&two_hours.rest), "{two_hours:?}: until it has to be written again");
+        assert!(Paused::look(2 * HOUR, STALE, days).stale, "it would look fresh soon");
+        assert!(Paused::look(2 * HOUR, 17, days).stale, "nobody wrote it in time: it looks fresh");
+        assert!(!Paused::look(HOUR / 2, shown(HOUR / 2) + 1, days).stale);
+        assert!(Paused::look(days, AGED, days).over && Paused::look(HOUR, AGED, timeouts.pause_ns(true)).over);
+        assert!(Paused::look(days - (5 << TICK_SHIFT), AGED, days).rest <= 5, "it ends in time");
+    }
+
+    #[test]
+    fn a_flow_on_which_packets_still_come_has_not_ended() {
+        let (mut memory, timeouts) = (Memory::default(), timeouts());
+        memory.look(7, 3, 100, 100, 0, &timeouts);
+        assert!(!memory.has_ended(0));
+        for (ms, ended) in [(100, true), (2_000, true), (2_100, false)] {
+            memory.look(7, 3 | phase::CLOSED, 110, 110, ms, &timeouts);
+            assert_eq!(memory.has_ended(ms), ended, "{ms} ms");
+        }
+        memory.look(7, 1, 110, 110, 2_200, &timeouts);
+        assert!(!memory.has_ended(2_200), "another connection");
+    }
+
+    #[test]
+    fn an_aged_tick_is_no_packet() {
+        let (mut memory, timeouts) = (Memory::default(), timeouts());
+        let stage = 4 | phase::ESTABLISHED;
+        assert_eq!(memory.look(7, stage, 100, 100, 0, &timeouts), Step::Score);
+        memory.mark_scored(100, 0, 1);
+        memory.aged(100, 900);
+        assert_eq!(memory.look(7, stage, 900, 901, 20_000, &timeouts), Step::Leave, "nothing new to score");
+        assert_eq!(memory.look(7, stage, 901, 901, 20_000, &timeouts), Step::Score);
+    }
+
+    #[test]
+    fn a_flow_that_goes_on_in_another_record_keeps_its_verdict() {
+        use sensor_common::verdict::Action;
+        let (mut memory, timeouts) = (Memory::default(), timeouts());
+        memory.look(7, 9, 100, 100, 0, &timeouts);
+        memory.mark_scored(100, 0, 3);
+        memory.verdict = Some((Action::Limit, 99));
+        memory.go_on(1_800_000);
+        assert_eq!(memory.look(7, 1, 101, 101, 1_800_000, &timeouts), Step::Leave);
+        assert_eq!(memory.verdict, Some((Action::Limit, 99)));
+        assert_eq!(memory.look(7, 3, 102, 102, 1_800_100, &timeouts), Step::Score, "it is judged by what it does now");
     }
 }

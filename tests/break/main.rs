@@ -6,10 +6,14 @@
 mod breaker;
 mod chaos;
 mod detached;
+mod forged_udp;
 mod full_book;
 mod guard_scene;
 mod health_checks;
+mod host;
+mod long_pause;
 mod made_up_sources;
 mod midstream;
 mod model_memory;
+mod reused_port;
 mod syn_flood;

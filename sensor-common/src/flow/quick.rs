@@ -9,7 +9,7 @@ use super::bins::add_small_square;
 use super::shape::{SUBFLOW_GAP_NS, payload};
 use super::{FIRST_N, FlowRecord, state};
 use crate::packet::{Packet, mark, protocol};
-use crate::table::stage_of;
+use crate::table::bit_length;
 use crate::tcp;
 
 /// What came of the short way.
@@ -88,7 +88,7 @@ impl FlowRecord {
     #[inline(always)]
     pub(super) fn left_in_stage(&self) -> u8 {
         let packets = self.packets();
-        let left = (1u64 << (stage_of(packets, false) & 63)).wrapping_sub(packets);
+        let left = (1u64 << (bit_length(packets) & 63)).wrapping_sub(packets);
         if left > u8::MAX as u64 { u8::MAX } else { left as u8 }
     }
 

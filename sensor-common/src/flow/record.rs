@@ -5,8 +5,9 @@ use bytemuck::{Pod, Zeroable};
 use super::bins::add_square;
 use super::hint::hint;
 use super::shape::{Pauses, SUBFLOW_GAP_NS, pause, payload};
-use super::{Direction, FIRST_N, FlowKey, Opening, Quick, state};
+use super::{Direction, FIRST_N, FlowKey, Opening, Quick, note, state};
 use crate::packet::{Packet, mark, protocol};
+use crate::table::phase;
 use crate::tcp;
 use crate::verdict::Verdict;
 
@@ -59,7 +60,8 @@ pub struct FlowRecord {
     pub state: u32,
     /// Bursts: longest runs of frames of one direction, the present one included.
     pub bursts: u32,
-    /// Bit n: direction n is in a state in which ordinary packets can take the short way ([`FlowRecord::quick`]).
+    /// Bit n, 0 or 1: direction n is in a state in which ordinary packets can take the short way
+    /// ([`FlowRecord::quick`]); above, bits of [`note`].
     pub steady: u8,
     /// Packets until [`FlowRecord::packets`] may reach a power of two.
     pub until_stage: u8,
@@ -172,6 +174,35 @@ impl FlowRecord {
         if self.direction_of(packet) == 1 {
             self.directions[1].start(now_ns);
             self.state |= state::REVERSE | state::LAST_REVERSE;
+        }
+    }
+
+    /// Makes this the record of what follows in the same flow, with nothing counted yet: the active timeout is over.
+    /// Call [`FlowRecord::update`] next. What is known of the flow stays: its generation and verdict, who began it and
+    /// how, how far handshake and close are, sequence numbers.
+    #[inline(always)]
+    pub fn go_on(&mut self, packet: &Packet, now_ns: u64, ifindex: u32) {
+        const GONE: u32 = state::LAST_REVERSE | state::RUN_REVERSE | state::PAYLOAD | state::PAYLOAD << 1;
+        let (bits, verdict, cleared) = (self.state & !GONE, self.verdict, self.cleared);
+        let notes = self.steady & (note::LASTING | note::FREED) | note::CONTINUED;
+        let [forward, reverse] = &self.directions;
+        let (next, ack, window) = (forward.next, forward.ack, forward.window_last);
+        let (reverse_next, reverse_ack, reverse_window) = (reverse.next, reverse.ack, reverse.window_last);
+        self.start(packet, now_ns, ifindex, self.generation);
+        (self.state, self.verdict, self.cleared, self.steady) = (bits, verdict, cleared, notes);
+        let half = &mut self.directions[0];
+        (half.next, half.ack, half.window_last) = (next, ack, window);
+        let back = self.direction_of(packet) == 1;
+        if bits & state::REVERSE != 0 || back {
+            let half = &mut self.directions[1];
+            half.start(now_ns);
+            if bits & state::REVERSE != 0 {
+                (half.next, half.ack, half.window_last) = (reverse_next, reverse_ack, reverse_window);
+            }
+            self.state |= state::REVERSE;
+        }
+        if back {
+            self.state |= state::LAST_REVERSE;
         }
     }
 
@@ -293,7 +324,48 @@ impl FlowRecord {
     /// The last part: whether packets that come now can take the short way.
     #[inline(always)]
     pub fn settle(&mut self) {
-        self.steady = self.find_steady();
+        let mut notes = self.steady & note::ALL;
+        if self.has_two_ends() {
+            notes |= note::LASTING;
+        }
+        self.steady = if notes & note::DUE != 0 { notes } else { notes | self.find_steady() };
+    }
+
+    /// Whether a TCP connection has shown by now that its initiator receives what the responder sends: a handshake
+    /// whose beginning was seen is over, and what the initiator acknowledges is what the responder sent
+    /// ([`crate::verdict::is_proven`]). In a tunnel the sender writes both sides, and the handshake has to do.
+    #[inline(always)]
+    fn has_two_ends(&self) -> bool {
+        let wanted = state::REVERSE | state::ACK_KNOWN | state::SEQUENCE_KNOWN << 1;
+        let bits = self.state;
+        if self.key.protocol != protocol::TCP || bits & (wanted | state::CLOSED) != wanted {
+            return false;
+        }
+        if bits & (state::SYN | state::ESTABLISHED) == state::SYN {
+            return false;
+        }
+        let [forward, reverse] = &self.directions;
+        let seen = forward.packets > 0 && reverse.packets > 0;
+        let behind = reverse.next.wrapping_sub(forward.ack) as u64;
+        seen && (self.key.encapsulation != 0 || behind <= reverse.payload_bytes.wrapping_add(1))
+    }
+
+    /// What the flow has shown so far: one of [`phase`].
+    #[inline(always)]
+    pub fn phase(&self) -> u8 {
+        if self.state & state::CLOSED != 0 {
+            return phase::CLOSED;
+        }
+        if self.key.protocol == protocol::TCP {
+            if self.steady & note::LASTING == 0 {
+                return phase::ONE_SIDED;
+            }
+            let closing = self.state & (state::FIN | state::FIN << 1) != 0;
+            return if closing { phase::ANSWERED } else { phase::ESTABLISHED };
+        }
+        let answered =
+            self.state & state::REVERSE != 0 && self.directions[0].packets > 0 && self.directions[1].packets > 0;
+        if answered { phase::ANSWERED } else { phase::ONE_SIDED }
     }
 
     #[inline(always)]
@@ -355,6 +427,19 @@ impl FlowRecord {
     #[inline(always)]
     pub fn is_reopened_by(&self, packet: &Packet) -> bool {
         self.state & state::CLOSED != 0 && tcp::is_first_syn(packet.tcp_flags)
+    }
+
+    /// Whether `packet` is the first SYN of another connection than this one, though this one did not close as far as
+    /// was seen: its sequence number is not that of the SYN that its sender sent before.
+    #[inline(always)]
+    pub fn is_superseded_by(&self, packet: &Packet) -> bool {
+        if packet.key.protocol != protocol::TCP || !tcp::is_first_syn(packet.tcp_flags) {
+            return false;
+        }
+        let side = self.direction_of(packet) & 1;
+        let repeats = self.state & state::SEQUENCE_KNOWN << side != 0
+            && self.directions[side].next == packet.seq.wrapping_add(packet.payload_len).wrapping_add(1);
+        !repeats
     }
 }
 

@@ -43,7 +43,10 @@ pub(crate) struct Visit {
     pub(crate) now_ns: u64,
     pub(crate) ifindex: u32,
     /// Number of a [`Hook`]. No byte of this struct may be left unwritten.
-    pub(crate) hook: u32,
+    pub(crate) hook: u16,
+    /// 1: the packet is the first SYN of a connection on a tuple that a model's verdict on an earlier one holds; else
+    /// 0. That verdict ends with it.
+    pub(crate) frees: u16,
     /// The verdict word, without its generation, of the record that the packet begins.
     pub(crate) verdict: u64,
 }
@@ -51,7 +54,7 @@ pub(crate) struct Visit {
 impl Visit {
     #[inline(always)]
     pub(crate) fn is_egress(&self) -> bool {
-        self.hook == Hook::Egress as u32
+        self.hook == Hook::Egress as u16
     }
 }
 

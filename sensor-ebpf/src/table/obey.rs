@@ -7,13 +7,15 @@ use sensor_common::control::Control;
 use sensor_common::counter::InterfaceCounters;
 use sensor_common::packet::protocol;
 use sensor_common::table::{STAGE_HELD, WAYS, tick_of};
-use sensor_common::verdict::{Action, Verdict, cleared, local_end};
+use sensor_common::tcp;
+use sensor_common::verdict::{Action, Origin, Verdict, cleared, local_end};
 
 use super::find::generation;
 use super::update::{lock_found, touch, unlock};
 use super::{Found, Visit};
 use crate::atomic;
 use crate::datapath::{coarse_ns, now_ns};
+use crate::record;
 use crate::verdicts::{self, CLEARED};
 
 /// The number of the action that is done with a packet whose record holds a verdict word; `None` if the packet begins
@@ -32,8 +34,15 @@ pub(super) fn obey(
         return Some(Action::Pass as u64);
     }
     // SAFETY: a map value; only a hint, whoever inserts looks again under the lock.
-    if unsafe { &*found.record }.is_reopened_by(&visit.packet) {
-        return None;
+    let record = unsafe { &*found.record };
+    if tcp::is_first_syn(visit.packet.tcp_flags) {
+        if record.is_reopened_by(&visit.packet) {
+            return None;
+        }
+        if verdict.origin() == Origin::Model as u8 && record::is_superseded(record, visit) {
+            visit.frees = 1;
+            return None;
+        }
     }
     if control.lease_until_ns <= visit.now_ns {
         counters.lease_expired += 1;

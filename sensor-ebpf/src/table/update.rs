@@ -8,7 +8,7 @@ use sensor_common::counter::{Cause, InterfaceCounters};
 use sensor_common::cut::Cut;
 use sensor_common::flow::{FlowRecord, state};
 use sensor_common::packet::Packet;
-use sensor_common::table::{Bucket, STAGE_HELD, WAYS, stage_of, tick_of};
+use sensor_common::table::{Bucket, STAGE_HELD, WAYS, tick_of};
 
 use super::insert::inherit;
 use super::{Found, Visit};
@@ -88,21 +88,21 @@ pub(super) fn update(
     let bucket = unsafe { &mut *found.bucket };
     let way = found.way & (WAYS - 1);
     let mut established = false;
-    if record.is_reopened_by(&visit.packet) {
+    if record.is_reopened_by(&visit.packet) || (visit.frees != 0 && record::is_superseded(record, visit)) {
         if !reopens {
             unlock(found.record, sequence);
             return Ok(false);
         }
         restart(record, bucket, visit, counters);
         inherit(record, visit);
-        bucket.stages[way] = 1;
+        bucket.stages[way] = record::stage(record);
         bucket.set_high(way, record.state & state::INITIATOR_HIGH != 0);
     } else {
         let may_change = record::update(record, visit);
         let stage = bucket.stages[way];
         // Only a packet in many changes the stage: when the count outgrows it, when TCP closes, when a hold ends.
         if may_change || stage & STAGE_HELD != 0 {
-            let new = stage_of(record.packets(), record.state & state::CLOSED != 0);
+            let new = record::stage(record);
             if new != stage {
                 bucket.stages[way] = new;
                 established = record.state & state::ESTABLISHED != 0;

@@ -7,7 +7,7 @@ use sensor_common::control::Control;
 use sensor_common::counter::InterfaceCounters;
 use sensor_common::packet::protocol;
 use sensor_common::tcp;
-use sensor_common::verdict::{Action, Entry, Verdict};
+use sensor_common::verdict::{Action, Entry, Origin, Verdict};
 
 use super::allowed::sensor_protected;
 use super::entry::{OVER, acted, charge, flow_entry};
@@ -58,7 +58,13 @@ unsafe extern "C" fn sensor_screen(visit: *mut Visit, counters: *mut InterfaceCo
             // SAFETY: a map value.
             let flow = unsafe { &*entry };
             action = flow.action_at(now_ns);
-            if action != Action::Pass {
+            if action != Action::Pass && ends_with_its_connection(flow, visit) {
+                // A record under way keeps the entry; else this packet begins another connection.
+                visit.frees = 1;
+                action = Action::Pass;
+                // SAFETY: 8 aligned bytes of a map value: over for every packet from now on.
+                unsafe { (&raw mut (*entry).until_ns).write_volatile(0) };
+            } else if action != Action::Pass {
                 chosen = entry;
             } else if flow.action == Action::Pass as u8 && flow.until_ns > now_ns {
                 // An allowed session: nothing of its source concerns it.
@@ -89,6 +95,15 @@ unsafe extern "C" fn sensor_screen(visit: *mut Visit, counters: *mut InterfaceCo
     }
     // SAFETY: references and a map value.
     unsafe { sensor_decide(visit, word.0, chosen, counters) }
+}
+
+/// Whether a verdict on a flow ends because the packet opens another connection on its tuple: a model judged what the
+/// one before did. What operators and rules say of a tuple holds for whatever comes on it. Whoever is under a verdict
+/// gains nothing: another port would do as well.
+#[inline(always)]
+fn ends_with_its_connection(flow: &Entry, visit: &Visit) -> bool {
+    let packet = &visit.packet;
+    flow.origin == Origin::Model as u8 && packet.key.protocol == protocol::TCP && tcp::is_first_syn(packet.tcp_flags)
 }
 
 /// Whether a verdict on the remote end's address concerns a packet without a record: all that comes in; and of what goes

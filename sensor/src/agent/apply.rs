@@ -82,8 +82,7 @@ impl Settled {
 
 /// When the time limits of flows are over, as far as settings say it.
 pub(super) fn timeouts(config: &Config, min_packets: u64) -> Timeouts {
-    let agent = &config.agent;
-    Timeouts::new(agent.idle_timeout, agent.closed_linger, agent.active_timeout, agent.rescore_interval, min_packets)
+    Timeouts::new(&config.agent, min_packets)
 }
 
 impl Poller {

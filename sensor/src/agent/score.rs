@@ -3,11 +3,13 @@
 //! Invariant: a flow that is not scored (the model failed) keeps the verdict that it has. Called by [`super::poll`].
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sensor_common::context::HostContext;
 use sensor_common::features::Sample;
-use sensor_common::flow::FlowRecord;
+use sensor_common::flow::{FlowRecord, note, state};
+use sensor_common::packet::protocol;
+use sensor_common::table::phase;
 use sensor_common::verdict::{Action, Origin, Verdict};
 
 use super::clock::now_ns;
@@ -25,6 +27,17 @@ use crate::verdicts::{Evidence, Order, Reason};
 const LOGGED_PER_SECOND: u32 = 20;
 /// Features that a verdict names.
 const REASONS: usize = 5;
+
+/// How long a verdict on an answered flow without a handshake lasts at most.
+const ANSWERED_TTL: Duration = Duration::from_secs(60);
+
+/// How long a model's verdict on a flow lasts. Whoever knows the ports can send in the name of either end of a flow
+/// without a handshake: where it was answered, it may be an innocent's, and is judged anew by what it does after a
+/// minute.
+fn lasts(record: &FlowRecord, configured: Duration) -> Duration {
+    let answered = record.key.protocol != protocol::TCP && record.phase() == phase::ANSWERED;
+    if answered { configured.min(ANSWERED_TTL) } else { configured }
+}
 
 impl Poller {
     /// Scores what was copied, and stores what the policy decides. A shadow is scored until `deadline`.
@@ -92,10 +105,20 @@ impl Poller {
     /// What becomes of the living flow in `slot`, whose record is number `number`.
     fn judge(&mut self, number: usize, slot: usize, score: Score, now: u64) {
         let record = self.records[number];
+        if record.steady & note::FREED != 0 {
+            self.freed(&record);
+        }
         let decision = self.policy.decide(&record, score, &self.enforcer.allow);
-        let decision = self.spare(&record, score, decision);
+        let mut decision = self.spare(&record, score, decision);
         let record = &record;
+        let now_ms = self.ms_of(now);
         let memory = &mut self.memories[slot];
+        let wanted = decision.action;
+        let ended = memory.has_ended(now_ms);
+        if ended {
+            // There is nothing left to drop but what comes next on these ports.
+            decision = Decision { action: Action::Pass, would: Action::Pass, ..decision };
+        }
         if memory.verdict.is_some_and(|(_, until)| until <= now) {
             // It has expired: what follows is a new verdict, to be counted and logged.
             (memory.verdict, memory.would) = (None, None);
@@ -109,7 +132,8 @@ impl Poller {
             self.clear_flow(number, slot, score);
         }
         if decision.action <= Action::Tag && decision.spared.is_none() {
-            self.weigh(record, false, now);
+            // A model that is wrong about everybody is so about those that are gone, too.
+            self.weigh(record, ended && wanted > Action::Tag, now);
         }
         if decision.would == Action::Pass {
             if new_report {
@@ -153,7 +177,7 @@ impl Poller {
                 decision.action = Action::Tag;
             }
         }
-        let ttl = self.config.policy.verdict_ttl;
+        let ttl = lasts(&record, self.config.policy.verdict_ttl);
         let until = now + ttl.as_nanos() as u64;
         let own = self.enforcer.book.of(&Scope::Flow(key));
         let same = own.filter(|own| Action::from(own.action) == decision.action).map(|own| (own.id, own.until_ns));
@@ -263,7 +287,8 @@ impl Poller {
             Some(why) => self.metrics.spared(why),
             None => drop(self.weigh(record, decision.action > Action::Tag, now)),
         }
-        if decision.would != Action::Pass {
+        let closed = record.state & state::CLOSED != 0;
+        if decision.would != Action::Pass && !closed {
             self.metrics.would_verdicts(decision.would, self.label(score), 1);
         } else if decision.reported {
             self.metrics.reported(self.label(score), 1);

@@ -31,7 +31,7 @@ pub(super) use self::query::tcx_programs;
 #[cfg(feature = "inspect")]
 pub use self::ring::RingView;
 pub use self::sets::Sets;
-pub use self::table::{Head, Slot, Table};
+pub use self::table::{Head, Slot, Table, Times};
 
 /// How often a record or a set is copied before the agent leaves it for the next poll.
 const COPY_TRIES: usize = 16;

@@ -37,6 +37,9 @@ pub(super) struct Extract {
     /// A flow without packets for this long is over, as in 60s [default: that of the view]
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     idle_timeout: Option<Duration>,
+    /// An established TCP connection without packets for this long is over, as in 5days [default: that of the view]
+    #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
+    established_timeout: Option<Duration>,
     /// A flow that is this old is cut in two, as in 30min [default: that of the view]
     #[arg(long, value_name = "DUR", value_parser = humantime::parse_duration)]
     active_timeout: Option<Duration>,
@@ -68,6 +71,7 @@ impl Extract {
             snapshots,
             labels,
             idle_timeout,
+            established_timeout,
             active_timeout,
             max_flows,
             tunnels,
@@ -84,6 +88,7 @@ impl Extract {
             snapshots,
             labels,
             idle_timeout,
+            established_timeout,
             active_timeout,
             max_flows,
             parser: FlowsConfig { tunnels, payload_hints }.parser_options(),

@@ -140,6 +140,11 @@ fn agent(old: &AgentConfig, new: &AgentConfig, names: &mut Names) -> AgentConfig
         poll_interval: names.live("agent.poll_interval", &old.poll_interval, &new.poll_interval),
         lease: names.live("agent.lease", &old.lease, &new.lease),
         idle_timeout: names.live("agent.idle_timeout", &old.idle_timeout, &new.idle_timeout),
+        established_timeout: names.live(
+            "agent.established_timeout",
+            &old.established_timeout,
+            &new.established_timeout,
+        ),
         active_timeout: names.live("agent.active_timeout", &old.active_timeout, &new.active_timeout),
         closed_linger: names.live("agent.closed_linger", &old.closed_linger, &new.closed_linger),
         rescore_interval: names.live("agent.rescore_interval", &old.rescore_interval, &new.rescore_interval),

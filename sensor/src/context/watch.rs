@@ -111,7 +111,8 @@ impl Watch {
             resets: (flow.reset && !self.reset) as u64,
             ..Events::default()
         };
-        self.bytes = flow.bytes;
+        // A record that is over may be followed by another one of the same flow.
+        self.bytes = if ended { 0 } else { flow.bytes };
         self.reset |= flow.reset;
         ledger.add(ends, tick_of(flow.last_ns.min(now_ns)), new);
         let until_ns = flow.first_ns.saturating_add(ANSWER_NS);

@@ -114,7 +114,7 @@ declare! {
     KERNEL_CREATED: Counter "sensor_kernel_flows_created_total", "flows", ["interface"],
         "Flow records that the programs started";
     EVICTIONS: Counter "sensor_kernel_evictions_total", "flows", ["interface", "outcome"],
-        "Flow records given up for a new flow: delivered to the agent, or lost because the ring was full";
+        "Flow records given up for a new flow, or complete by the active timeout: delivered to the agent, or lost because the ring was full";
     CREATED: Counter "sensor_flows_created_total", "flows", [], "Flow records started, all interfaces";
     ENDED: Counter "sensor_flows_ended_total", "flows", ["reason"], "Flows that ended, by reason";
     ENDED_PACKETS: Counter "sensor_ended_packets_total", "packets", ["outcome"],

@@ -12,10 +12,10 @@ mod turn;
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use sensor_common::control::{Control, NO_DSCP};
 use sensor_common::counter::{CAUSE_SLOTS, InterfaceCounters};
-use sensor_common::flow::{FlowKey, FlowRecord};
+use sensor_common::flow::{FlowKey, FlowRecord, note};
 use sensor_common::hash::{Seed, hash};
 use sensor_common::packet;
 use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS, bucket_of, tag_of};
@@ -244,6 +244,17 @@ impl KernelReplay {
     fn release(&self, slot: Slot, record: &FlowRecord) -> Result<FlowRecord> {
         let released = self.kernel.table.release(slot, record.generation, record.last_ns);
         released.context("a record changed though no program ran; please report this")
+    }
+
+    /// The flow goes on in another record with its next packet.
+    fn mark_due(&mut self, key: &FlowKey) -> Result<()> {
+        if let Some(record) = self.parked.get_mut(key) {
+            record.steady = record.steady & note::ALL | note::DUE;
+        } else if let Some((slot, record)) = self.find(key)? {
+            let told = self.kernel.table.mark_due(slot, record.generation);
+            ensure!(told, "a record is being written though no program runs; please report this");
+        }
+        Ok(())
     }
 
     /// Sees to it that the flow's record is in the table, or has a way to be started in.

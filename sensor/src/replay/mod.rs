@@ -69,8 +69,11 @@ pub struct ExtractOptions {
     pub snapshots: Vec<u64>,
     /// Rules that label flows, see [`labels`].
     pub labels: Option<PathBuf>,
-    /// A flow without packets for this long is over; `None`: as the view has it.
+    /// A flow without packets for this long is over, unless it is an established TCP connection; `None`: as the view
+    /// has it.
     pub idle_timeout: Option<Duration>,
+    /// An established TCP connection without packets for this long is over; `None`: as the view has it.
+    pub established_timeout: Option<Duration>,
     /// A flow this old is cut in two; `None`: as the view has it.
     pub active_timeout: Option<Duration>,
     /// Flows that are held at once.
@@ -94,6 +97,7 @@ impl Default for ExtractOptions {
             snapshots: Vec::new(),
             labels: None,
             idle_timeout: None,
+            established_timeout: None,
             active_timeout: None,
             max_flows: DEFAULT_MAX_FLOWS,
             parser: packet::Options::NONE,
@@ -109,7 +113,9 @@ impl ExtractOptions {
         ensure!(!self.captures.is_empty(), "no captures were named");
         ensure!(!self.snapshots.contains(&0), "a snapshot at 0 packets does not exist: start from 1");
         ensure!(self.max_flows > 0, "at least one flow must be held");
-        for (name, value) in [("idle", self.idle_timeout), ("active", self.active_timeout)] {
+        let given =
+            [("idle", self.idle_timeout), ("established", self.established_timeout), ("active", self.active_timeout)];
+        for (name, value) in given {
             ensure!(value != Some(Duration::ZERO), "an {name} timeout of 0 would make every packet a flow of its own");
         }
         ensure!(
@@ -134,7 +140,11 @@ impl ExtractOptions {
     fn timeouts(&self) -> Timeouts {
         let mut timeouts = self.view.timeouts();
         let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        // A view that knows no second timeout has one for all flows.
+        let one = timeouts.established_ns == timeouts.idle_ns;
         timeouts.idle_ns = self.idle_timeout.map_or(timeouts.idle_ns, ns);
+        let established = if one { timeouts.idle_ns } else { timeouts.established_ns };
+        timeouts.established_ns = self.established_timeout.map_or(established, ns).max(timeouts.idle_ns);
         timeouts.active_ns = self.active_timeout.map_or(timeouts.active_ns, ns);
         timeouts
     }

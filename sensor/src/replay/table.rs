@@ -13,12 +13,14 @@ mod order;
 mod tests;
 
 use std::cell::Cell;
+use std::cmp::Reverse;
 use std::rc::Rc;
 
 use sensor_common::context::HostContext;
-use sensor_common::flow::{FlowKey, FlowRecord, state};
+use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::hash::Seed;
 use sensor_common::packet::Packet;
+use sensor_common::table::{Pressure, TICK_SHIFT, eviction_rank, stage_of};
 
 pub(super) use self::end::SECOND_NS;
 pub use self::end::{Reason, Timeouts};
@@ -213,11 +215,13 @@ impl Table {
             self.expire(sink)?;
         }
         let mut slot = self.index.find(hash, |number| self.record(number).key.same(&packet.key));
-        if let Some(number) = slot
-            && let Some(reason) = self.over(self.record(number), packet, time_ns)
-        {
-            self.end(number, reason, sink)?;
-            slot = None;
+        match slot.and_then(|number| Some((number, self.over(self.record(number), packet, time_ns)?))) {
+            Some((number, Reason::Cut)) => self.cut(number, packet, time_ns, sink)?,
+            Some((number, reason)) => {
+                self.end(number, reason, sink)?;
+                slot = None;
+            }
+            None => {}
         }
         let number = match slot {
             Some(number) => number,
@@ -225,8 +229,8 @@ impl Table {
         };
         let record = self.record_mut(number);
         record.update(packet, time_ns);
-        let closed = record.state & state::CLOSED != 0;
-        self.touch(number, closed);
+        let phase = record.phase();
+        self.touch(number, phase);
         if let Some((mut context, cell)) = self.context.take() {
             context.packet(number, self.record(number).generation, self.now_ns);
             self.context = Some((context, cell));
@@ -258,20 +262,25 @@ impl Table {
         if self.timeouts.reopen && record.is_reopened_by(packet) {
             return Some(Reason::Reopened);
         }
-        let closed = record.state & state::CLOSED != 0;
-        if record.last_ns.saturating_add(self.wait_ns(closed)) <= self.now_ns {
-            return Some(if self.lingers(closed) { Reason::Closed } else { Reason::Idle });
+        let list = self.list(record.phase());
+        if record.last_ns.saturating_add(self.wait_ns(list)) <= self.now_ns {
+            return Some(if list == List::Lingering { Reason::Closed } else { Reason::Idle });
         }
-        (time_ns.saturating_sub(record.first_ns) >= self.timeouts.active_ns).then_some(Reason::Active)
+        let old = time_ns.saturating_sub(record.first_ns) >= self.timeouts.active_ns;
+        old.then_some(if self.timeouts.goes_on { Reason::Cut } else { Reason::Active })
     }
 
-    /// Whether a flow in this state waits for late packets only.
-    fn lingers(&self, closed: bool) -> bool {
-        closed && self.timeouts.linger_ns < self.timeouts.idle_ns
+    /// Where a flow in this phase waits for its end.
+    fn list(&self, phase: u8) -> List {
+        List::of(phase, self.timeouts.linger_ns < self.timeouts.idle_ns)
     }
 
-    fn wait_ns(&self, closed: bool) -> u64 {
-        if self.lingers(closed) { self.timeouts.linger_ns } else { self.timeouts.idle_ns }
+    fn wait_ns(&self, list: List) -> u64 {
+        match list {
+            List::Lingering => self.timeouts.linger_ns,
+            List::OneSided | List::Answered => self.timeouts.idle_ns,
+            List::Established => self.timeouts.established_ns,
+        }
     }
 
     /// Ends every flow that is left.
@@ -290,7 +299,7 @@ impl Table {
         sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
     ) -> Result<u32, E> {
         if self.len() == self.max_flows
-            && let Some(number) = self.idle_longest()
+            && let Some(number) = self.given_up_first()
         {
             self.end(number, Reason::Evicted, sink)?;
         }
@@ -303,7 +312,7 @@ impl Table {
             context.start(packet, self.now_ns);
         }
         self.index.insert(hash, number);
-        self.order.push(List::Open, number);
+        self.order.push(List::OneSided, number);
         self.due_ns = self.due_ns.min(time_ns.saturating_add(self.timeouts.idle_ns));
         Ok(number)
     }
@@ -323,8 +332,8 @@ impl Table {
     }
 
     /// The flow was seen now: it is the last to be idle for long.
-    fn touch(&mut self, number: u32, closed: bool) {
-        let list = if self.lingers(closed) { List::Lingering } else { List::Open };
+    fn touch(&mut self, number: u32, phase: u8) {
+        let list = self.list(phase);
         self.order.move_to_end(list, number);
         if list == List::Lingering {
             let due_ns = self.record(number).last_ns.saturating_add(self.timeouts.linger_ns);
@@ -339,26 +348,66 @@ impl Table {
         }
     }
 
-    fn idle_longest(&self) -> Option<u32> {
-        List::ALL
-            .into_iter()
-            .filter_map(|list| self.order.first(list))
-            .min_by_key(|number| self.record(*number).last_ns)
+    /// Who gives way for a new flow, of those idle longest in each list: the one that the programs would give up
+    /// ([`eviction_rank`]), as if every flow with history were idle, for there is always one that goes here.
+    fn given_up_first(&self) -> Option<u32> {
+        let rank = |number: &u32| {
+            let record = self.record(*number);
+            let idle = self.now_ns.saturating_sub(record.last_ns) >> TICK_SHIFT;
+            let idle = u32::try_from(idle).unwrap_or(u32::MAX);
+            let pressure = Pressure { idle, evict_idle: 0, crowds: false, opens: false };
+            (eviction_rank(1, stage_of(record.packets(), record.phase()), pressure), Reverse(record.last_ns))
+        };
+        List::ALL.into_iter().filter_map(|list| self.order.first(list)).max_by_key(rank)
+    }
+
+    /// The active timeout is over for a flow that goes on with this packet: its record is handed over, and another one
+    /// begins in its place.
+    fn cut<E>(
+        &mut self,
+        number: u32,
+        packet: &Packet,
+        time_ns: u64,
+        sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
+    ) -> Result<(), E> {
+        if let Some((mut context, cell)) = self.context.take() {
+            context.end(number, self.record(number), self.now_ns);
+            self.context = Some((context, cell));
+            self.place_context(number, self.now_ns);
+        }
+        sink(self.record(number), Reason::Cut)?;
+        self.record_mut(number).go_on(packet, time_ns, 0);
+        self.slots[number as usize].taken = 0;
+        Ok(())
     }
 
     /// Ends what has timed out. The lists are in the order of arrival, so only their heads are looked at; where packets
     /// came out of order, a flow behind a younger one ends a little late, or when its next packet comes.
     fn expire<E>(&mut self, sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>) -> Result<(), E> {
         let mut due_ns = u64::MAX;
-        for (list, reason) in [(List::Lingering, Reason::Closed), (List::Open, Reason::Idle)] {
-            let wait_ns = self.wait_ns(list == List::Lingering);
-            while let Some(number) = self.order.first(list) {
-                let due = self.record(number).last_ns.saturating_add(wait_ns);
-                if due > self.now_ns {
-                    due_ns = due_ns.min(due);
+        while let Some(number) = self.order.first(List::Lingering) {
+            let due = self.record(number).last_ns.saturating_add(self.timeouts.linger_ns);
+            if due > self.now_ns {
+                due_ns = due;
+                break;
+            }
+            self.end(number, Reason::Closed, sink)?;
+        }
+        // In the order in which they were last seen, whatever they have shown.
+        loop {
+            let due = |list: List| {
+                let number = self.order.first(list)?;
+                let due = self.record(number).last_ns.saturating_add(self.wait_ns(list));
+                Some((due > self.now_ns, self.order.turn(number), due, number))
+            };
+            let lists = [List::OneSided, List::Answered, List::Established];
+            let heads = || lists.into_iter().filter_map(due);
+            match heads().min() {
+                Some((false, _, _, number)) => self.end(number, Reason::Idle, sink)?,
+                _ => {
+                    due_ns = heads().map(|(_, _, due, _)| due).fold(due_ns, u64::min);
                     break;
                 }
-                self.end(number, reason, sink)?;
             }
         }
         self.due_ns = due_ns;
@@ -377,9 +426,9 @@ impl Table {
         if let Some((mut context, cell)) = self.context.take() {
             let record = self.record(number);
             // That a flow timed out is only noticed when another packet comes.
-            let closed = record.state & state::CLOSED != 0;
+            let wait_ns = self.wait_ns(self.list(record.phase()));
             let ended_ns = match reason {
-                Reason::Idle | Reason::Closed => record.last_ns.saturating_add(self.wait_ns(closed)).min(self.now_ns),
+                Reason::Idle | Reason::Closed => record.last_ns.saturating_add(wait_ns).min(self.now_ns),
                 _ => self.now_ns,
             };
             context.end(number, record, ended_ns);
@@ -395,7 +444,7 @@ impl Table {
         reason: Reason,
         sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut held: Vec<u32> = List::ALL.into_iter().flat_map(|list| self.order.of(list)).collect();
+        let mut held: Vec<u32> = List::ALL.into_iter().flat_map(|list| self.order.slots(list)).collect();
         held.sort_unstable();
         for number in held {
             self.end(number, reason, sink)?;

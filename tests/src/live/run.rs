@@ -46,7 +46,13 @@ pub(super) struct Run<'w> {
 impl<'w> Run<'w> {
     pub(super) fn begin(wire: &'w mut Wire) -> Result<Run<'w>> {
         // Flows of a live table end when the agent says so: here at the end.
-        let never = Timeouts { idle_ns: u64::MAX, active_ns: u64::MAX, linger_ns: u64::MAX, reopen: true };
+        let never = Timeouts {
+            idle_ns: u64::MAX,
+            established_ns: u64::MAX,
+            active_ns: u64::MAX,
+            linger_ns: u64::MAX,
+            ..Timeouts::default()
+        };
         if wire.fitter.begin() {
             wire.kernel.forget_fragments()?;
         }

@@ -14,7 +14,7 @@ use sensor_common::tcp::{ACK, RST, SYN};
 use sensor_tests::frames::Frame;
 use sensor_tests::rng::Rng;
 
-use crate::rig::{SECOND_NS, START_NS, XDP_PASS, at, counters, load, options, records, run, seed};
+use crate::rig::{SECOND_NS, START_NS, XDP_PASS, at, counters, establish, load, options, records, run, seed};
 
 /// Programs, and the host's tables beside them.
 struct Pair {
@@ -205,12 +205,9 @@ fn a_spoofed_flood_shows_in_the_service_and_spares_sources_with_history() {
 fn a_full_bucket_does_not_hide_new_flows() {
     let mut pair = Pair::new(&options());
     let server = at("198.19.0.1:80");
-    // History in every way: three packets each, kept active.
+    // A live connection in every way.
     for number in 0..30_000u32 {
-        let from = client(number, 2000);
-        for flags in [SYN, ACK, ACK, ACK] {
-            pair.goes_on(&Frame::tcp(from, server, flags).build());
-        }
+        establish(&pair.kernel, client(number, 2000), server);
     }
     let before = counters(&pair.kernel).unrecorded[Cause::BucketFull as usize];
     assert!(before > 10_000, "{before}");
@@ -233,9 +230,7 @@ fn cpus_at_one_service_lose_nothing_unseen() {
     let server = at("198.19.0.1:80");
     // No bucket has a place, so each run is a new flow that finds none.
     for number in 0..30_000u32 {
-        for flags in [SYN, ACK, ACK, ACK] {
-            run(&kernel, Hook::Ingress, &Frame::tcp(client(number, 2000), server, flags).build());
-        }
+        establish(&kernel, client(number, 2000), server);
     }
     let before = counters(&kernel);
     let service = at("198.19.9.9:443");

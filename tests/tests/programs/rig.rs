@@ -12,8 +12,10 @@ use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::packet::{self, Packet, Parser};
 use sensor_common::table::{TICK_SHIFT, WAYS};
+use sensor_common::tcp::{ACK, SYN};
 use sensor_common::verdict::Action;
 use sensor_tests::differences::differences;
+use sensor_tests::frames::Frame;
 
 /// Loopback: where the kernel says that the frames of test runs come from.
 pub(crate) const IFINDEX: u32 = 1;
@@ -89,6 +91,15 @@ pub(crate) fn control() -> Control {
 /// One run; the program's return value.
 pub(crate) fn run(kernel: &Kernel, hook: Hook, frame: &[u8]) -> u32 {
     run_with(kernel, hook, frame, &[]).return_value
+}
+
+/// A connection that both ends have built: handshake and one segment more.
+pub(crate) fn establish(kernel: &Kernel, client: SocketAddr, server: SocketAddr) {
+    let segment = |from, to, flags, seq, ack| Frame::tcp(from, to, flags).seq(seq, ack).build();
+    run(kernel, Hook::Ingress, &segment(client, server, SYN, 1, 0));
+    run(kernel, Hook::Egress, &segment(server, client, SYN | ACK, 1, 2));
+    run(kernel, Hook::Ingress, &segment(client, server, ACK, 2, 2));
+    run(kernel, Hook::Ingress, &segment(client, server, ACK, 2, 2));
 }
 
 /// One run with an input context.

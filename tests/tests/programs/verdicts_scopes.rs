@@ -53,10 +53,11 @@ fn a_dropped_flow_stays_dropped_when_its_slot_is_taken() {
     let word = entry(Action::Drop).word().with_generation(before.generation);
     kernel.table.store_verdict(slot, word.0);
     assert_eq!(run(&kernel, Hook::Ingress, &first), XDP_DROP);
-    // Idle for long enough to be given up, while eight others with history want its bucket.
+    // Idle for long enough to be given up, while eight live connections want its bucket.
     kernel.control.set_replay_clock(START_NS + 60 * SECOND_NS);
     for client in &clients[1..] {
-        (0..4).for_each(|_| assert_eq!(run(&kernel, Hook::Ingress, &frame(*client)), XDP_PASS));
+        (0..3).for_each(|_| assert_eq!(run(&kernel, Hook::Ingress, &frame(*client)), XDP_PASS));
+        run(&kernel, Hook::Egress, &Frame::tcp(server(), *client, ACK).build());
     }
     assert_eq!(kernel.next_evicted().map(|record| (record.key, record.dropped)), Some((dropped, 1)));
     for _ in 0..3 {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use sensor_common::flow::FlowKey;
+use sensor_common::flow::{FlowRecord, note, state};
 use sensor_common::verdict::{Action, Entry, Origin, Rate as KernelRate};
 
 use super::super::clock::now_ns;
@@ -16,10 +16,21 @@ use crate::metrics::VerdictChange;
 use crate::policy;
 use crate::verdicts::book::Change;
 use crate::verdicts::scope::{Scope, Service};
-use crate::verdicts::{Order, Verdict};
+use crate::verdicts::{Moment, Order, Verdict};
 
 /// Verdicts whose end is written in one poll: some 40 thousand system calls a second.
 const EXPIRED_PER_POLL: usize = 2_048;
+
+/// Whether a verdict is a model's on a connection that was over when this flow began on the same tuple.
+pub(super) fn is_outlived(verdict: &Verdict, record: &FlowRecord, now: Moment) -> bool {
+    // Verdicts know the millisecond of the wall clock in which they were entered.
+    let age_ns = now.unix_ms.saturating_sub(verdict.created_unix_ms).saturating_mul(1_000_000);
+    let before = now.ns.saturating_sub(age_ns).saturating_add(2_000_000) < record.first_ns;
+    record.steady & note::FREED != 0
+        && verdict.origin == OriginName::Model
+        && matches!(verdict.scope, Scope::Flow(_))
+        && before
+}
 
 /// Whether the kernel needs an entry: a flow that a model tags has the word in its record, and is judged anew if that goes.
 pub(super) fn has_entry(verdict: &Verdict) -> bool {
@@ -290,17 +301,34 @@ impl Poller {
         }
     }
 
-    /// A flow is over: a model's tag goes with it, and a model's verdict is the first to make room for another.
-    pub(in crate::agent) fn flow_ended(&mut self, key: &FlowKey) {
+    /// A flow is over: a model's tag goes with it, and any verdict of a model if both ends closed the connection; else it is
+    /// the first to make room for another. (A RST can be forged by whoever is under the verdict, and the flow goes on: that
+    /// verdict holds until another connection begins.)
+    pub(in crate::agent) fn flow_ended(&mut self, record: &FlowRecord) {
         if self.enforcer.book.held()[0] == 0 {
             return;
         }
-        let Some(verdict) = self.enforcer.book.of(&Scope::Flow(*key)) else { return };
-        let (id, has_entry) = (verdict.id, has_entry(verdict));
-        if has_entry {
+        if record.steady & note::FREED != 0 {
+            self.freed(record);
+        }
+        let closed = record.state & state::GRACEFUL != 0;
+        let Some(verdict) = self.enforcer.book.of(&Scope::Flow(record.key)) else { return };
+        let stays = has_entry(verdict) && !(closed && verdict.origin == OriginName::Model);
+        let id = verdict.id;
+        if stays {
             self.enforcer.book.flow_ended(id);
         } else {
             self.withdraw(id, "the flow has ended".to_owned());
+        }
+    }
+
+    /// The programs ended a model's verdict when this flow began on its tuple: the book follows.
+    pub(in crate::agent) fn freed(&mut self, record: &FlowRecord) {
+        if let Some(verdict) = self.enforcer.book.of(&Scope::Flow(record.key))
+            && is_outlived(verdict, record, moment())
+        {
+            let id = verdict.id;
+            self.withdraw(id, "another connection began on the same ports".to_owned());
         }
     }
 }

@@ -12,6 +12,7 @@ use sensor_common::table::{WAYS, bucket_of, tag_of};
 use sensor_common::verdict::{Action, Origin, Verdict as Word};
 
 use super::super::poll::Poller;
+use super::enter::is_outlived;
 use super::{Enforcer, moment};
 use crate::config::{ActionName, OriginName};
 use crate::policy::{accuses, initiator};
@@ -38,7 +39,7 @@ impl Enforcer {
 
 impl Poller {
     /// Where a flow is in the table.
-    pub(super) fn find(&self, key: &FlowKey) -> Option<(usize, FlowRecord)> {
+    pub(in crate::agent) fn find(&self, key: &FlowKey) -> Option<(usize, FlowRecord)> {
         let seed = self.kernel.seed();
         let hash = hash(key, |position| seed[position]);
         let first = bucket_of(hash, self.kernel.table.buckets() as u32) as usize;
@@ -54,7 +55,8 @@ impl Poller {
     pub(super) fn stamp(&mut self, slot: usize, record: &FlowRecord, now: u64) {
         let enforcer = &self.enforcer;
         let verdict = enforcer.book.of_flow(&record.key, initiator(record));
-        let verdict = verdict.filter(|_| !enforcer.allow.protects(record));
+        let verdict =
+            verdict.filter(|verdict| !enforcer.allow.protects(record) && !is_outlived(verdict, record, moment()));
         let old = Word(record.verdict);
         let (by_model, accusing) = match verdict {
             Some(verdict) if verdict.origin == OriginName::Model => (

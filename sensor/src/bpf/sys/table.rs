@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use sensor_common::flow::{FlowKey, FlowRecord};
+use sensor_common::flow::{FlowKey, FlowRecord, note};
 use sensor_common::lock::{self, STALLED, STEP, TAKEN};
 use sensor_common::table::{Bucket, WAYS};
 
@@ -26,6 +26,10 @@ pub type Slot = usize;
 const LAST_AT: usize = std::mem::offset_of!(FlowRecord, last_ns) / 8;
 /// The word at which a record's key begins.
 const KEY_AT: usize = std::mem::offset_of!(FlowRecord, key) / 8;
+/// The word with its first arrival.
+const FIRST_AT: usize = std::mem::offset_of!(FlowRecord, first_ns) / 8;
+/// The byte at which its notes are.
+const STEADY_AT: usize = std::mem::offset_of!(FlowRecord, steady);
 /// The byte at which its state is.
 const STATE_AT: usize = std::mem::offset_of!(FlowRecord, state);
 
@@ -38,6 +42,17 @@ pub struct Head {
     pub key: FlowKey,
     /// [`FlowRecord::state`]
     pub state: u32,
+}
+
+/// Times of a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// [`FlowRecord::generation`]
+    pub generation: u32,
+    /// [`FlowRecord::first_ns`]
+    pub first_ns: u64,
+    /// [`FlowRecord::last_ns`]
+    pub last_ns: u64,
 }
 
 /// The flow table in shared memory.
@@ -108,6 +123,11 @@ impl Table {
 
     /// Generation and last arrival of a record, by which it is released; `None` if writers were inside at every try.
     pub fn stamp(&self, slot: Slot) -> Option<(u32, u64)> {
+        self.times(slot).map(|Times { generation, last_ns, .. }| (generation, last_ns))
+    }
+
+    /// When a record began and was last added to; `None` if writers were inside at every try.
+    pub fn times(&self, slot: Slot) -> Option<Times> {
         let base = slot * RECORD_WORDS;
         let sequence = self.records.half(base, 0);
         for _ in 0..COPY_TRIES {
@@ -115,14 +135,53 @@ impl Table {
             if before & TAKEN == 0 {
                 let generation = self.records.half(base, 1).load(Ordering::Relaxed);
                 let last_ns = self.records.word(base + LAST_AT).load(Ordering::Relaxed);
+                let first_ns = self.records.word(base + FIRST_AT).load(Ordering::Relaxed);
                 fence(Ordering::Acquire);
                 if sequence.load(Ordering::Relaxed) == before {
-                    return Some((generation, last_ns));
+                    return Some(Times { generation, first_ns, last_ns });
                 }
             }
             std::hint::spin_loop();
         }
         None
+    }
+
+    /// Shows `to` as the tick of a way's last packet if it is still `from`: no packet came meanwhile. Programs store
+    /// ticks without a lock, so this is one compare-and-swap of the word that the tick is in.
+    pub fn age(&self, slot: Slot, from: u16, to: u16) -> bool {
+        let (bucket, way) = (slot / WAYS, slot % WAYS);
+        let at = std::mem::offset_of!(Bucket, seen) + 2 * way;
+        let word = self.index.half(bucket * BUCKET_WORDS + at / 8, at % 8 / 4);
+        let shift = at % 4 * 8;
+        let before = word.load(Ordering::Relaxed);
+        if (before >> shift) as u16 != from {
+            return false;
+        }
+        let after = before & !(0xffff << shift) | u32::from(to) << shift;
+        word.compare_exchange(before, after, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Tells the programs that the flow of `generation` goes on in another record with its next packet; whether it is
+    /// told. Takes the record's lock for two stores.
+    pub fn mark_due(&self, slot: Slot, generation: u32) -> bool {
+        let base = slot * RECORD_WORDS;
+        let sequence = self.records.half(base, 0);
+        let before = sequence.load(Ordering::Acquire);
+        if before & TAKEN != 0
+            || sequence.compare_exchange(before, before | TAKEN, Ordering::Acquire, Ordering::Relaxed).is_err()
+        {
+            return false;
+        }
+        let same = self.records.half(base, 1).load(Ordering::Relaxed) == generation;
+        if same {
+            let word = self.records.half(base + STEADY_AT / 8, STEADY_AT % 8 / 4);
+            let shift = STEADY_AT % 4 * 8;
+            let notes = (word.load(Ordering::Relaxed) >> shift) as u8 & note::ALL | note::DUE;
+            let others = word.load(Ordering::Relaxed) & !(0xff << shift);
+            word.store(others | u32::from(notes) << shift, Ordering::Relaxed);
+        }
+        sequence.store(before.wrapping_add(STEP), Ordering::Release);
+        same
     }
 
     /// Stores a verdict word. It has effect only if it carries the record's present generation.

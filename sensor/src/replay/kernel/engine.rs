@@ -109,7 +109,7 @@ impl<'k> Pair<'k> {
         let mut turn = kernel.turn(captured.time_ns.saturating_add(*skew_ns), key);
         let (held, mut ended) = (host.flows(), 0);
         let mut both = |native: &FlowRecord, reason: Reason| {
-            ended += reason.is_end() as usize;
+            ended += (reason.is_end() && reason != Reason::Cut) as usize;
             sink(turn.fetch(native, reason)?.as_ref(), native, reason)
         };
         host.frame(captured, &mut both)?;

@@ -3,7 +3,7 @@
 //! Called by [`super::engine`], through [`super::KernelReplay::turn`].
 
 use anyhow::Result;
-use sensor_common::flow::{FlowKey, FlowRecord, state};
+use sensor_common::flow::{FlowKey, FlowRecord, note, state};
 
 use super::super::table::Reason;
 use super::KernelReplay;
@@ -37,13 +37,25 @@ impl Turn<'_> {
                 let position = evicted.iter().position(|record| record.key == host.key);
                 position.map(|position| evicted.swap_remove(position))
             }
+            Reason::Cut => {
+                // As an agent does: the programs hand the record over when they see the flow's next packet.
+                self.replay.mark_due(&host.key)?;
+                self.run()?;
+                let evicted = &mut self.replay.evicted;
+                let position = evicted.iter().position(|record| record.key == host.key);
+                position.map(|position| evicted.swap_remove(position))
+            }
             Reason::Idle | Reason::Active | Reason::Closed | Reason::Evicted | Reason::Clock | Reason::End => {
                 self.replay.take(&host.key)?
             }
         };
         // The interface of test runs is nobody's, and the host has no buckets whose occupied ways it could keep.
         let state = |record: &FlowRecord| record.state & ((1 << state::WAYS_SHIFT) - 1);
-        Ok(found.map(|record| FlowRecord { ifindex: 0, state: state(&record), ..record }))
+        // Nor does it have to be told when to go on.
+        let steady = |record: &FlowRecord| record.steady & !(note::CUT | note::DUE);
+        let same =
+            |record: FlowRecord| FlowRecord { ifindex: 0, state: state(&record), steady: steady(&record), ..record };
+        Ok(found.map(same))
     }
 
     /// Runs the frame if it did not run yet.

@@ -1,6 +1,7 @@
 //! What is held, and what gives way.
 
-use sensor_common::flow::FlowKey;
+use sensor_common::flow::{FlowKey, state};
+use sensor_common::tcp;
 
 use super::*;
 
@@ -126,4 +127,86 @@ fn flows_end_in_the_order_of_their_slots() {
     assert_eq!(ends(&mut table, &[(100, 1), (101, 2), (102, 3), (103, 1)]), []);
     let expected = [(1, 2, Reason::Clock), (2, 1, Reason::Clock), (3, 1, Reason::Clock)];
     assert_eq!(ends(&mut table, &[(1, 4)]), expected);
+}
+
+/// A segment between host `host` and 198.19.0.1:80, sequence numbers as those of both ends that have sent nothing yet.
+fn segment(host: u32, back: bool, flags: u8) -> Packet {
+    let mut frame = [0u8; 54];
+    frame[12..16].copy_from_slice(&[0x08, 0x00, 0x45, 0]);
+    frame[16..18].copy_from_slice(&40u16.to_be_bytes());
+    frame[23] = sensor_common::packet::protocol::TCP;
+    let (client, server) = ((0xc612_0000 | host).to_be_bytes(), [198, 19, 0, 1]);
+    let (src, dst, ports) = if back { (server, client, [80, 40_000]) } else { (client, server, [40_000, 80u16]) };
+    frame[26..30].copy_from_slice(&src);
+    frame[30..34].copy_from_slice(&dst);
+    frame[34..36].copy_from_slice(&ports[0].to_be_bytes());
+    frame[36..38].copy_from_slice(&ports[1].to_be_bytes());
+    let seq = u32::from(flags & tcp::SYN == 0);
+    frame[38..42].copy_from_slice(&seq.to_be_bytes());
+    frame[42..46].copy_from_slice(&1u32.to_be_bytes());
+    frame[46] = 0x50;
+    frame[47] = flags;
+    sensor_common::packet::parse(&frame[..]).expect("well-formed")
+}
+
+/// Offers segments (time in s, host, back, flags) and says what ended: host, packets, reason, who began is known.
+fn connections(table: &mut Table, segments: &[(u64, u32, bool, u8)]) -> Vec<(u32, u64, Reason, bool)> {
+    let mut ends = Vec::new();
+    let mut sink = |record: &FlowRecord, reason: Reason| {
+        let by_syn = record.state & state::INITIATOR_BY_SYN != 0;
+        let host = if record.state & state::INITIATOR_HIGH == 0 { record.key.low[0] } else { record.key.high[0] };
+        ends.push((host & 0xffff, record.packets(), reason, by_syn));
+        Ok::<_, ()>(())
+    };
+    for (at_s, host, back, flags) in segments {
+        table.packet(&segment(*host, *back, *flags), at_s * SECOND_NS, &mut sink).expect("the sink takes all");
+    }
+    ends
+}
+
+const HANDSHAKE: [(bool, u8); 3] = [(false, tcp::SYN), (true, tcp::SYN | tcp::ACK), (false, tcp::ACK)];
+
+fn handshake(at_s: u64, host: u32) -> Vec<(u64, u32, bool, u8)> {
+    HANDSHAKE.map(|(back, flags)| (at_s, host, back, flags)).to_vec()
+}
+
+#[test]
+fn an_established_connection_may_pause_and_what_is_half_open_may_not() {
+    let mut table = table(10);
+    let mut segments = handshake(1, 1);
+    segments.extend([(1, 2, false, tcp::SYN), (1, 2, true, tcp::SYN | tcp::ACK)]);
+    assert_eq!(connections(&mut table, &segments), []);
+    // 20 minutes: no more than the record of the active timeout.
+    assert_eq!(connections(&mut table, &[(1_200, 1, false, tcp::ACK)]), [(2, 2, Reason::Idle, true)]);
+    let day = 24 * 3_600;
+    assert_eq!(connections(&mut table, &[(1_200 + 6 * day, 3, false, tcp::SYN)]), [(1, 4, Reason::Idle, true)]);
+}
+
+#[test]
+fn a_connection_that_is_cut_goes_on_as_what_it_is() {
+    let mut table = table(10);
+    connections(&mut table, &handshake(1, 1));
+    // The first to speak after four days is the server.
+    let four_days = 4 * 24 * 3_600;
+    assert_eq!(connections(&mut table, &[(four_days, 1, true, tcp::ACK)]), [(1, 3, Reason::Cut, true)]);
+    let mut rest = Vec::new();
+    let mut sink = |record: &FlowRecord, reason: Reason| {
+        rest.push((record.packets(), record.state & state::INITIATOR_BY_SYN != 0, record.iat_max_ns, reason));
+        Ok::<_, ()>(())
+    };
+    table.finish(&mut sink).expect("the sink takes all");
+    assert_eq!(rest, [(1, true, 0, Reason::End)], "the pause is in no record");
+}
+
+#[test]
+fn what_can_be_forged_gives_way_first() {
+    let mut table = table(3);
+    connections(&mut table, &handshake(1, 1));
+    connections(&mut table, &[(2, 2, false, tcp::SYN)]);
+    connections(&mut table, &[(3, 3, false, tcp::SYN)]);
+    assert_eq!(connections(&mut table, &[(4, 4, false, tcp::SYN)]), [(2, 1, Reason::Evicted, true)]);
+    assert_eq!(connections(&mut table, &[(5, 5, false, tcp::SYN)]), [(3, 1, Reason::Evicted, true)]);
+    let closed = [(6, 5, true, tcp::RST | tcp::ACK)];
+    assert_eq!(connections(&mut table, &closed), []);
+    assert_eq!(connections(&mut table, &[(7, 6, false, tcp::SYN)]), [(5, 2, Reason::Evicted, true)], "closed");
 }

@@ -14,7 +14,8 @@ use crate::replay::table::{SECOND_NS, Timeouts};
 
 /// A flow is cut 120 s after its start; TCP's close ends it as everywhere in Sensor.
 pub(super) fn timeouts() -> Timeouts {
-    Timeouts { idle_ns: 120 * SECOND_NS, active_ns: 120 * SECOND_NS, ..Timeouts::default() }
+    let idle_ns = 120 * SECOND_NS;
+    Timeouts { idle_ns, established_ns: idle_ns, active_ns: idle_ns, goes_on: false, ..Timeouts::default() }
 }
 
 const EMPTY: &str = "missing, not 0, where the direction is empty";

@@ -11,7 +11,8 @@ use crate::replay::table::{Reason, SECOND_NS, Timeouts};
 
 /// Idle 120 s, active 1800 s; FIN, RST and the reuse of ports end nothing.
 pub(super) fn timeouts() -> Timeouts {
-    Timeouts { idle_ns: 120 * SECOND_NS, active_ns: 1800 * SECOND_NS, linger_ns: u64::MAX, reopen: false }
+    let (idle_ns, active_ns) = (120 * SECOND_NS, 1800 * SECOND_NS);
+    Timeouts { idle_ns, established_ns: idle_ns, active_ns, linger_ns: u64::MAX, reopen: false, goes_on: false }
 }
 
 /// From who sent the first packet.
@@ -90,7 +91,7 @@ const IDENTITY: [Column; 14] = [
     integer("id", "1", "number of the row, from 0", |row| Some(row.number as i64)),
     integer("expiration_id", "1", "why the flow ended: 0 idle or end of the capture, 1 active timeout", |row| {
         Some(match row.reason {
-            Reason::Active => 1,
+            Reason::Active | Reason::Cut => 1,
             Reason::Snapshot(_) => -1,
             _ => 0,
         })
