@@ -1,9 +1,7 @@
 //! What the poll thread says of itself: flow list, status, verdict lines, summary lines, and whether packets are seen at all.
 
 use std::collections::HashMap;
-use std::io::Write as _;
 use std::path::Path;
-use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use sensor_common::features::{FEATURES, Feature, Sample};
@@ -231,19 +229,6 @@ pub(super) fn log_verdict(record: &FlowRecord, score: Score, label: &str, done: 
             _ => "verdict",
         }
     );
-}
-
-/// Prints lines from a thread of its own, which ends with the process.
-pub(super) fn print_lines() -> std::io::Result<SyncSender<String>> {
-    let (lines, printer) = std::sync::mpsc::sync_channel::<String>(4);
-    std::thread::Builder::new().name("sensor-summary".to_owned()).spawn(move || {
-        for line in printer {
-            if writeln!(std::io::stdout(), "{line}").is_err() {
-                break;
-            }
-        }
-    })?;
-    Ok(lines)
 }
 
 /// Proves after attaching that the programs see packets: an attachment that succeeded is no proof.
