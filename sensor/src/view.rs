@@ -16,8 +16,8 @@ pub(crate) mod flow;
 mod reload;
 
 pub use enforce::{
-    BatchView, BreakerView, EnforceRequest, EnforcementView, MAX_BATCH, ModeView, NewAllow, NewVerdict, NewVerdicts,
-    Peer, Reply, VerdictList, VerdictView, Which,
+    BatchView, BreakerView, EnforceRequest, EnforcementView, Kept, MAX_BATCH, ModeView, NewAllow, NewVerdict,
+    NewVerdicts, Peer, Reply, VerdictList, VerdictView, Which,
 };
 pub use flow::{FeaturesView, FlowView, SortKey, protocol_name, protocol_number, sort_flows, top};
 pub use reload::{ConfigState, ConfigView, LastReload, ModelReload, ReloadView};
@@ -66,6 +66,9 @@ pub struct StatusView {
     /// Why changes of verdicts, mode and never-drop list would not survive a restart now; absent: they would.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_problem: Option<String>,
+    /// Why the mode is observe, whatever the configuration says: what was kept is damaged. Absent: it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_doubt: Option<String>,
     /// Packets in no record, by stage and cause; causes that never happened are left out.
     pub loss: BTreeMap<String, BTreeMap<String, u64>>,
 }

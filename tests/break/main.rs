@@ -4,3 +4,4 @@
 //! tests; `cargo xtask chaos` mixes them for as long as it is told.
 
 mod blocked_output;
+mod kept_state;

@@ -103,6 +103,11 @@ fn reload(jobs: &std::sync::mpsc::SyncSender<Job>) -> bool {
 
 /// What the kernel must have before anything is tried.
 fn check(capabilities: &Capabilities) -> Result<()> {
+    ensure!(
+        !capabilities.privileges.user_namespace,
+        "this is a user namespace (an unprivileged container, `unshare --user`): whatever privileges it gives, the kernel loads \
+         no programs for it; run this as root of the host, or see `sensor doctor`"
+    );
     let missing = capabilities.privileges.missing();
     ensure!(
         missing.is_empty(),

@@ -203,6 +203,7 @@ pub(super) fn status(poller: &Poller) -> StatusView {
         enforcement: poller.enforcement_view(),
         config: poller.settled.state(),
         state_problem: enforcer.store.problem(),
+        state_doubt: enforcer.doubt.as_ref().map(|doubt| doubt.text.clone()),
         loss: metrics.loss_view(),
     }
 }

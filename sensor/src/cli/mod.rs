@@ -27,7 +27,7 @@ use crate::config::{self, BpfLog, Config, LogFormat, Mode, Override, Source, Xdp
 use crate::interfaces::List;
 use crate::replay::View;
 use crate::view::SortKey;
-use crate::{control, doctor, logging, service};
+use crate::{control, doctor, logging, service, store};
 use print::Format;
 use stdout::say;
 
@@ -409,7 +409,9 @@ fn doctor(interfaces: Vec<String>, json: bool) -> Result<ExitCode> {
             Err(error) => errors.push(format!("{error:#}")),
         }
     }
-    let report = doctor::examine(probe::kernel(), found, errors);
+    let mut report = doctor::examine(probe::kernel(), found, errors);
+    let directory = Config::default().agent.state_dir;
+    doctor::judge_state(&mut report, directory.and_then(|directory| store::doubt_in(&directory)));
     say(&if json { print::json(&report)? } else { doctor::render(&report) })?;
     Ok(if report.can_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

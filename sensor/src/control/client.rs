@@ -15,14 +15,14 @@ use tokio::net::UnixStream;
 
 use super::enforce::{Change, ItemQuery, ModeBody};
 use super::routes::LoadQuery;
-use super::{CLIENT_TIMEOUT, Failure, LOAD_TIMEOUT};
+use super::{CLIENT_TIMEOUT, Failure, LOAD_TIMEOUT, NOT_KEPT};
 use crate::allow::Entry;
 use crate::allow::item::Item;
 use crate::config::Mode;
 use crate::verdicts::Verdict;
 use crate::view::{
-    BatchView, BreakerView, ConfigView, FeaturesView, FlowView, ModeView, ModelView, NewAllow, NewVerdict, NewVerdicts,
-    ReloadView, SortKey, StatusView, VerdictList, VerdictView, Which,
+    BatchView, BreakerView, ConfigView, FeaturesView, FlowView, Kept, ModeView, ModelView, NewAllow, NewVerdict,
+    NewVerdicts, ReloadView, SortKey, StatusView, VerdictList, VerdictView, Which,
 };
 
 /// Asks the agent behind a socket for its verdicts, the newest `limit` of them (0 = all).
@@ -77,26 +77,26 @@ pub async fn get_allowed(socket: &Path) -> Result<Vec<Entry>> {
 ///
 /// # Errors
 /// As [`get_status`].
-pub async fn add_allow(socket: &Path, new: &NewAllow) -> Result<Entry> {
-    send(socket, Method::POST, "/v1/allow", new).await
+pub async fn add_allow(socket: &Path, new: &NewAllow) -> Result<Kept<Entry>> {
+    change(socket, Method::POST, "/v1/allow", new).await
 }
 
 /// Takes something off the never-drop list.
 ///
 /// # Errors
 /// As [`get_status`], or no operator has put it there.
-pub async fn remove_allow(socket: &Path, item: Item) -> Result<Item> {
-    send(socket, Method::POST, "/v1/allow/remove", &ItemQuery { item }).await
+pub async fn remove_allow(socket: &Path, item: Item) -> Result<Kept<Item>> {
+    change(socket, Method::POST, "/v1/allow/remove", &ItemQuery { item }).await
 }
 
 /// The mode, after a change to `to` if there is one.
 ///
 /// # Errors
 /// As [`get_status`].
-pub async fn mode(socket: &Path, to: Option<Mode>) -> Result<ModeView> {
+pub async fn mode(socket: &Path, to: Option<Mode>) -> Result<Kept<ModeView>> {
     match to {
-        Some(mode) => send(socket, Method::PUT, "/v1/mode", &ModeBody { mode }).await,
-        None => fetch(socket, "/v1/mode").await,
+        Some(mode) => change(socket, Method::PUT, "/v1/mode", &ModeBody { mode }).await,
+        None => fetch(socket, "/v1/mode").await.map(unchanged),
     }
 }
 
@@ -104,17 +104,30 @@ pub async fn mode(socket: &Path, to: Option<Mode>) -> Result<ModeView> {
 ///
 /// # Errors
 /// As [`get_status`].
-pub async fn breaker(socket: &Path, reset: bool) -> Result<BreakerView> {
+pub async fn breaker(socket: &Path, reset: bool) -> Result<Kept<BreakerView>> {
     if reset {
-        return send(socket, Method::POST, "/v1/breaker/reset", &()).await;
+        return change(socket, Method::POST, "/v1/breaker/reset", &()).await;
     }
-    fetch(socket, "/v1/breaker").await
+    fetch(socket, "/v1/breaker").await.map(unchanged)
+}
+
+fn unchanged<T>(value: T) -> Kept<T> {
+    Kept { value, not_kept: None }
 }
 
 async fn send<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: &impl Serialize) -> Result<T> {
+    change(socket, method, path, body).await.map(|kept| kept.value)
+}
+
+async fn change<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<Kept<T>> {
     let body = serde_json::to_vec(body).context("cannot write the request as JSON")?;
     let request = hyper::Request::builder().method(method).uri(path).header("content-type", "application/json");
-    answer(socket, request, body.into(), CLIENT_TIMEOUT).await
+    answer_kept(socket, request, body.into(), CLIENT_TIMEOUT).await
 }
 
 /// Asks the agent behind a socket for the features of a flow.
@@ -198,6 +211,15 @@ pub(super) async fn answer<T: DeserializeOwned>(
     body: Bytes,
     limit: Duration,
 ) -> Result<T> {
+    answer_kept(socket, request, body, limit).await.map(|kept| kept.value)
+}
+
+async fn answer_kept<T: DeserializeOwned>(
+    socket: &Path,
+    request: hyper::http::request::Builder,
+    body: Bytes,
+    limit: Duration,
+) -> Result<Kept<T>> {
     tokio::time::timeout(limit, exchange(socket, request, body))
         .await
         .map_err(|_| anyhow!("the agent at {} did not answer within {} s", socket.display(), limit.as_secs()))?
@@ -207,7 +229,7 @@ async fn exchange<T: DeserializeOwned>(
     socket: &Path,
     request: hyper::http::request::Builder,
     body: Bytes,
-) -> Result<T> {
+) -> Result<Kept<T>> {
     let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
             anyhow!(
@@ -231,12 +253,13 @@ async fn exchange<T: DeserializeOwned>(
     let transfer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        Ok::<_, hyper::Error>((status, response.into_body().collect().await?.to_bytes()))
+        let not_kept = response.headers().get(NOT_KEPT).and_then(|reason| reason.to_str().ok()).map(str::to_owned);
+        Ok::<_, hyper::Error>((status, not_kept, response.into_body().collect().await?.to_bytes()))
     };
     tokio::pin!(connection);
     tokio::pin!(transfer);
     // The connection does the work; the transfer is over before it, or with it.
-    let (status, body) = tokio::select! {
+    let (status, not_kept, body) = tokio::select! {
         biased;
         result = &mut transfer => result.with_context(broken)?,
         result = &mut connection => { result.with_context(broken)?; transfer.await.with_context(broken)? }
@@ -246,6 +269,7 @@ async fn exchange<T: DeserializeOwned>(
             .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |failure| failure.error);
         bail!("the agent at {} answered {status}: {reason}", socket.display());
     }
-    serde_json::from_slice(&body)
-        .with_context(|| format!("the agent at {} is of another version than this command", socket.display()))
+    let value = serde_json::from_slice(&body)
+        .with_context(|| format!("the agent at {} is of another version than this command", socket.display()))?;
+    Ok(Kept { value, not_kept })
 }

@@ -13,6 +13,7 @@ mod server;
 
 use std::time::Duration;
 
+use axum::http::HeaderName;
 use serde::{Deserialize, Serialize};
 
 pub use self::client::{
@@ -28,6 +29,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Loading a model takes as long as model.load_timeout (at most 10 minutes) and a build.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// In the answer to a change that was made: why it would not survive a restart.
+const NOT_KEPT: HeaderName = HeaderName::from_static("sensor-not-kept");
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Failure {

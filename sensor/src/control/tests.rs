@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use super::client::fetch;
 use super::*;
 use crate::config::Mode;
+use crate::store::Unkept;
 use crate::view::flow::tests::flow;
 use crate::view::{
     self, BreakerView, ConfigState, ConfigView, EnforceRequest, EnforcementView, FeaturesView, FlowView, FlowsView,
@@ -37,6 +38,7 @@ fn sample_status() -> StatusView {
         enforcement: enforcement(),
         config: ConfigState { hash: "00ff".to_owned(), ..ConfigState::default() },
         state_problem: None,
+        state_doubt: None,
         loss: BTreeMap::new(),
     }
 }
@@ -96,13 +98,18 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
             Request::Enforce(EnforceRequest::Mode { to, by, reply, .. }) => {
                 assert_eq!(by.uid, rustix::process::geteuid().as_raw(), "the peer is known");
                 let mode = to.unwrap_or(Mode::Observe);
-                let _ = reply.send(Ok(ModeView { mode, configured: Mode::Observe, ramp: false }));
+                let _ = reply.send(Ok(ModeView { mode, configured: Mode::Observe, ramp: false, doubt: None }));
             }
             Request::Enforce(EnforceRequest::Disallow { item, reply, .. }) => {
                 let _ = reply.send(Err(format!("{item} was not added")));
             }
             Request::Enforce(EnforceRequest::Remove { which, reply, .. }) => {
                 let _ = reply.send(if which == Which::All { Ok(Vec::new()) } else { Err(format!("{which:?}")) });
+            }
+            Request::Enforce(EnforceRequest::Kept { reply }) => {
+                let (said, answer) = tokio::sync::oneshot::channel();
+                let settings = Some("the disk is full\u{1f4be}".to_owned());
+                let _ = (said.send(Unkept { settings, verdicts: None }), reply.send(Ok(Some(answer))));
             }
             Request::Enforce(other) => panic!("not asked here: {other:?}"),
         }
@@ -137,8 +144,10 @@ async fn round_trip() {
     assert_eq!(get_log(&path).await.expect("log"), "a line\n");
     let error = hand_over(&path, [0; 2], Duration::from_secs(5)).await.expect_err("no pins").to_string();
     assert!(error.contains("409") && error.contains(&format!("for {}", std::process::id())), "{error}");
-    assert_eq!(mode(&path, None).await.expect("mode").mode, Mode::Observe);
-    assert_eq!(mode(&path, Some(Mode::Enforce)).await.expect("mode").mode, Mode::Enforce);
+    assert_eq!(mode(&path, None).await.expect("mode").value.mode, Mode::Observe);
+    let kept = mode(&path, Some(Mode::Enforce)).await.expect("mode");
+    assert_eq!((kept.value.mode, kept.not_kept.as_deref()), (Mode::Enforce, Some("the disk is full?")));
+    assert_eq!(serde_json::to_value(&kept).expect("JSON")["not_kept"], "the disk is full?");
     assert!(remove_verdicts(&path, Which::All).await.expect("removed").is_empty());
     let error = remove_verdicts(&path, Which::Scope("198.18.0.0/16".into())).await.expect_err("none").to_string();
     assert!(error.contains("404") && error.contains("198.18.0.0/16"), "{error}");
