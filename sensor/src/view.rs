@@ -19,7 +19,10 @@ pub use enforce::{
     BatchView, BreakerView, EnforceRequest, EnforcementView, Kept, MAX_BATCH, ModeView, NewAllow, NewVerdict,
     NewVerdicts, Peer, Reply, VerdictList, VerdictView, Which,
 };
-pub use flow::{FeaturesView, FlowView, SortKey, protocol_name, protocol_number, sort_flows, top};
+pub use flow::{
+    FeaturesView, FlowOrder, FlowPage, FlowView, FlowsQuery, MAX_FLOWS, SortKey, protocol_name, protocol_number,
+    sort_flows, top,
+};
 pub use reload::{ConfigState, ConfigView, LastReload, ModelReload, ReloadView};
 
 /// The agent as a whole.
@@ -237,14 +240,12 @@ pub struct VerdictsView {
 /// What the poll thread is asked. It answers between two polls; a dropped reply means that nobody waits any more.
 #[derive(Debug)]
 pub enum Request {
-    /// The largest flows.
+    /// A list of flows.
     Flows {
-        /// Order.
-        sort: SortKey,
-        /// At most this many, 0 = all.
-        limit: usize,
+        /// Which.
+        query: FlowsQuery,
         /// Where the answer goes.
-        reply: oneshot::Sender<Vec<FlowView>>,
+        reply: oneshot::Sender<FlowPage>,
     },
     /// The features of a flow, by its id; `None` if it lives no more.
     Features {

@@ -4,4 +4,5 @@
 //! tests; `cargo xtask chaos` mixes them for as long as it is told.
 
 mod blocked_output;
+mod control_readers;
 mod kept_state;

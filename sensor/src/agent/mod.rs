@@ -10,6 +10,7 @@ pub mod bench;
 mod clock;
 mod context;
 mod detach;
+mod dump;
 mod enforce;
 mod interfaces;
 mod life;

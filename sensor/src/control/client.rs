@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use axum::http::HeaderName;
 use http_body_util::{BodyExt, Full};
 use hyper::Method;
 use hyper::body::Bytes;
@@ -15,14 +16,14 @@ use tokio::net::UnixStream;
 
 use super::enforce::{Change, ItemQuery, ModeBody};
 use super::routes::LoadQuery;
-use super::{CLIENT_TIMEOUT, Failure, LOAD_TIMEOUT, NOT_KEPT};
+use super::{CLIENT_TIMEOUT, CURSOR, Failure, LOAD_TIMEOUT, NOT_KEPT};
 use crate::allow::Entry;
 use crate::allow::item::Item;
 use crate::config::Mode;
 use crate::verdicts::Verdict;
 use crate::view::{
-    BatchView, BreakerView, ConfigView, FeaturesView, FlowView, Kept, ModeView, ModelView, NewAllow, NewVerdict,
-    NewVerdicts, ReloadView, SortKey, StatusView, VerdictList, VerdictView, Which,
+    BatchView, BreakerView, ConfigView, FeaturesView, FlowView, Kept, MAX_FLOWS, ModeView, ModelView, NewAllow,
+    NewVerdict, NewVerdicts, ReloadView, SortKey, StatusView, VerdictList, VerdictView, Which, sort_flows,
 };
 
 /// Asks the agent behind a socket for its verdicts, the newest `limit` of them (0 = all).
@@ -192,13 +193,24 @@ pub async fn get_status(socket: &Path) -> Result<StatusView> {
     fetch(socket, "/v1/status").await
 }
 
-/// Asks the agent behind a socket for its largest flows (`limit` 0 = all).
+/// Asks the agent behind a socket for its largest flows (`limit` 0 = all). A list longer than [`MAX_FLOWS`] comes in pages.
 ///
 /// # Errors
 /// As [`get_status`].
 pub async fn get_flows(socket: &Path, sort: SortKey, limit: usize) -> Result<Vec<FlowView>> {
-    let limit = if limit == 0 { String::new() } else { format!("&limit={limit}") };
-    fetch(socket, &format!("/v1/flows?sort={}{limit}", sort.name())).await
+    if limit > 0 && limit <= MAX_FLOWS {
+        return fetch(socket, &format!("/v1/flows?sort={}&limit={limit}", sort.name())).await;
+    }
+    let (mut flows, mut cursor) = (Vec::new(), Some("0".to_owned()));
+    while let Some(from) = cursor {
+        let request = hyper::Request::get(format!("/v1/flows?cursor={from}&limit={MAX_FLOWS}"));
+        let (page, next): (Vec<FlowView>, _) =
+            answer_with(socket, request, Bytes::new(), CLIENT_TIMEOUT, &CURSOR).await?;
+        flows.extend(page);
+        cursor = next;
+    }
+    sort_flows(&mut flows, sort, limit);
+    Ok(flows)
 }
 
 pub(super) async fn fetch<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
@@ -220,7 +232,19 @@ async fn answer_kept<T: DeserializeOwned>(
     body: Bytes,
     limit: Duration,
 ) -> Result<Kept<T>> {
-    tokio::time::timeout(limit, exchange(socket, request, body))
+    let (value, not_kept) = answer_with(socket, request, body, limit, &NOT_KEPT).await?;
+    Ok(Kept { value, not_kept })
+}
+
+/// An answer, and what stands in this header of it.
+async fn answer_with<T: DeserializeOwned>(
+    socket: &Path,
+    request: hyper::http::request::Builder,
+    body: Bytes,
+    limit: Duration,
+    header: &HeaderName,
+) -> Result<(T, Option<String>)> {
+    tokio::time::timeout(limit, exchange(socket, request, body, header))
         .await
         .map_err(|_| anyhow!("the agent at {} did not answer within {} s", socket.display(), limit.as_secs()))?
 }
@@ -229,7 +253,8 @@ async fn exchange<T: DeserializeOwned>(
     socket: &Path,
     request: hyper::http::request::Builder,
     body: Bytes,
-) -> Result<Kept<T>> {
+    header: &HeaderName,
+) -> Result<(T, Option<String>)> {
     let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
             anyhow!(
@@ -253,13 +278,13 @@ async fn exchange<T: DeserializeOwned>(
     let transfer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        let not_kept = response.headers().get(NOT_KEPT).and_then(|reason| reason.to_str().ok()).map(str::to_owned);
-        Ok::<_, hyper::Error>((status, not_kept, response.into_body().collect().await?.to_bytes()))
+        let said = response.headers().get(header).and_then(|said| said.to_str().ok()).map(str::to_owned);
+        Ok::<_, hyper::Error>((status, said, response.into_body().collect().await?.to_bytes()))
     };
     tokio::pin!(connection);
     tokio::pin!(transfer);
     // The connection does the work; the transfer is over before it, or with it.
-    let (status, not_kept, body) = tokio::select! {
+    let (status, said, body) = tokio::select! {
         biased;
         result = &mut transfer => result.with_context(broken)?,
         result = &mut connection => { result.with_context(broken)?; transfer.await.with_context(broken)? }
@@ -271,5 +296,5 @@ async fn exchange<T: DeserializeOwned>(
     }
     let value = serde_json::from_slice(&body)
         .with_context(|| format!("the agent at {} is of another version than this command", socket.display()))?;
-    Ok(Kept { value, not_kept })
+    Ok((value, said))
 }

@@ -13,9 +13,9 @@ use crate::config::Mode;
 use crate::store::Unkept;
 use crate::view::flow::tests::flow;
 use crate::view::{
-    self, BreakerView, ConfigState, ConfigView, EnforceRequest, EnforcementView, FeaturesView, FlowView, FlowsView,
-    LeaseState, LeaseView, ModeView, PacketsView, PollView, Request, SortKey, StatusView, TableView, VerdictsView,
-    Which,
+    self, BreakerView, ConfigState, ConfigView, EnforceRequest, EnforcementView, FeaturesView, FlowOrder, FlowPage,
+    FlowView, FlowsView, LeaseState, LeaseView, ModeView, PacketsView, PollView, Request, SortKey, StatusView,
+    TableView, VerdictsView, Which,
 };
 
 fn sample_status() -> StatusView {
@@ -63,10 +63,21 @@ fn enforcement() -> EnforcementView {
 async fn answer(mut requests: mpsc::Receiver<Request>) {
     while let Some(request) = requests.recv().await {
         match request {
-            Request::Flows { sort, limit, reply } => {
+            Request::Flows { query, reply } => {
+                assert!(query.first, "an administrator asks");
                 let mut flows = vec![flow("1-1", 10, None), flow("2-1", 30, Some(0.25)), flow("3-1", 20, None)];
-                view::sort_flows(&mut flows, sort, limit);
-                let _ = reply.send(flows);
+                let page = match query.order {
+                    FlowOrder::Largest(sort) => {
+                        view::sort_flows(&mut flows, sort, query.limit);
+                        FlowPage { flows, next: None }
+                    }
+                    // Pages of two.
+                    FlowOrder::Table { from } => {
+                        let next = Some(from + 2).filter(|next| *next < flows.len());
+                        FlowPage { flows: flows.into_iter().skip(from).take(2).collect(), next }
+                    }
+                };
+                let _ = reply.send(page);
             }
             Request::Status { reply } => {
                 let _ = reply.send(sample_status());

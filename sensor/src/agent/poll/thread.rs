@@ -91,10 +91,12 @@ impl Poller {
             // One request at most between two looks at the clock, and one even when polls are late.
             while self.heir.is_none() {
                 let wait = next.saturating_duration_since(Instant::now());
-                let request = inbox.next(wait);
-                if let Some(request) = request {
+                let idle = self.dumps.is_empty();
+                if let Some(request) = inbox.next(if idle { wait } else { Duration::ZERO }) {
                     self.answer(request);
                 }
+                // A slice even when polls are late, so that the list ends.
+                self.go_on_with_dumps();
                 if wait.is_zero() {
                     break;
                 }
@@ -176,7 +178,7 @@ impl Poller {
                 Ok(None) => drop(reply.send(Err("nothing is pinned, so nothing can be handed over".to_owned()))),
                 Err(error) => drop(reply.send(Err(format!("{error:#}")))),
             },
-            Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
+            Request::Flows { query, reply } => self.begin_dump(query, reply),
             Request::Reload { by, reply } => self.request_reload(by, reply),
             Request::Config { reply } => drop(reply.send(self.settled.view())),
             Request::Metrics { reply } => drop(reply.send(self.metrics.prometheus())),
