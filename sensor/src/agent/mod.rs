@@ -44,7 +44,7 @@ use crate::bpf::probe::links::Links;
 use crate::bpf::probe::{self, Capabilities};
 use crate::config::{Config, Source};
 use crate::control::{Access, ControlSocket, SharedPolicy};
-use crate::http::{self, Health, HttpState};
+use crate::http::{self, Health, Hosts, HttpState};
 use crate::interfaces::List;
 use crate::logging::Logger;
 use crate::metrics::Metrics;
@@ -190,7 +190,9 @@ async fn serve(
     let (requests, inbox) = mpsc::channel(REQUESTS);
     let mut tasks = vec![tokio::spawn(control.serve(requests))];
     if let Some(listener) = listener {
-        tasks.push(tokio::spawn(http::serve(listener, HttpState { metrics: metrics.clone(), health: health.clone() })));
+        let hosts = Arc::new(Hosts::new(&config.metrics.allowed_hosts));
+        let state = HttpState { metrics: metrics.clone(), health: health.clone(), hosts };
+        tasks.push(tokio::spawn(http::serve(listener, state)));
     }
     let ending = Arc::new(Ending::default());
     let (done, mut ended) = oneshot::channel();
