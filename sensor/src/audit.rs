@@ -7,6 +7,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -244,9 +245,16 @@ impl Audit {
     fn with(&self, Opened { file, journal, stdout }: Opened, broken: bool) -> Audit {
         let (lost, written) = (self.lost.clone(), self.written.clone());
         let nowhere = Audit { queue: None, broken, lost: lost.clone(), written: written.clone() };
-        if file.is_none() && journal.is_none() && stdout.is_none() {
+        if file.is_none() && journal.is_none() && !stdout {
             return nowhere;
         }
+        let stdout = match stdout.then(|| print(lost.clone(), written.clone())).transpose() {
+            Ok(stdout) => stdout,
+            Err(error) => {
+                tracing::error!("no audit goes to standard output (audit.stdout): {error:#}");
+                return Audit { broken: true, ..nowhere };
+            }
+        };
         let (queue, inbox) = sync_channel(QUEUE);
         let sinks = Sinks { file, journal, stdout, lost, written, failing: false };
         match std::thread::Builder::new().name("sensor-audit".to_owned()).spawn(move || sinks.run(&inbox)) {
@@ -303,7 +311,7 @@ pub fn rfc3339(unix_ms: u64) -> String {
 pub struct Opened {
     file: Option<Rotating>,
     journal: Option<UnixDatagram>,
-    stdout: Option<SyncSender<String>>,
+    stdout: bool,
 }
 
 impl std::fmt::Debug for Opened {
@@ -329,10 +337,7 @@ impl Opened {
             let failed = |error| failures.push(format!("no audit goes to the journal (audit.journald): {error:#}"));
             opened.map_err(failed).ok()
         });
-        let stdout = config.stdout.then(stdout).and_then(|started| {
-            let failed = |error| failures.push(format!("no audit goes to standard output (audit.stdout): {error:#}"));
-            started.map_err(failed).ok()
-        });
+        let stdout = config.stdout;
         (Opened { file, journal, stdout }, failures)
     }
 }
@@ -340,7 +345,7 @@ impl Opened {
 struct Sinks {
     file: Option<Rotating>,
     journal: Option<UnixDatagram>,
-    stdout: Option<SyncSender<String>>,
+    stdout: Option<SyncSender<Print>>,
     lost: Arc<AtomicU64>,
     written: Arc<AtomicU64>,
     failing: bool,
@@ -351,8 +356,12 @@ impl Sinks {
         while let Ok(message) = inbox.recv() {
             match message {
                 Message::Event(time, event) => self.event(time, &event),
-                // Nobody may wait any more.
-                Message::Flush(done) => drop(done.try_send(())),
+                Message::Flush(done) => match &self.stdout {
+                    // If its queue is full, nobody is told, and whoever waits does not do so for ever.
+                    Some(stdout) => drop(stdout.try_send(Print::Flush(done))),
+                    // Nobody may wait any more.
+                    None => drop(done.try_send(())),
+                },
             }
         }
     }
@@ -380,12 +389,18 @@ impl Sinks {
                 }
             }
         }
-        if let Some(stdout) = &self.stdout {
-            whole &= stdout.try_send(text).is_ok();
+        match &self.stdout {
+            Some(stdout) if stdout.try_send(Print::Line(text, whole)).is_ok() => {}
+            Some(_) => count(false, &self.written, &self.lost),
+            None => count(whole, &self.written, &self.lost),
         }
-        let counter = if whole { &self.written } else { &self.lost };
-        counter.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// A line that every sink got, or that some sink did not.
+fn count(whole: bool, written: &AtomicU64, lost: &AtomicU64) {
+    let counter = if whole { written } else { lost };
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 /// A file that is renamed to NAME.1 when it is full, NAME.1 to NAME.2, and so on.
@@ -468,13 +483,27 @@ fn journal() -> Result<UnixDatagram> {
     Ok(socket)
 }
 
+/// What goes to standard output, the last of the sinks.
+enum Print {
+    /// A line, and whether the sinks before took it.
+    Line(String, bool),
+    Flush(SyncSender<()>),
+}
+
 /// Prints from a thread of its own, which ends with the process: a reader may never read.
-fn stdout() -> Result<SyncSender<String>> {
-    let (lines, inbox) = sync_channel::<String>(STDOUT_QUEUE);
+fn print(lost: Arc<AtomicU64>, written: Arc<AtomicU64>) -> Result<SyncSender<Print>> {
+    // Not the library's stream, whose buffer keeps what a full disk refused.
+    let stdout = std::io::stdout().as_fd().try_clone_to_owned().context("cannot open standard output")?;
+    let mut stdout = File::from(stdout);
+    let (lines, inbox) = sync_channel(STDOUT_QUEUE);
     let print = move || {
-        for line in inbox {
-            if std::io::stdout().write_all(line.as_bytes()).is_err() {
-                break;
+        for message in inbox {
+            match message {
+                // A disk may have room again for the next one.
+                Print::Line(line, whole) => {
+                    count(stdout.write_all(line.as_bytes()).is_ok() && whole, &written, &lost);
+                }
+                Print::Flush(done) => drop(done.try_send(())),
             }
         }
     };

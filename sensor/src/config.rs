@@ -155,6 +155,8 @@ pub struct MetricsConfig {
     /// Address of /metrics and /healthz; `None` (in the file: ""): none.
     #[serde(with = "empty_is_none")]
     pub listen: Option<SocketAddr>,
+    /// Names by which scrapers call this host, beside its own name, localhost and addresses.
+    pub allowed_hosts: Vec<String>,
 }
 
 /// `[log]`
@@ -214,7 +216,7 @@ impl Default for TagConfig {
 
 impl Default for MetricsConfig {
     fn default() -> MetricsConfig {
-        MetricsConfig { listen: Some(SocketAddr::from(([127, 0, 0, 1], 9469))) }
+        MetricsConfig { listen: Some(SocketAddr::from(([127, 0, 0, 1], 9469))), allowed_hosts: Vec::new() }
     }
 }
 

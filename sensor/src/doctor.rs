@@ -113,6 +113,20 @@ pub fn examine(kernel: Capabilities, interfaces: Vec<InterfaceCapabilities>, err
     Report { can_run, kernel, findings, interfaces, errors }
 }
 
+/// Adds what is known against the kept state of an agent with the default `agent.state_dir`.
+pub fn judge_state(report: &mut Report, doubt: Option<String>) {
+    let Some(doubt) = doubt else { return };
+    let mut findings = Findings(std::mem::take(&mut report.findings));
+    findings.add(
+        "kept state",
+        Level::Note,
+        doubt,
+        "mode observe, whatever the configuration says",
+        "look at `sensor allow list`, then say what is wanted: `sensor mode enforce`",
+    );
+    report.findings = findings.0;
+}
+
 fn judge_kernel(kernel: &Capabilities) -> Vec<Finding> {
     let Capabilities {
         release,
@@ -150,10 +164,17 @@ fn judge_kernel(kernel: &Capabilities) -> Vec<Finding> {
         match (missing.is_empty(), privileges.root) {
             (true, true) => "root".to_owned(),
             (true, false) => "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON".to_owned(),
+            (false, _) if privileges.user_namespace => {
+                "those of a user namespace, which count for nothing here".to_owned()
+            }
             (false, _) => format!("without {}", missing.join(", ")),
         },
         "",
-        "run as root, or give the service CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+        if privileges.user_namespace {
+            "run outside of the user namespace (an unprivileged container, `unshare --user`), as root of the host"
+        } else {
+            "run as root, or give the service CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        },
     );
     let missing = Level::Missing;
     findings.ask("xdp programs", privileged, *xdp, missing, "ingress", "a kernel with CONFIG_BPF_SYSCALL=y");
@@ -332,7 +353,14 @@ mod tests {
             release: "6.12.0".to_owned(),
             version: (6, 12),
             machine: "x86_64".to_owned(),
-            privileges: Privileges { root: true, bpf: true, net_admin: true, perfmon: true, sys_admin: true },
+            privileges: Privileges {
+                root: true,
+                bpf: true,
+                net_admin: true,
+                perfmon: true,
+                sys_admin: true,
+                user_namespace: false,
+            },
             btf: true,
             jit: Some(true),
             syn_cookies: Some(true),

@@ -4,6 +4,7 @@
 //! by `agent` on its tokio runtime.
 
 pub(crate) mod connections;
+mod hosts;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,12 +16,14 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use self::connections::{Class, Guest};
+pub use self::hosts::Hosts;
 use crate::metrics::{Metrics, text};
 
 /// Whether the poll thread lives: it says so at every poll.
@@ -80,6 +83,8 @@ pub struct HttpState {
     pub metrics: Arc<Metrics>,
     /// The poll thread's sign of life.
     pub health: Arc<Health>,
+    /// Names that are answered to.
+    pub hosts: Arc<Hosts>,
 }
 
 /// Listens where `[metrics] listen` says.
@@ -94,7 +99,9 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener> {
 
 /// Serves until the task is dropped.
 pub async fn serve(listener: TcpListener, state: HttpState) {
+    let hosts = from_fn_with_state(state.hosts.clone(), hosts::known);
     let router = Router::new().route("/metrics", get(metrics)).route("/healthz", get(healthz)).with_state(state);
+    let router = router.layer(hosts);
     connections::serve(&listener, |_| Guest { router: router.clone(), class: Class::Other }).await;
 }
 
@@ -132,10 +139,14 @@ mod tests {
     use super::*;
 
     async fn get(address: SocketAddr, path: &str, accept: &str) -> (StatusCode, String, String) {
+        get_as("127.0.0.1:9469", address, path, accept).await
+    }
+
+    async fn get_as(host: &str, address: SocketAddr, path: &str, accept: &str) -> (StatusCode, String, String) {
         let stream = TcpStream::connect(address).await.expect("connects");
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("HTTP");
         tokio::spawn(connection);
-        let request = hyper::Request::get(path).header("host", "x").header(ACCEPT, accept).body(Empty::<Bytes>::new());
+        let request = hyper::Request::get(path).header("host", host).header(ACCEPT, accept).body(Empty::<Bytes>::new());
         let response = sender.send_request(request.expect("request")).await.expect("answer");
         let kind = response.headers().get(CONTENT_TYPE).map(|kind| kind.to_str().expect("text").to_owned());
         let status = response.status();
@@ -150,6 +161,7 @@ mod tests {
         let state = HttpState {
             metrics: Arc::new(Metrics::new()),
             health: Arc::new(Health::new(Instant::now(), Duration::from_secs(5))),
+            hosts: Arc::new(Hosts::new(&[])),
         };
         let server = tokio::spawn(serve(listener, state.clone()));
 
@@ -168,6 +180,9 @@ mod tests {
         assert!(body.ends_with("# EOF\n") && body.contains("# TYPE sensor_scored_flows counter"), "{body}");
 
         assert_eq!(get(address, "/", "*/*").await.0, StatusCode::NOT_FOUND);
+        let (status, _, body) = get_as("rebound.example.org", address, "/metrics", "*/*").await;
+        assert_eq!(status, StatusCode::MISDIRECTED_REQUEST);
+        assert!(body.contains("metrics.allowed_hosts") && !body.contains("sensor_"), "{body}");
         let error = bind(address).await.expect_err("in use").to_string();
         assert!(error.contains("metrics.listen"), "{error}");
         server.abort();

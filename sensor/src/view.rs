@@ -16,10 +16,13 @@ pub(crate) mod flow;
 mod reload;
 
 pub use enforce::{
-    BatchView, BreakerView, EnforceRequest, EnforcementView, MAX_BATCH, ModeView, NewAllow, NewVerdict, NewVerdicts,
-    Peer, Reply, VerdictList, VerdictView, Which,
+    BatchView, BreakerView, EnforceRequest, EnforcementView, Kept, MAX_BATCH, ModeView, NewAllow, NewVerdict,
+    NewVerdicts, Peer, Reply, VerdictList, VerdictView, Which,
 };
-pub use flow::{FeaturesView, FlowView, SortKey, protocol_name, protocol_number, sort_flows, top};
+pub use flow::{
+    FeaturesView, FlowOrder, FlowPage, FlowView, FlowsQuery, MAX_FLOWS, SortKey, protocol_name, protocol_number,
+    sort_flows, top,
+};
 pub use reload::{ConfigState, ConfigView, LastReload, ModelReload, ReloadView};
 
 /// The agent as a whole.
@@ -66,6 +69,9 @@ pub struct StatusView {
     /// Why changes of verdicts, mode and never-drop list would not survive a restart now; absent: they would.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_problem: Option<String>,
+    /// Why the mode is observe, whatever the configuration says: what was kept is damaged. Absent: it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state_doubt: Option<String>,
     /// Packets in no record, by stage and cause; causes that never happened are left out.
     pub loss: BTreeMap<String, BTreeMap<String, u64>>,
 }
@@ -234,14 +240,12 @@ pub struct VerdictsView {
 /// What the poll thread is asked. It answers between two polls; a dropped reply means that nobody waits any more.
 #[derive(Debug)]
 pub enum Request {
-    /// The largest flows.
+    /// A list of flows.
     Flows {
-        /// Order.
-        sort: SortKey,
-        /// At most this many, 0 = all.
-        limit: usize,
+        /// Which.
+        query: FlowsQuery,
         /// Where the answer goes.
-        reply: oneshot::Sender<Vec<FlowView>>,
+        reply: oneshot::Sender<FlowPage>,
     },
     /// The features of a flow, by its id; `None` if it lives no more.
     Features {

@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,7 +61,31 @@ impl Agent {
         Self::start_with(Arc::new(directory), log, netns, args)
     }
 
+    /// As [`Agent::start`], with these for its standard output and its standard error; there is no log then.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_into(netns: &Ns, args: &[&str], stdout: impl Into<Stdio>, stderr: impl Into<Stdio>) -> Result<Self> {
+        let directory = Arc::new(TempDir::with_prefix("sensor-agent-").context("make the agent's directory")?);
+        let (binary, mut command) = Self::command(&directory, netns, args)?;
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        let guard = ChildGuard::spawn_with_stdio("sensor", &mut command, None)?;
+        // Its ends of pipes would hold them open.
+        drop(command);
+        let agent = Self { guard, netns: netns.clone(), binary, directory };
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
     fn start_with(directory: Arc<TempDir>, log: PathBuf, netns: &Ns, args: &[&str]) -> Result<Self> {
+        let (binary, mut command) = Self::command(&directory, netns, args)?;
+        let guard = ChildGuard::spawn("sensor", &mut command, Some(&log))?;
+        let agent = Self { guard, netns: netns.clone(), binary, directory };
+        agent.wait_until_ready()?;
+        Ok(agent)
+    }
+
+    fn command(directory: &TempDir, netns: &Ns, args: &[&str]) -> Result<(PathBuf, Command)> {
         let binary = binary()?;
         let socket = directory.path().join("sensor.sock");
         let mut command = netns.command(&binary);
@@ -77,10 +102,7 @@ impl Agent {
             command.arg("--state-dir").arg(directory.path().join("state"));
         }
         command.arg("--socket").arg(&socket).args(["--metrics-listen", &METRICS.to_string()]);
-        let guard = ChildGuard::spawn("sensor", &mut command, Some(&log))?;
-        let agent = Self { guard, netns: netns.clone(), binary, directory };
-        agent.wait_until_ready()?;
-        Ok(agent)
+        Ok((binary, command))
     }
 
     /// Ends the agent if it still runs, and hands over its directory for [`Agent::start_in`].
@@ -224,7 +246,8 @@ impl Agent {
             if !self.guard.is_running() {
                 bail!("the agent ended at its start; its log:\n{}", self.log());
             }
-            if self.log().contains("ready") && UnixStream::connect(self.socket()).is_ok() && self.metrics().is_ok() {
+            let says = !self.guard.has_log() || self.log().contains("ready");
+            if says && UnixStream::connect(self.socket()).is_ok() && self.metrics().is_ok() {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(25));

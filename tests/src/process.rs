@@ -104,6 +104,12 @@ impl ChildGuard {
             .map_or_else(String::new, |bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
+    /// Whether what it writes is kept in a file.
+    #[must_use]
+    pub fn has_log(&self) -> bool {
+        self.log.is_some()
+    }
+
     /// Whether it runs still.
     #[must_use]
     pub fn is_running(&self) -> bool {

@@ -78,6 +78,16 @@ impl Settled {
     pub(super) fn log(&self) -> String {
         self.logger.as_ref().map(Logger::recent).unwrap_or_default()
     }
+
+    /// Log lines that were lost, by where they should have gone.
+    pub(super) fn lost_lines(&self) -> Vec<(&'static str, u64)> {
+        self.logger.as_ref().map_or_else(Vec::new, |logger| logger.lost().collect())
+    }
+
+    /// Logs how many were, once lines are taken again.
+    pub(super) fn tell_lost_lines(&self) {
+        self.logger.iter().for_each(Logger::tell_lost);
+    }
 }
 
 /// When the time limits of flows are over, as far as settings say it.

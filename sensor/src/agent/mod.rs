@@ -10,6 +10,7 @@ pub mod bench;
 mod clock;
 mod context;
 mod detach;
+mod dump;
 mod enforce;
 mod interfaces;
 mod life;
@@ -43,7 +44,7 @@ use crate::bpf::probe::links::Links;
 use crate::bpf::probe::{self, Capabilities};
 use crate::config::{Config, Source};
 use crate::control::{Access, ControlSocket, SharedPolicy};
-use crate::http::{self, Health, HttpState};
+use crate::http::{self, Health, Hosts, HttpState};
 use crate::interfaces::List;
 use crate::logging::Logger;
 use crate::metrics::Metrics;
@@ -103,6 +104,11 @@ fn reload(jobs: &std::sync::mpsc::SyncSender<Job>) -> bool {
 
 /// What the kernel must have before anything is tried.
 fn check(capabilities: &Capabilities) -> Result<()> {
+    ensure!(
+        !capabilities.privileges.user_namespace,
+        "this is a user namespace (an unprivileged container, `unshare --user`): whatever privileges it gives, the kernel loads \
+         no programs for it; run this as root of the host, or see `sensor doctor`"
+    );
     let missing = capabilities.privileges.missing();
     ensure!(
         missing.is_empty(),
@@ -184,7 +190,9 @@ async fn serve(
     let (requests, inbox) = mpsc::channel(REQUESTS);
     let mut tasks = vec![tokio::spawn(control.serve(requests))];
     if let Some(listener) = listener {
-        tasks.push(tokio::spawn(http::serve(listener, HttpState { metrics: metrics.clone(), health: health.clone() })));
+        let hosts = Arc::new(Hosts::new(&config.metrics.allowed_hosts));
+        let state = HttpState { metrics: metrics.clone(), health: health.clone(), hosts };
+        tasks.push(tokio::spawn(http::serve(listener, state)));
     }
     let ending = Arc::new(Ending::default());
     let (done, mut ended) = oneshot::channel();

@@ -1,14 +1,11 @@
 //! What the poll thread says of itself: flow list, status, verdict lines, summary lines, and whether packets are seen at all.
 
 use std::collections::HashMap;
-use std::io::Write as _;
 use std::path::Path;
-use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
 
 use sensor_common::features::{FEATURES, Feature, Sample};
 use sensor_common::flow::{FlowRecord, state};
-use sensor_common::table::WAYS;
 use sensor_common::verdict::{Action, Origin, Verdict};
 
 use super::clock::now_ns;
@@ -19,37 +16,15 @@ use crate::model::{Model, Score};
 use crate::policy::{Decision, Spared};
 use crate::verdicts::scope::addresses;
 use crate::view::{
-    DriftView, FeaturesView, FlowView, FlowsView, InterfaceView, LeaseState, LeaseView, ModelView, PollView, SortKey,
-    StatusView, TableView, protocol_name, sort_flows,
+    DriftView, FeaturesView, FlowView, FlowsView, InterfaceView, LeaseState, LeaseView, ModelView, PollView,
+    StatusView, TableView, protocol_name,
 };
 
 /// How long an interface may receive packets that no program sees before the agent says so.
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 
-/// The largest flows.
-pub(super) fn flows(poller: &Poller, sort: SortKey, limit: usize) -> Vec<FlowView> {
-    let table = &poller.kernel.table;
-    let now = now_ns();
-    let mut flows = Vec::new();
-    let names: HashMap<u32, &str> = poller.attached.iter().map(|one| (one.ifindex, one.interface.as_str())).collect();
-    for number in 0..table.buckets() {
-        let tags = table.bucket(number).tags;
-        for (way, _) in tags.iter().enumerate().filter(|(_, tag)| **tag != 0) {
-            let slot = number * WAYS + way;
-            if let Some(record) = table.copy(slot) {
-                flows.push(flow(poller, slot, &record, names.get(&record.ifindex).copied(), now));
-            }
-        }
-        // Bounded memory: of a full table only what can still be among the first is kept.
-        if limit > 0 && flows.len() >= limit.saturating_mul(2).saturating_add(1024) {
-            sort_flows(&mut flows, sort, limit);
-        }
-    }
-    sort_flows(&mut flows, sort, limit);
-    flows
-}
-
-fn flow(poller: &Poller, slot: usize, record: &FlowRecord, interface: Option<&str>, now: u64) -> FlowView {
+/// A flow as lists show it.
+pub(super) fn flow(poller: &Poller, slot: usize, record: &FlowRecord, interface: Option<&str>, now: u64) -> FlowView {
     let memory = &poller.memories[slot];
     let known = memory.generation == record.generation;
     let score = memory.score.filter(|_| known);
@@ -206,6 +181,7 @@ pub(super) fn status(poller: &Poller) -> StatusView {
         enforcement: poller.enforcement_view(),
         config: poller.settled.state(),
         state_problem: enforcer.store.problem(),
+        state_doubt: enforcer.doubt.as_ref().map(|doubt| doubt.text.clone()),
         loss: metrics.loss_view(),
     }
 }
@@ -242,19 +218,6 @@ pub(super) fn log_verdict(
             _ => "verdict",
         }
     );
-}
-
-/// Prints lines from a thread of its own, which ends with the process.
-pub(super) fn print_lines() -> std::io::Result<SyncSender<String>> {
-    let (lines, printer) = std::sync::mpsc::sync_channel::<String>(4);
-    std::thread::Builder::new().name("sensor-summary".to_owned()).spawn(move || {
-        for line in printer {
-            if writeln!(std::io::stdout(), "{line}").is_err() {
-                break;
-            }
-        }
-    })?;
-    Ok(lines)
 }
 
 /// Proves after attaching that the programs see packets: an attachment that succeeded is no proof.

@@ -81,8 +81,8 @@ impl Beginning {
             if !pins.is_empty() {
                 attach::clear(&pins)?;
                 tracing::warn!(
-                    "removed what an agent that was killed left pinned at {}: its flows and verdicts are forgotten \
-                     (--takeover goes on with them)",
+                    "removed what an agent that was killed left pinned at {}: its flows are forgotten, and verdicts \
+                     go on as far as agent.state_dir has them (--takeover goes on with both)",
                     path.display()
                 );
             }
@@ -100,7 +100,9 @@ impl Beginning {
         match beginning.fits(&pins) {
             Ok(()) => beginning.adopting = Some(load(&beginning.options, Some(pins), capabilities)?),
             Err(error) if when == Takeover::Always => {
-                tracing::warn!("starting with new maps, flows and verdicts are forgotten: {error:#}");
+                tracing::warn!(
+                    "starting with new maps: flows are forgotten, and verdicts go on as far as agent.state_dir has them: {error:#}"
+                );
                 beginning.pins = Some(pins);
             }
             Err(error) => {

@@ -22,6 +22,8 @@ pub const MIN_KERNEL: (u32, u32) = (6, 1);
 pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
 /// Where the BPF file system is expected.
 pub const BPF_FS: &str = "/sys/fs/bpf";
+/// The user namespace of the host; its number is a constant of the kernel (PROC_USER_INIT_INO).
+const INITIAL_USER_NAMESPACE: &str = "user:[4026531837]";
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const JIT: &str = "/proc/sys/net/core/bpf_jit_enable";
 
@@ -70,12 +72,16 @@ pub struct Privileges {
     pub perfmon: bool,
     /// CAP_SYS_ADMIN, which stands for BPF and PERFMON.
     pub sys_admin: bool,
+    /// In a user namespace, where the kernel counts none of these for loading programs.
+    pub user_namespace: bool,
 }
 
 impl Privileges {
     /// Names of the capabilities that are missing for loading and attaching.
     pub fn missing(self) -> Vec<&'static str> {
-        let Privileges { root: _, bpf, net_admin, perfmon, sys_admin } = self;
+        let Privileges { root: _, bpf, net_admin, perfmon, sys_admin, user_namespace } = self;
+        let [bpf, net_admin, perfmon, sys_admin] =
+            [bpf, net_admin, perfmon, sys_admin].map(|held| held && !user_namespace);
         [("CAP_BPF", bpf || sys_admin), ("CAP_NET_ADMIN", net_admin), ("CAP_PERFMON", perfmon || sys_admin)]
             .into_iter()
             .filter_map(|(name, held)| (!held).then_some(name))
@@ -84,7 +90,8 @@ impl Privileges {
 
     fn from_mask(mask: u64, root: bool) -> Privileges {
         let has = |bit: u32| mask >> bit & 1 != 0;
-        Privileges { root, bpf: has(39), net_admin: has(12), perfmon: has(38), sys_admin: has(21) }
+        let (bpf, net_admin, perfmon, sys_admin) = (has(39), has(12), has(38), has(21));
+        Privileges { root, bpf, net_admin, perfmon, sys_admin, user_namespace: false }
     }
 }
 
@@ -279,7 +286,11 @@ fn driver(name: &str, link: &netlink::Link) -> String {
 fn privileges() -> Privileges {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
-    Privileges::from_mask(mask.unwrap_or_default(), rustix::process::geteuid().is_root())
+    let namespace = fs::read_link("/proc/self/ns/user").unwrap_or_default();
+    // Where there is no such file, the kernel has no user namespaces.
+    let user_namespace = !namespace.as_os_str().is_empty() && namespace != Path::new(INITIAL_USER_NAMESPACE);
+    let held = Privileges::from_mask(mask.unwrap_or_default(), rustix::process::geteuid().is_root());
+    Privileges { user_namespace, ..held }
 }
 
 /// TCX can only be tried by attaching, so its presence is read from the kernel's symbols; failing that, its version.
@@ -353,6 +364,8 @@ mod tests {
     fn capabilities_stand_for_one_another() {
         assert_eq!(Privileges::from_mask(0, false).missing(), ["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
         assert_eq!(Privileges::from_mask(1 << 21 | 1 << 12, true).missing(), [""; 0]);
+        let held = Privileges { user_namespace: true, ..Privileges::from_mask(u64::MAX, true) };
+        assert_eq!(held.missing().len(), 3, "root of a user namespace");
         assert_eq!(Privileges::from_mask(1 << 39 | 1 << 12, false).missing(), ["CAP_PERFMON"]);
     }
 

@@ -15,8 +15,9 @@ use crate::allow::item::Item;
 use crate::audit::rfc3339;
 use crate::config::{ActionName, Mode};
 use crate::control;
+use crate::logging::complain;
 use crate::verdicts::Rate;
-use crate::view::{BatchView, MAX_BATCH, NewAllow, NewVerdict, NewVerdicts, VerdictList, VerdictView, Which};
+use crate::view::{BatchView, Kept, MAX_BATCH, NewAllow, NewVerdict, NewVerdicts, VerdictList, VerdictView, Which};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum VerdictsCommand {
@@ -217,23 +218,30 @@ pub(super) fn allow(command: AllowCommand) -> Result<ExitCode> {
         }
         AllowCommand::Add { item, duration, note, socket, json } => {
             let for_seconds = duration.map(|duration| duration.as_secs().max(1));
-            let entry = wait(control::add_allow(&socket.socket, &NewAllow { item, for_seconds, note }))?;
+            let kept = wait(control::add_allow(&socket.socket, &NewAllow { item, for_seconds, note }))?;
+            let entry = &kept.value;
             let until =
                 entry.until_unix_ms.map_or("until it is removed".to_owned(), |ms| format!("until {}", rfc3339(ms)));
-            say(&if json { print::json(&entry)? } else { format!("{} is never dropped, {until}\n", entry.item) })?;
+            say(&if json { print::json(&kept)? } else { format!("{} is never dropped, {until}\n", entry.item) })?;
+            return Ok(kept_or_not(&kept));
         }
         AllowCommand::Remove { item, socket, json } => {
-            let item = wait(control::remove_allow(&socket.socket, item))?;
-            say(&if json { print::json(&item)? } else { format!("{item} is off the never-drop list\n") })?;
+            let kept = wait(control::remove_allow(&socket.socket, item))?;
+            let text = format!("{} is off the never-drop list\n", kept.value);
+            say(&if json { print::json(&kept)? } else { text })?;
+            return Ok(kept_or_not(&kept));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 pub(super) fn mode(to: Option<Mode>, socket: &Socket, json: bool) -> Result<ExitCode> {
-    let view = wait(control::mode(&socket.socket, to))?;
+    let kept = wait(control::mode(&socket.socket, to))?;
+    let view = &kept.value;
     let mut text = view.mode.to_string();
-    if view.mode != view.configured {
+    if let Some(doubt) = &view.doubt {
+        text += &format!(" (the configuration says {}, but what was kept is damaged: {doubt})", view.configured);
+    } else if view.mode != view.configured {
         text += &format!(" (set by command; the configuration says {})", view.configured);
     }
     if view.ramp {
@@ -241,12 +249,20 @@ pub(super) fn mode(to: Option<Mode>, socket: &Socket, json: bool) -> Result<Exit
     } else if to == Some(Mode::Enforce) {
         text += ", no ramp: every verdict is done (policy.ramp)";
     }
-    say(&if json { print::json(&view)? } else { text + "\n" })?;
-    Ok(ExitCode::SUCCESS)
+    say(&if json { print::json(&kept)? } else { text + "\n" })?;
+    Ok(kept_or_not(&kept))
+}
+
+/// A change that a restart would undo is in force, and no success.
+fn kept_or_not<T>(kept: &Kept<T>) -> ExitCode {
+    let Some(reason) = &kept.not_kept else { return ExitCode::SUCCESS };
+    complain(&format!("sensor: warning: not kept: it is in force, and a restart would undo it: {reason}"));
+    ExitCode::FAILURE
 }
 
 pub(super) fn breaker(command: Option<BreakerCommand>, socket: &Socket, json: bool) -> Result<ExitCode> {
-    let view = wait(control::breaker(&socket.socket, command == Some(BreakerCommand::Reset)))?;
+    let kept = wait(control::breaker(&socket.socket, command == Some(BreakerCommand::Reset)))?;
+    let view = &kept.value;
     let mut text = match (&view.reason, &view.trip) {
         (Some(reason), Some(trip)) => format!("open since {}: {reason}\n", rfc3339(trip.unix_ms)),
         _ => "closed\n".to_owned(),
@@ -254,8 +270,8 @@ pub(super) fn breaker(command: Option<BreakerCommand>, socket: &Socket, json: bo
     for service in &view.services {
         text += &format!("open for flows without a proven source to {service}\n");
     }
-    say(&if json { print::json(&view)? } else { text })?;
-    Ok(ExitCode::SUCCESS)
+    say(&if json { print::json(&kept)? } else { text })?;
+    Ok(kept_or_not(&kept))
 }
 
 fn rate(rate: Rate) -> String {

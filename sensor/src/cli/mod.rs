@@ -7,11 +7,12 @@ mod extract;
 mod model;
 mod print;
 mod replay;
+mod stdout;
 mod support;
 
 use std::ffi::OsString;
 use std::future::Future;
-use std::io::{ErrorKind, Write};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,8 +27,9 @@ use crate::config::{self, BpfLog, Config, LogFormat, Mode, Override, Source, Xdp
 use crate::interfaces::List;
 use crate::replay::View;
 use crate::view::SortKey;
-use crate::{control, doctor, logging, service};
+use crate::{control, doctor, logging, service, store};
 use print::Format;
+use stdout::say;
 
 /// Watches the flows of a host's interfaces, scores them with a model, and acts on the scores.
 #[derive(Debug, Parser)]
@@ -300,22 +302,25 @@ pub fn command() -> clap::Command {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    let command = match Cli::try_parse() {
+        Ok(Cli { command }) => command,
+        // Help and version among them.
+        Err(text) => match stdout::unless_closed(text.print()) {
+            Ok(()) => return ExitCode::from(u8::try_from(text.exit_code()).unwrap_or(1)),
+            Err(error) => return failed(&error),
+        },
+    };
+    match dispatch(command) {
         Ok(code) => code,
-        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            service::failed(&error);
-            eprintln!("{}sensor: error: {error:#}", logging::error_prefix());
-            ExitCode::FAILURE
-        }
+        Err(error) if stdout::is_closed(&error) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
     }
 }
 
-/// `sensor flows | head` is no failure.
-fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error
-        .chain()
-        .any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe))
+fn failed(error: &anyhow::Error) -> ExitCode {
+    service::failed(error);
+    logging::complain(&format!("sensor: error: {error:#}"));
+    ExitCode::FAILURE
 }
 
 fn dispatch(command: Command) -> Result<ExitCode> {
@@ -327,7 +332,9 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             if source.file.is_none() && Path::new(config::SYSTEM_FILE).exists() {
                 tracing::warn!("{0} is not read: name it with --config {0}", config::SYSTEM_FILE);
             }
-            crate::agent::run(config, source, logger, takeover)?;
+            let result = crate::agent::run(config, source, logger.clone(), takeover);
+            logger.flush();
+            result?;
         }
         Command::Detach { pins } => {
             let left = crate::agent::detach(&pins)?;
@@ -376,8 +383,10 @@ fn check(settings: Settings) -> Result<ExitCode> {
         source.file = Some(config::SYSTEM_FILE.into());
     }
     let Err(config::Wrong(lines)) = source.resolve() else { return Ok(ExitCode::SUCCESS) };
+    let mut stderr = std::io::stderr();
     for line in lines {
-        eprintln!("{line}");
+        // The exit status says it, too.
+        let _ = writeln!(stderr, "{line}");
     }
     Ok(ExitCode::FAILURE)
 }
@@ -400,7 +409,9 @@ fn doctor(interfaces: Vec<String>, json: bool) -> Result<ExitCode> {
             Err(error) => errors.push(format!("{error:#}")),
         }
     }
-    let report = doctor::examine(probe::kernel(), found, errors);
+    let mut report = doctor::examine(probe::kernel(), found, errors);
+    let directory = Config::default().agent.state_dir;
+    doctor::judge_state(&mut report, directory.and_then(|directory| store::doubt_in(&directory)));
     say(&if json { print::json(&report)? } else { doctor::render(&report) })?;
     Ok(if report.can_run { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -411,14 +422,6 @@ fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
         .build()
         .context("cannot start the client's runtime")?
         .block_on(future)
-}
-
-/// Writes to standard output; `print!` would panic on a closed pipe.
-fn say(text: &str) -> Result<()> {
-    let mut output = std::io::stdout().lock();
-    output.write_all(text.as_bytes())?;
-    output.flush()?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -224,7 +224,10 @@ pub(super) fn status(status: &StatusView) -> String {
     }
     let enforcement = &status.enforcement;
     let mut mode = status.mode.to_string();
-    if status.mode != enforcement.configured_mode {
+    if let Some(doubt) = &status.state_doubt {
+        let configured = enforcement.configured_mode;
+        mode += &format!(" (the configuration says {configured}, but what was kept is damaged: {doubt})");
+    } else if status.mode != enforcement.configured_mode {
         mode += &format!(" (set by command; the configuration says {})", enforcement.configured_mode);
     }
     if enforcement.ramp {

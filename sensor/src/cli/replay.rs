@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::model::ConfigFile;
+use super::stdout::Rows;
 use crate::model::{Model, accept};
 use crate::replay::score::{Form, ReplayOptions, replay};
 
@@ -46,7 +47,7 @@ fn score(mut model: Model, options: &ReplayOptions, output: Option<&Path>) -> Re
             let file = std::fs::File::create_new(path).with_context(|| format!("create {}", path.display()))?;
             Box::new(BufWriter::new(file))
         }
-        None => Box::new(BufWriter::new(std::io::stdout().lock())),
+        None => Box::new(BufWriter::new(Rows(std::io::stdout().lock()))),
     };
     replay(options, &mut model, &mut output, &mut std::io::stderr().lock())?;
     Ok(output.flush()?)

@@ -240,7 +240,10 @@ fn tag(old: &TagConfig, new: &TagConfig, names: &mut Names) -> TagConfig {
 }
 
 fn metrics(old: &MetricsConfig, new: &MetricsConfig, names: &mut Names) -> MetricsConfig {
-    MetricsConfig { listen: names.restart("metrics.listen", &old.listen, &new.listen) }
+    MetricsConfig {
+        listen: names.restart("metrics.listen", &old.listen, &new.listen),
+        allowed_hosts: names.restart("metrics.allowed_hosts", &old.allowed_hosts, &new.allowed_hosts),
+    }
 }
 
 fn log(old: &LogConfig, new: &LogConfig, names: &mut Names) -> LogConfig {
@@ -287,7 +290,7 @@ mod tests {
             Value::String(_) => ["enforce", "generic", "debug", "keep", "7s", "/other", "127.0.0.1:1", "json"]
                 .map(|text| Value::String(text.to_owned()))
                 .into(),
-            other => vec![other.clone(), Value::Array(Vec::new())],
+            other => vec![other.clone(), Value::Array(Vec::new()), Value::Array(vec!["other".into()])],
         };
         let parse = |value: Value| {
             let mut table = table.clone();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use axum::http::HeaderName;
 use http_body_util::{BodyExt, Full};
 use hyper::Method;
 use hyper::body::Bytes;
@@ -15,14 +16,14 @@ use tokio::net::UnixStream;
 
 use super::enforce::{Change, ItemQuery, ModeBody};
 use super::routes::LoadQuery;
-use super::{CLIENT_TIMEOUT, Failure, LOAD_TIMEOUT};
+use super::{CLIENT_TIMEOUT, CURSOR, Failure, LOAD_TIMEOUT, NOT_KEPT};
 use crate::allow::Entry;
 use crate::allow::item::Item;
 use crate::config::Mode;
 use crate::verdicts::Verdict;
 use crate::view::{
-    BatchView, BreakerView, ConfigView, FeaturesView, FlowView, ModeView, ModelView, NewAllow, NewVerdict, NewVerdicts,
-    ReloadView, SortKey, StatusView, VerdictList, VerdictView, Which,
+    BatchView, BreakerView, ConfigView, FeaturesView, FlowView, Kept, MAX_FLOWS, ModeView, ModelView, NewAllow,
+    NewVerdict, NewVerdicts, ReloadView, SortKey, StatusView, VerdictList, VerdictView, Which, sort_flows,
 };
 
 /// Asks the agent behind a socket for its verdicts, the newest `limit` of them (0 = all).
@@ -77,26 +78,26 @@ pub async fn get_allowed(socket: &Path) -> Result<Vec<Entry>> {
 ///
 /// # Errors
 /// As [`get_status`].
-pub async fn add_allow(socket: &Path, new: &NewAllow) -> Result<Entry> {
-    send(socket, Method::POST, "/v1/allow", new).await
+pub async fn add_allow(socket: &Path, new: &NewAllow) -> Result<Kept<Entry>> {
+    change(socket, Method::POST, "/v1/allow", new).await
 }
 
 /// Takes something off the never-drop list.
 ///
 /// # Errors
 /// As [`get_status`], or no operator has put it there.
-pub async fn remove_allow(socket: &Path, item: Item) -> Result<Item> {
-    send(socket, Method::POST, "/v1/allow/remove", &ItemQuery { item }).await
+pub async fn remove_allow(socket: &Path, item: Item) -> Result<Kept<Item>> {
+    change(socket, Method::POST, "/v1/allow/remove", &ItemQuery { item }).await
 }
 
 /// The mode, after a change to `to` if there is one.
 ///
 /// # Errors
 /// As [`get_status`].
-pub async fn mode(socket: &Path, to: Option<Mode>) -> Result<ModeView> {
+pub async fn mode(socket: &Path, to: Option<Mode>) -> Result<Kept<ModeView>> {
     match to {
-        Some(mode) => send(socket, Method::PUT, "/v1/mode", &ModeBody { mode }).await,
-        None => fetch(socket, "/v1/mode").await,
+        Some(mode) => change(socket, Method::PUT, "/v1/mode", &ModeBody { mode }).await,
+        None => fetch(socket, "/v1/mode").await.map(unchanged),
     }
 }
 
@@ -104,17 +105,30 @@ pub async fn mode(socket: &Path, to: Option<Mode>) -> Result<ModeView> {
 ///
 /// # Errors
 /// As [`get_status`].
-pub async fn breaker(socket: &Path, reset: bool) -> Result<BreakerView> {
+pub async fn breaker(socket: &Path, reset: bool) -> Result<Kept<BreakerView>> {
     if reset {
-        return send(socket, Method::POST, "/v1/breaker/reset", &()).await;
+        return change(socket, Method::POST, "/v1/breaker/reset", &()).await;
     }
-    fetch(socket, "/v1/breaker").await
+    fetch(socket, "/v1/breaker").await.map(unchanged)
+}
+
+fn unchanged<T>(value: T) -> Kept<T> {
+    Kept { value, not_kept: None }
 }
 
 async fn send<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: &impl Serialize) -> Result<T> {
+    change(socket, method, path, body).await.map(|kept| kept.value)
+}
+
+async fn change<T: DeserializeOwned>(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: &impl Serialize,
+) -> Result<Kept<T>> {
     let body = serde_json::to_vec(body).context("cannot write the request as JSON")?;
     let request = hyper::Request::builder().method(method).uri(path).header("content-type", "application/json");
-    answer(socket, request, body.into(), CLIENT_TIMEOUT).await
+    answer_kept(socket, request, body.into(), CLIENT_TIMEOUT).await
 }
 
 /// Asks the agent behind a socket for the features of a flow.
@@ -179,13 +193,24 @@ pub async fn get_status(socket: &Path) -> Result<StatusView> {
     fetch(socket, "/v1/status").await
 }
 
-/// Asks the agent behind a socket for its largest flows (`limit` 0 = all).
+/// Asks the agent behind a socket for its largest flows (`limit` 0 = all). A list longer than [`MAX_FLOWS`] comes in pages.
 ///
 /// # Errors
 /// As [`get_status`].
 pub async fn get_flows(socket: &Path, sort: SortKey, limit: usize) -> Result<Vec<FlowView>> {
-    let limit = if limit == 0 { String::new() } else { format!("&limit={limit}") };
-    fetch(socket, &format!("/v1/flows?sort={}{limit}", sort.name())).await
+    if limit > 0 && limit <= MAX_FLOWS {
+        return fetch(socket, &format!("/v1/flows?sort={}&limit={limit}", sort.name())).await;
+    }
+    let (mut flows, mut cursor) = (Vec::new(), Some("0".to_owned()));
+    while let Some(from) = cursor {
+        let request = hyper::Request::get(format!("/v1/flows?cursor={from}&limit={MAX_FLOWS}"));
+        let (page, next): (Vec<FlowView>, _) =
+            answer_with(socket, request, Bytes::new(), CLIENT_TIMEOUT, &CURSOR).await?;
+        flows.extend(page);
+        cursor = next;
+    }
+    sort_flows(&mut flows, sort, limit);
+    Ok(flows)
 }
 
 pub(super) async fn fetch<T: DeserializeOwned>(socket: &Path, path: &str) -> Result<T> {
@@ -198,7 +223,28 @@ pub(super) async fn answer<T: DeserializeOwned>(
     body: Bytes,
     limit: Duration,
 ) -> Result<T> {
-    tokio::time::timeout(limit, exchange(socket, request, body))
+    answer_kept(socket, request, body, limit).await.map(|kept| kept.value)
+}
+
+async fn answer_kept<T: DeserializeOwned>(
+    socket: &Path,
+    request: hyper::http::request::Builder,
+    body: Bytes,
+    limit: Duration,
+) -> Result<Kept<T>> {
+    let (value, not_kept) = answer_with(socket, request, body, limit, &NOT_KEPT).await?;
+    Ok(Kept { value, not_kept })
+}
+
+/// An answer, and what stands in this header of it.
+async fn answer_with<T: DeserializeOwned>(
+    socket: &Path,
+    request: hyper::http::request::Builder,
+    body: Bytes,
+    limit: Duration,
+    header: &HeaderName,
+) -> Result<(T, Option<String>)> {
+    tokio::time::timeout(limit, exchange(socket, request, body, header))
         .await
         .map_err(|_| anyhow!("the agent at {} did not answer within {} s", socket.display(), limit.as_secs()))?
 }
@@ -207,7 +253,8 @@ async fn exchange<T: DeserializeOwned>(
     socket: &Path,
     request: hyper::http::request::Builder,
     body: Bytes,
-) -> Result<T> {
+    header: &HeaderName,
+) -> Result<(T, Option<String>)> {
     let stream = UnixStream::connect(socket).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
             anyhow!(
@@ -231,12 +278,13 @@ async fn exchange<T: DeserializeOwned>(
     let transfer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        Ok::<_, hyper::Error>((status, response.into_body().collect().await?.to_bytes()))
+        let said = response.headers().get(header).and_then(|said| said.to_str().ok()).map(str::to_owned);
+        Ok::<_, hyper::Error>((status, said, response.into_body().collect().await?.to_bytes()))
     };
     tokio::pin!(connection);
     tokio::pin!(transfer);
     // The connection does the work; the transfer is over before it, or with it.
-    let (status, body) = tokio::select! {
+    let (status, said, body) = tokio::select! {
         biased;
         result = &mut transfer => result.with_context(broken)?,
         result = &mut connection => { result.with_context(broken)?; transfer.await.with_context(broken)? }
@@ -246,6 +294,7 @@ async fn exchange<T: DeserializeOwned>(
             .map_or_else(|_| String::from_utf8_lossy(&body).into_owned(), |failure| failure.error);
         bail!("the agent at {} answered {status}: {reason}", socket.display());
     }
-    serde_json::from_slice(&body)
-        .with_context(|| format!("the agent at {} is of another version than this command", socket.display()))
+    let value = serde_json::from_slice(&body)
+        .with_context(|| format!("the agent at {} is of another version than this command", socket.display()))?;
+    Ok((value, said))
 }

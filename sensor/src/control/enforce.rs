@@ -4,24 +4,27 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
-use super::ANSWER_TIMEOUT;
 use super::routes::{exchange_within, failure};
 use super::server::SharedPolicy;
+use super::{ANSWER_TIMEOUT, NOT_KEPT};
 use crate::allow::item::Item;
 use crate::config::Mode;
 use crate::host::{self, Items};
-use crate::view::{EnforceRequest, NewAllow, NewVerdict, NewVerdicts, Peer, Request, Which};
+use crate::view::{EnforceRequest, Kept, NewAllow, NewVerdict, NewVerdicts, Peer, Request, Which};
 
 /// Sessions are looked for at most this often: a look reads through every connection of the kernel, tens of
 /// milliseconds of CPU, which a list of verdicts that is added one by one cannot pay each time.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long the answer to a change waits for the disk.
+const KEPT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// When the last look was, and what it found; nothing is looked for unless it is wanted.
 type Look = (Instant, Option<Items>);
@@ -58,6 +61,40 @@ impl Door {
             Ok(Ok(value)) => Json(value).into_response(),
             Ok(Err(reason)) => failure(refused, &reason),
             Err(response) => response,
+        }
+    }
+
+    /// As [`Door::ask`], for a change of the settings: the answer comes when the disk has it or has refused it, and says so.
+    async fn change<T: Serialize>(
+        &self,
+        refused: StatusCode,
+        request: impl FnOnce(oneshot::Sender<Result<T, String>>) -> EnforceRequest,
+    ) -> Response {
+        match exchange_within(ANSWER_TIMEOUT, &self.requests, |reply| Request::Enforce(request(reply))).await {
+            Ok(Ok(value)) => {
+                let not_kept = self.not_kept().await;
+                // A header takes no other characters.
+                let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
+                let header = not_kept.as_deref().map(|reason| reason.chars().map(plain).collect::<String>());
+                let header = header.and_then(|reason| HeaderValue::from_str(&reason).ok());
+                let mut response = Json(Kept { value, not_kept }).into_response();
+                response.headers_mut().extend(header.map(|reason| (NOT_KEPT, reason)));
+                response
+            }
+            Ok(Err(reason)) => failure(refused, &reason),
+            Err(response) => response,
+        }
+    }
+
+    /// Why a change that was made would not survive a restart.
+    async fn not_kept(&self) -> Option<String> {
+        let ask = |reply| Request::Enforce(EnforceRequest::Kept { reply });
+        let answer = exchange_within(KEPT_TIMEOUT, &self.requests, ask).await;
+        let Ok(Ok(kept)) = answer else { return Some("the agent did not say".to_owned()) };
+        match tokio::time::timeout(KEPT_TIMEOUT, kept?).await {
+            Ok(Ok(unkept)) => unkept.settings,
+            Ok(Err(_)) => Some("the agent is stopping, or has too many changes to write".to_owned()),
+            Err(_) => Some(format!("the disk did not take it within {} s", KEPT_TIMEOUT.as_secs())),
         }
     }
 
@@ -130,7 +167,7 @@ async fn allowed(State(door): State<Door>) -> Response {
 }
 
 async fn allow(State(door): State<Door>, Extension(by): Extension<Peer>, Json(new): Json<NewAllow>) -> Response {
-    door.ask(StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Allow { new, by, reply }).await
+    door.change(StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Allow { new, by, reply }).await
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -144,7 +181,7 @@ async fn disallow(
     Extension(by): Extension<Peer>,
     Json(ItemQuery { item }): Json<ItemQuery>,
 ) -> Response {
-    door.ask(StatusCode::NOT_FOUND, |reply| EnforceRequest::Disallow { item, by, reply }).await
+    door.change(StatusCode::NOT_FOUND, |reply| EnforceRequest::Disallow { item, by, reply }).await
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -165,7 +202,7 @@ async fn set_mode(
 ) -> Response {
     let sessions = door.sessions().await;
     let request = |reply| EnforceRequest::Mode { to: Some(mode), by, sessions, reply };
-    door.ask(StatusCode::UNPROCESSABLE_ENTITY, request).await
+    door.change(StatusCode::UNPROCESSABLE_ENTITY, request).await
 }
 
 async fn breaker(State(door): State<Door>, Extension(by): Extension<Peer>) -> Response {
@@ -173,5 +210,5 @@ async fn breaker(State(door): State<Door>, Extension(by): Extension<Peer>) -> Re
 }
 
 async fn reset(State(door): State<Door>, Extension(by): Extension<Peer>) -> Response {
-    door.ask(StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Breaker { reset: true, by, reply }).await
+    door.change(StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Breaker { reset: true, by, reply }).await
 }

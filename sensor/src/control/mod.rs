@@ -8,11 +8,13 @@
 mod client;
 mod enforce;
 mod handover;
+mod readers;
 mod routes;
 mod server;
 
 use std::time::Duration;
 
+use axum::http::HeaderName;
 use serde::{Deserialize, Serialize};
 
 pub use self::client::{
@@ -28,6 +30,11 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Loading a model takes as long as model.load_timeout (at most 10 minutes) and a build.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// In an answer with a page of flows: where the next one begins.
+const CURSOR: HeaderName = HeaderName::from_static("sensor-cursor");
+/// In the answer to a change that was made: why it would not survive a restart.
+const NOT_KEPT: HeaderName = HeaderName::from_static("sensor-not-kept");
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Failure {

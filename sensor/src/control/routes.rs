@@ -6,17 +6,23 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::extract::{Query, Request as HttpRequest, State};
-use axum::http::{Method, StatusCode};
-use axum::middleware::{Next, from_fn};
+use axum::http::{HeaderValue, Method, StatusCode};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::readers::Places;
 use super::server::SharedPolicy;
-use super::{ANSWER_TIMEOUT, Failure, LOAD_TIMEOUT, enforce, handover};
-use crate::view::{Peer, Request, SortKey};
+use super::{ANSWER_TIMEOUT, CURSOR, Failure, LOAD_TIMEOUT, enforce, handover};
+use crate::view::{FlowOrder, FlowPage, FlowsQuery, Peer, Request, SortKey};
+
+/// Flows of an answer if nobody says how many.
+const DEFAULT_FLOWS: usize = 1_000;
+/// How long a list of flows may take: it is made between polls.
+const LIST_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// All routes.
 pub(super) fn router(requests: mpsc::Sender<Request>, policy: SharedPolicy) -> Router {
@@ -32,6 +38,7 @@ pub(super) fn router(requests: mpsc::Sender<Request>, policy: SharedPolicy) -> R
         .with_state(requests.clone())
         .merge(handover::router(requests.clone()))
         .merge(enforce::router(requests, policy))
+        .layer(from_fn_with_state(Places::default(), one_after_the_other))
         .layer(from_fn(administrators_change))
 }
 
@@ -43,6 +50,16 @@ async fn administrators_change(Extension(peer): Extension<Peer>, request: HttpRe
     }
     let error = format!("uid {} may read here, and change nothing: that is for root and the agent's user", peer.uid);
     failure(StatusCode::FORBIDDEN, &error)
+}
+
+/// Readers have few places; see [`Places`].
+async fn one_after_the_other(
+    State(places): State<Places>,
+    Extension(peer): Extension<Peer>,
+    request: HttpRequest,
+    next: Next,
+) -> Response {
+    places.answer(is_administrator(peer), request, next).await
 }
 
 pub(super) fn is_administrator(peer: Peer) -> bool {
@@ -87,17 +104,33 @@ async fn status(State(requests): State<mpsc::Sender<Request>>) -> Response {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FlowsQuery {
-    #[serde(default)]
-    sort: SortKey,
-    /// Not 0, which could be a mistake that costs a copy of the whole table.
+struct FlowsParameters {
+    sort: Option<SortKey>,
+    /// At most [`crate::view::MAX_FLOWS`].
     limit: Option<NonZeroUsize>,
+    /// As they stand in the table, from here on.
+    cursor: Option<usize>,
 }
 
-async fn flows(State(requests): State<mpsc::Sender<Request>>, Query(query): Query<FlowsQuery>) -> Response {
-    let FlowsQuery { sort, limit } = query;
-    let limit = limit.map_or(0, NonZeroUsize::get);
-    ask(&requests, |reply| Request::Flows { sort, limit, reply }).await
+async fn flows(
+    State(requests): State<mpsc::Sender<Request>>,
+    Extension(by): Extension<Peer>,
+    Query(FlowsParameters { sort, limit, cursor }): Query<FlowsParameters>,
+) -> Response {
+    let order = cursor.map_or(FlowOrder::Largest(sort.unwrap_or_default()), |from| FlowOrder::Table { from });
+    if cursor.is_some() && sort.is_some() {
+        return failure(StatusCode::BAD_REQUEST, "a list with a cursor has the order of the table: leave sort out");
+    }
+    let limit = limit.map_or(DEFAULT_FLOWS, NonZeroUsize::get);
+    let query = FlowsQuery { order, limit, first: is_administrator(by) };
+    match exchange_within(LIST_TIMEOUT, &requests, |reply| Request::Flows { query, reply }).await {
+        Ok(FlowPage { flows, next }) => {
+            let mut response = Json(flows).into_response();
+            response.headers_mut().extend(next.map(|next| (CURSOR, HeaderValue::from(next))));
+            response
+        }
+        Err(response) => response,
+    }
 }
 
 #[derive(Debug, Deserialize)]

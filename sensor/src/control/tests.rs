@@ -10,11 +10,12 @@ use tokio::sync::mpsc;
 use super::client::fetch;
 use super::*;
 use crate::config::Mode;
+use crate::store::Unkept;
 use crate::view::flow::tests::flow;
 use crate::view::{
-    self, BreakerView, ConfigState, ConfigView, EnforceRequest, EnforcementView, FeaturesView, FlowView, FlowsView,
-    LeaseState, LeaseView, ModeView, PacketsView, PollView, Request, SortKey, StatusView, TableView, VerdictsView,
-    Which,
+    self, BreakerView, ConfigState, ConfigView, EnforceRequest, EnforcementView, FeaturesView, FlowOrder, FlowPage,
+    FlowView, FlowsView, LeaseState, LeaseView, ModeView, PacketsView, PollView, Request, SortKey, StatusView,
+    TableView, VerdictsView, Which,
 };
 
 fn sample_status() -> StatusView {
@@ -37,6 +38,7 @@ fn sample_status() -> StatusView {
         enforcement: enforcement(),
         config: ConfigState { hash: "00ff".to_owned(), ..ConfigState::default() },
         state_problem: None,
+        state_doubt: None,
         loss: BTreeMap::new(),
     }
 }
@@ -61,10 +63,21 @@ fn enforcement() -> EnforcementView {
 async fn answer(mut requests: mpsc::Receiver<Request>) {
     while let Some(request) = requests.recv().await {
         match request {
-            Request::Flows { sort, limit, reply } => {
+            Request::Flows { query, reply } => {
+                assert!(query.first, "an administrator asks");
                 let mut flows = vec![flow("1-1", 10, None), flow("2-1", 30, Some(0.25)), flow("3-1", 20, None)];
-                view::sort_flows(&mut flows, sort, limit);
-                let _ = reply.send(flows);
+                let page = match query.order {
+                    FlowOrder::Largest(sort) => {
+                        view::sort_flows(&mut flows, sort, query.limit);
+                        FlowPage { flows, next: None }
+                    }
+                    // Pages of two.
+                    FlowOrder::Table { from } => {
+                        let next = Some(from + 2).filter(|next| *next < flows.len());
+                        FlowPage { flows: flows.into_iter().skip(from).take(2).collect(), next }
+                    }
+                };
+                let _ = reply.send(page);
             }
             Request::Status { reply } => {
                 let _ = reply.send(sample_status());
@@ -96,13 +109,18 @@ async fn answer(mut requests: mpsc::Receiver<Request>) {
             Request::Enforce(EnforceRequest::Mode { to, by, reply, .. }) => {
                 assert_eq!(by.uid, rustix::process::geteuid().as_raw(), "the peer is known");
                 let mode = to.unwrap_or(Mode::Observe);
-                let _ = reply.send(Ok(ModeView { mode, configured: Mode::Observe, ramp: false }));
+                let _ = reply.send(Ok(ModeView { mode, configured: Mode::Observe, ramp: false, doubt: None }));
             }
             Request::Enforce(EnforceRequest::Disallow { item, reply, .. }) => {
                 let _ = reply.send(Err(format!("{item} was not added")));
             }
             Request::Enforce(EnforceRequest::Remove { which, reply, .. }) => {
                 let _ = reply.send(if which == Which::All { Ok(Vec::new()) } else { Err(format!("{which:?}")) });
+            }
+            Request::Enforce(EnforceRequest::Kept { reply }) => {
+                let (said, answer) = tokio::sync::oneshot::channel();
+                let settings = Some("the disk is full\u{1f4be}".to_owned());
+                let _ = (said.send(Unkept { settings, verdicts: None }), reply.send(Ok(Some(answer))));
             }
             Request::Enforce(other) => panic!("not asked here: {other:?}"),
         }
@@ -137,8 +155,10 @@ async fn round_trip() {
     assert_eq!(get_log(&path).await.expect("log"), "a line\n");
     let error = hand_over(&path, [0; 2], Duration::from_secs(5)).await.expect_err("no pins").to_string();
     assert!(error.contains("409") && error.contains(&format!("for {}", std::process::id())), "{error}");
-    assert_eq!(mode(&path, None).await.expect("mode").mode, Mode::Observe);
-    assert_eq!(mode(&path, Some(Mode::Enforce)).await.expect("mode").mode, Mode::Enforce);
+    assert_eq!(mode(&path, None).await.expect("mode").value.mode, Mode::Observe);
+    let kept = mode(&path, Some(Mode::Enforce)).await.expect("mode");
+    assert_eq!((kept.value.mode, kept.not_kept.as_deref()), (Mode::Enforce, Some("the disk is full?")));
+    assert_eq!(serde_json::to_value(&kept).expect("JSON")["not_kept"], "the disk is full?");
     assert!(remove_verdicts(&path, Which::All).await.expect("removed").is_empty());
     let error = remove_verdicts(&path, Which::Scope("198.18.0.0/16".into())).await.expect_err("none").to_string();
     assert!(error.contains("404") && error.contains("198.18.0.0/16"), "{error}");

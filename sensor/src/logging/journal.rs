@@ -4,14 +4,12 @@
 //! and not on what. Here MESSAGE is the line that the text format prints, and the fields are there besides, for
 //! programs.
 //!
-//! Invariant: a journal that is stuck holds nobody up for longer than [`PATIENCE`] in each [`REST`]; lines lost so are
-//! counted and told.
+//! Invariant: a journal that is stuck holds nobody up; lines lost so are counted ([`super::lines`]).
 
 use std::fmt::Debug;
 use std::io;
 use std::os::unix::net::UnixDatagram;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -20,14 +18,13 @@ use tracing_subscriber::fmt::FormatFields as _;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::layer::Context;
 
+use super::lines::Lines;
 use super::recent::Recent;
 
 /// Where the journal listens.
 pub(crate) const SOCKET: &str = "/run/systemd/journal/socket";
-/// How long a line may wait for the journal: a part of the shortest lease.
-const PATIENCE: Duration = Duration::from_millis(20);
-/// For so long after a line that waited in vain no other one waits.
-const REST: Duration = Duration::from_secs(2);
+/// How long a line may wait for the journal, which may just be started anew. The thread that writes waits, and nobody else.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Longest value, in bytes. A datagram holds several.
 const LONGEST: usize = 32 << 10;
 /// Longest name of a field that the journal takes, in bytes.
@@ -41,56 +38,36 @@ pub(super) fn is_stderr() -> bool {
     stream == format!("{}:{}", status.st_dev, status.st_ino)
 }
 
-/// The layer of the subscriber that sends lines.
-pub(super) struct Journal {
-    socket: UnixDatagram,
-    recent: Recent,
-    lost: AtomicU64,
-    /// When a line waited in vain, ms after `begun`, plus one; 0: none did lately.
-    stuck: AtomicU64,
-    begun: Instant,
+/// Lines to the journal.
+///
+/// # Errors
+/// Nobody listens there.
+pub(super) fn lines() -> io::Result<Lines> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    // The journal takes an empty datagram for nothing.
+    socket.send_to(&[], SOCKET)?;
+    Ok(Lines::new("sensor-log", Entries(socket)))
 }
 
-impl Journal {
-    /// # Errors
-    /// Nobody listens there.
-    pub(super) fn open(recent: &Recent) -> io::Result<Journal> {
-        let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(PATIENCE))?;
-        // The journal takes an empty datagram for nothing.
-        socket.send_to(&[], SOCKET)?;
-        Ok(Journal {
-            socket,
-            recent: recent.clone(),
-            lost: AtomicU64::new(0),
-            stuck: AtomicU64::new(0),
-            begun: Instant::now(),
-        })
+/// An entry for each call.
+struct Entries(UnixDatagram);
+
+impl io::Write for Entries {
+    fn write(&mut self, entry: &[u8]) -> io::Result<usize> {
+        // By its path each time: the journal may be restarted.
+        self.0.send_to(entry, SOCKET)
     }
 
-    fn send(&self, entry: &[u8]) {
-        let now = self.begun.elapsed().as_millis() as u64 + 1;
-        let stuck = self.stuck.load(Ordering::Relaxed);
-        if stuck != 0 && now < stuck + REST.as_millis() as u64 {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        // By its path each time: the journal may be restarted.
-        if self.socket.send_to(entry, SOCKET).is_err() {
-            self.stuck.store(self.begun.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
-            self.lost.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        self.stuck.store(0, Ordering::Relaxed);
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        if lost > 0 {
-            let told =
-                entry_of(Level::WARN, module_path!(), &format!("{lost} log lines did not get to the journal"), &[]);
-            if self.socket.send_to(&told, SOCKET).is_err() {
-                self.lost.fetch_add(lost, Ordering::Relaxed);
-            }
-        }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
+}
+
+/// The layer of the subscriber that sends lines.
+pub(super) struct Journal {
+    pub(super) recent: Recent,
+    pub(super) lines: Lines,
 }
 
 impl<S: Subscriber> Layer<S> for Journal {
@@ -105,7 +82,7 @@ impl<S: Subscriber> Layer<S> for Journal {
         let (line, level) = (line.trim_end(), *event.metadata().level());
         let now = humantime::format_rfc3339_micros(SystemTime::now());
         self.recent.keep(format!("{now} {level:>5} {line}\n").as_bytes());
-        self.send(&entry_of(level, target, line, &fields.named));
+        self.lines.write(&entry_of(level, target, line, &fields.named));
     }
 }
 

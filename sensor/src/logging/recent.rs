@@ -1,22 +1,17 @@
-//! The last log lines, kept for `sensor support`.
+//! The last log lines, kept for `sensor support`, on their way to standard error.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing_subscriber::fmt::MakeWriter;
+
+use super::lines::Lines;
 
 /// Bytes of the last lines that are kept.
 const KEPT: usize = 256 << 10;
 
-/// How long a line may wait for standard error: a part of the shortest lease.
-const PATIENCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-/// For so long after a line that waited in vain no other one waits.
-const REST: Duration = Duration::from_secs(2);
-
-/// Standard error, and the last lines that were written there.
+/// The last lines; clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Recent(Arc<Mutex<Kept>>);
 
@@ -24,12 +19,10 @@ pub(super) struct Recent(Arc<Mutex<Kept>>);
 struct Kept {
     lines: VecDeque<Vec<u8>>,
     bytes: usize,
-    /// When a line waited in vain for standard error, and how many were lost since.
-    stuck: Option<(Instant, u64)>,
 }
 
 impl Recent {
-    /// One line that went elsewhere.
+    /// One more line.
     pub(super) fn keep(&self, line: &[u8]) {
         self.lock().keep(line);
     }
@@ -56,50 +49,29 @@ impl Kept {
     }
 }
 
-/// One line, as it comes out of the formatter.
-impl io::Write for Recent {
+/// Keeps lines as they come out of the formatter, one for each call, and hands them on.
+#[derive(Clone)]
+pub(super) struct Through {
+    pub(super) recent: Recent,
+    pub(super) lines: Lines,
+}
+
+impl io::Write for Through {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut kept = self.lock();
-        kept.keep(line);
-        // A reader that stopped reading, or has gone, must not stop the agent.
-        let lost = match &mut kept.stuck {
-            Some((since, lost)) if since.elapsed() < REST => {
-                *lost += 1;
-                return Ok(line.len());
-            }
-            stuck => stuck.map_or(0, |(_, lost)| lost),
-        };
-        if !can_write() {
-            kept.stuck = Some((Instant::now(), lost + 1));
-            return Ok(line.len());
-        }
-        kept.stuck = None;
-        drop(kept);
-        let mut stderr = io::stderr();
-        if lost > 0 {
-            let _ = writeln!(stderr, "{lost} log lines were lost: standard error took none");
-        }
-        let _ = stderr.write_all(line);
+        self.recent.keep(line);
+        self.lines.write(line);
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
+        Ok(())
     }
 }
 
-/// Whether standard error takes a line now, or within [`PATIENCE`].
-fn can_write() -> bool {
-    let stderr = io::stderr();
-    let mut wanted = [PollFd::new(&stderr, PollFlags::OUT)];
-    // What cannot be polled, as a file, is written to.
-    poll(&mut wanted, Some(&PATIENCE)).map_or(true, |ready| ready > 0)
-}
+impl<'a> MakeWriter<'a> for Through {
+    type Writer = Through;
 
-impl<'a> MakeWriter<'a> for Recent {
-    type Writer = Recent;
-
-    fn make_writer(&'a self) -> Recent {
+    fn make_writer(&'a self) -> Through {
         self.clone()
     }
 }

@@ -184,7 +184,11 @@ declare! {
     NEVER_DROP: Gauge "sensor_never_drop_entries", "entries", ["why"], "Entries of the never-drop list, by reason";
     AUDIT_LINES: Counter "sensor_audit_lines_total", "lines", [], "Audit lines written to every sink";
     AUDIT_LOST: Counter "sensor_audit_lost_lines_total", "lines", [], "Audit lines that some sink did not get";
+    LOG_LOST: Counter "sensor_log_lost_lines_total", "lines", ["sink"],
+        "Log lines that standard error or the journal, and summary lines that standard output did not take: nobody read, or the disk was full";
     STORE_ERRORS: Counter "sensor_store_errors_total", "errors", [], "Failures to write the state that survives a restart; it is written again";
+    STATE_KEPT: Gauge "sensor_state_kept", "1", [],
+        "1 while changes of mode, never-drop list, breaker and verdicts would survive a restart, 0 while they would not, absent without agent.state_dir";
     LEASE: Gauge "sensor_lease_active", "1", [], "1 while the programs obey verdicts, 0 after the lease ran out";
     POLL: Histogram "sensor_poll_seconds", "seconds", [], "Duration of one poll of the flow table";
     OVERRUNS: Counter "sensor_poll_overruns_total", "polls", [], "Polls that took longer than the poll interval";

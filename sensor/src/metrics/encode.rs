@@ -194,13 +194,24 @@ fn agent(writer: &mut Writer<'_>, state: &State) -> fmt::Result {
         writer.family(&declared::CONFIG_RELOAD_TIME, [([], Value::Real(*success_unix))])?;
     }
     enforcement(writer, &state.enforce)?;
+    let lost = state.log_lost.iter().map(|(sink, lines)| ([(*sink).to_owned()], Value::Count(*lines)));
+    writer.family(&declared::LOG_LOST, lost)?;
     writer.family(&declared::BUILD_INFO, [([env!("CARGO_PKG_VERSION").to_owned()], Value::Count(1))])
 }
 
 fn enforcement(writer: &mut Writer<'_>, counts: &EnforceCounts) -> fmt::Result {
     let EnforceCounts { now, changes, trips, refused, spared, errors } = counts;
-    let Enforcement { mode, tripped, services_held, ramp, verdicts, never_drop, audit: [written, lost], store_errors } =
-        now;
+    let Enforcement {
+        mode,
+        tripped,
+        services_held,
+        ramp,
+        verdicts,
+        never_drop,
+        audit: [written, lost],
+        store_errors,
+        state_kept,
+    } = now;
     let modes = [Mode::Observe, Mode::Tag, Mode::Enforce];
     let level = |on: bool| Value::Count(u64::from(on));
     writer.family(&declared::MODE, modes.map(|one| ([one.name().to_owned()], level(*mode == Some(one)))))?;
@@ -239,7 +250,8 @@ fn enforcement(writer: &mut Writer<'_>, counts: &EnforceCounts) -> fmt::Result {
     )?;
     writer.family(&declared::AUDIT_LINES, [([], Value::Count(*written))])?;
     writer.family(&declared::AUDIT_LOST, [([], Value::Count(*lost))])?;
-    writer.family(&declared::STORE_ERRORS, [([], Value::Count(*store_errors))])
+    writer.family(&declared::STORE_ERRORS, [([], Value::Count(*store_errors))])?;
+    writer.family(&declared::STATE_KEPT, state_kept.map(|kept| ([], level(kept))))
 }
 
 fn models(writer: &mut Writer<'_>, state: &State) -> fmt::Result {

@@ -56,6 +56,8 @@ pub struct Enforcement {
     pub audit: [u64; 2],
     /// Failures of the store.
     pub store_errors: u64,
+    /// Whether what changed would survive a restart; `None`: nothing is to.
+    pub state_kept: Option<bool>,
 }
 
 /// Counts of enforcement.
@@ -73,6 +75,11 @@ impl Metrics {
     /// Sets the levels.
     pub fn enforcement(&self, now: Enforcement) {
         self.shared.lock().enforce.now = now;
+    }
+
+    /// Sets how many lines were lost, by where they should have gone.
+    pub fn log_lost(&self, lost: impl Iterator<Item = (&'static str, u64)>) {
+        self.shared.lock().log_lost.extend(lost);
     }
 
     /// Counts what became of a verdict.

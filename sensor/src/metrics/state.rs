@@ -143,6 +143,8 @@ pub(super) struct State {
     pub(super) drift_windows: u64,
     pub(super) drift_fallback: bool,
     pub(super) enforce: EnforceCounts,
+    /// Lines that were lost, by where they should have gone.
+    pub(super) log_lost: BTreeMap<&'static str, u64>,
     /// `None` before the start is over.
     pub(super) config: Option<ConfigValues>,
 }

@@ -48,8 +48,10 @@ fn sample() -> Metrics {
     metrics.enforcement(Enforcement {
         mode: Some(crate::config::Mode::Tag),
         verdicts: [(("prefix", Action::Limit, crate::config::OriginName::Operator), 3)].into(),
+        state_kept: Some(true),
         ..Enforcement::default()
     });
+    metrics.log_lost([("stderr", 7)].into_iter());
     metrics.verdict_change(VerdictChange::Expired, "flow", crate::config::OriginName::Model);
     metrics.breaker_tripped(crate::breaker::Cap::Sources);
     metrics.config_taken("00ff".to_owned());

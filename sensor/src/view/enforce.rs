@@ -9,6 +9,7 @@ use crate::allow::item::Item;
 use crate::breaker::Trip;
 use crate::config::{ActionName, Mode};
 use crate::host::Items;
+use crate::store::Unkept;
 use crate::verdicts::Verdict;
 
 /// A verdict, and what it does now.
@@ -118,7 +119,7 @@ pub enum Which {
 }
 
 /// The mode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModeView {
     /// In force.
     pub mode: Mode,
@@ -127,6 +128,30 @@ pub struct ModeView {
     /// Whether the ramp lasts (policy.ramp).
     #[serde(default)]
     pub ramp: bool,
+    /// Why it is observe, whatever the configuration says: what was kept is damaged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<String>,
+}
+
+/// What came of a change, and whether it would survive a restart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kept<T> {
+    /// What came of it.
+    pub value: T,
+    /// Why it would not; `None`: it would, or nothing is to (agent.state_dir).
+    pub not_kept: Option<String>,
+}
+
+impl<T: Serialize> Serialize for Kept<T> {
+    /// The value itself; an object says why in a field `not_kept`, if it is not.
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Some(reason) = &self.not_kept else { return self.value.serialize(serializer) };
+        let mut value = serde_json::to_value(&self.value).map_err(serde::ser::Error::custom)?;
+        if let serde_json::Value::Object(fields) = &mut value {
+            fields.insert("not_kept".to_owned(), reason.as_str().into());
+        }
+        value.serialize(serializer)
+    }
 }
 
 /// The circuit breaker.
@@ -206,6 +231,7 @@ impl EnforceRequest {
             EnforceRequest::Disallow { reply, .. } => reply.is_closed(),
             EnforceRequest::Mode { reply, .. } => reply.is_closed(),
             EnforceRequest::Breaker { reply, .. } => reply.is_closed(),
+            EnforceRequest::Kept { reply } => reply.is_closed(),
         }
     }
 }
@@ -291,6 +317,11 @@ pub enum EnforceRequest {
         sessions: Option<Items>,
         /// Where the answer goes.
         reply: Reply<ModeView>,
+    },
+    /// Whether the changes up to now would survive a restart; `None`: nothing is to.
+    Kept {
+        /// Where the answer goes, when the disk has them or refused them.
+        reply: Reply<Option<oneshot::Receiver<Unkept>>>,
     },
     /// The breaker; with `reset`, after it was closed.
     Breaker {

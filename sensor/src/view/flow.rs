@@ -98,6 +98,41 @@ impl SortKey {
     }
 }
 
+/// Flows of one answer at most: some 5 MB of JSON.
+pub const MAX_FLOWS: usize = 10_000;
+
+/// Which flows, and in what order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowOrder {
+    /// The largest.
+    Largest(SortKey),
+    /// As they stand in the table, from this slot on: pages of a list of all.
+    Table {
+        /// That slot.
+        from: usize,
+    },
+}
+
+/// A list of flows that somebody wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowsQuery {
+    /// Which.
+    pub order: FlowOrder,
+    /// At most this many, and at most [`MAX_FLOWS`].
+    pub limit: usize,
+    /// It goes before those of others: an administrator asks.
+    pub first: bool,
+}
+
+/// A part of the list.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FlowPage {
+    /// The flows.
+    pub flows: Vec<FlowView>,
+    /// Where the next page begins, if there is one.
+    pub next: Option<usize>,
+}
+
 /// Keeps the `limit` largest flows by `key`, in order (0 = all). Ties are broken by id, so that output is stable.
 pub fn sort_flows(flows: &mut Vec<FlowView>, key: SortKey, limit: usize) {
     top(flows, limit, |a, b| {

@@ -35,7 +35,7 @@ use crate::host::{self, Items, Lasting, Surroundings};
 use crate::metrics::{ModelRole, VerdictChange};
 use crate::policy::{self, Ramp};
 use crate::steady::Steady;
-use crate::store::{SavedMode, State, Store};
+use crate::store::{Doubt, SavedMode, State, Store};
 use crate::verdicts::book::{Book, Room};
 use crate::verdicts::pardon::Pardons;
 use crate::verdicts::scope::Scope;
@@ -59,6 +59,8 @@ pub(super) struct Enforcer {
     /// Verdicts whose features may still be looked into in this second.
     pub(super) explanations: u32,
     saved_mode: Option<SavedMode>,
+    /// What was kept is damaged: mode observe, until somebody says otherwise.
+    pub(super) doubt: Option<Doubt>,
     /// How long mode enforce has been on.
     enforced: Option<Ramp>,
     ramp: bool,
@@ -146,11 +148,22 @@ impl Enforcer {
                 store.no_allow(&item);
             }
         }
-        let State { mode: saved_mode, enforced_ms, trip, quiet_ms, next_id: _ } = saved.state;
+        let State { mode: saved_mode, enforced_ms, trip, quiet_ms, next_id: _, doubt } = saved.state;
+        // Whoever changed the configuration's mode since has decided.
+        let doubt = doubt.filter(|doubt| doubt.configured.is_none_or(|mode| mode == config.mode));
+        let doubt = doubt.map(|doubt| Doubt { configured: Some(config.mode), ..doubt });
         // What was set by command holds until the configuration says something else than it did then.
         let saved_mode = saved_mode.filter(|saved| saved.configured == config.mode);
         let mode = saved_mode.map_or(config.mode, |saved| saved.mode);
-        if mode != config.mode {
+        let mode = if doubt.is_some() { Mode::Observe } else { mode };
+        if let Some(doubt) = &doubt {
+            tracing::error!(
+                "mode observe, because it is not known what was wanted: {}. Look at `sensor allow list`, then say what is wanted: \
+                 `sensor mode {}`",
+                doubt.text,
+                config.mode
+            );
+        } else if mode != config.mode {
             tracing::warn!(
                 "mode {mode}, which was set by command, goes before that of the configuration ({})",
                 config.mode
@@ -180,6 +193,7 @@ impl Enforcer {
             // The first second's verdicts are explained, too.
             explanations: config.audit.explain_per_second,
             saved_mode,
+            doubt,
             enforced: enforced_ms.filter(|_| mode == Mode::Enforce).map(Ramp::resume),
             ramp: false,
             steady: Steady::new(policy.steady()),
@@ -222,6 +236,7 @@ impl Enforcer {
             trip: self.breaker.trip().copied(),
             quiet_ms: self.breaker.quiet_ms(),
             next_id: self.book.next_id(),
+            doubt: self.doubt.clone(),
         }
     }
 
@@ -304,12 +319,14 @@ impl Poller {
     /// Changes the mode by command; `by` is for the audit. It holds until the mode of the configuration changes.
     pub(super) fn set_mode(&mut self, to: Mode, by: String) {
         self.enforcer.saved_mode = Some(SavedMode { mode: to, configured: self.config.mode });
+        self.enforcer.doubt = None;
         self.change_mode(to, by);
     }
 
     /// Takes the mode of the configuration, which has changed: what was set by command ends with that.
     pub(super) fn configure_mode(&mut self, by: String) {
         self.enforcer.saved_mode = None;
+        self.enforcer.doubt = None;
         self.change_mode(self.config.mode, by);
     }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use sensor_common::flow::FlowKey;
 use sensor_common::verdict::{Action, Origin};
+use tokio::sync::oneshot;
 
 use super::super::clock::now_ns;
 use super::super::poll::Poller;
@@ -54,7 +55,16 @@ impl Poller {
                     self.set_mode(to, format!("operator {by}"));
                 }
                 let (mode, ramp) = (self.enforcer.mode, self.enforcer.ramp);
-                drop(reply.send(Ok(ModeView { mode, configured: self.config.mode, ramp })));
+                let doubt = self.enforcer.doubt.as_ref().map(|doubt| doubt.text.clone());
+                drop(reply.send(Ok(ModeView { mode, configured: self.config.mode, ramp, doubt })));
+            }
+            EnforceRequest::Kept { reply } => {
+                let kept = self.config.agent.state_dir.is_some().then(|| {
+                    let (said, answer) = oneshot::channel();
+                    self.enforcer.store.confirm(said);
+                    answer
+                });
+                drop(reply.send(Ok(kept)));
             }
             EnforceRequest::Breaker { reset, by, reply } => {
                 if reset {

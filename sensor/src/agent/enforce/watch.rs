@@ -137,6 +137,7 @@ impl Poller {
             never_drop: enforcer.allow.counts(),
             audit: [enforcer.audit.written(), enforcer.audit.lost()],
             store_errors: enforcer.store.errors(),
+            state_kept: self.config.agent.state_dir.is_some().then(|| enforcer.store.problem().is_none()),
         });
     }
 

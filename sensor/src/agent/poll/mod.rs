@@ -9,6 +9,7 @@ mod inbox;
 mod scan;
 mod thread;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use self::end::Heir;
 use super::apply::{self, Settled};
 use super::clock::now_ns;
 use super::context::Follower;
+use super::dump::Dump;
 use super::enforce::{Around, Enforcer};
 use super::interfaces::Interfaces;
 use super::life::{self, DriftState, Shadow};
@@ -90,6 +92,8 @@ pub(super) struct Poller {
     /// `None`: host context is off.
     pub(super) follower: Option<Follower>,
     pub(super) settled: Settled,
+    /// Lists of flows that are being made.
+    pub(super) dumps: VecDeque<Dump>,
     /// Another agent asked to take over.
     heir: Option<Heir>,
 }
@@ -153,6 +157,7 @@ impl Poller {
             logged: 0,
             unlogged: 0,
             settled,
+            dumps: VecDeque::new(),
             heir: None,
         }
     }

@@ -12,6 +12,7 @@ use super::Poller;
 use super::end::{Ending, Heir};
 use super::inbox::Inbox;
 use crate::bpf::pins::Left;
+use crate::logging::lines::Lines;
 use crate::summary::{self, Summary};
 use crate::view::Request;
 
@@ -37,7 +38,8 @@ impl Poller {
         self.begin_enforcement();
         let mut next = Instant::now();
         let mut second = Instant::now();
-        let printer = report::print_lines().context("cannot start the thread that prints the summary")?;
+        let printer = self.config.log.summary.then(|| Lines::to("sensor-summary", std::io::stdout()));
+        let printer = printer.transpose().context("standard output (log.summary)")?;
         if let Some(mut flush) = self.kernel.take_logs() {
             // A thread of its own, which ends with the process: in a flood, formatting is slower than the programs write.
             let read = move || loop {
@@ -74,23 +76,27 @@ impl Poller {
             if elapsed >= Duration::from_secs(1) {
                 second = Instant::now();
                 self.every_second();
-                if let Some(summary) = &mut summary {
+                if let (Some(summary), Some(printer)) = (&mut summary, &printer) {
                     summary.set_mode(self.enforcer.mode);
                     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
                     let line = summary.line(&summary::clock(now), elapsed, self.metrics.totals());
-                    // A reader that stopped reading must not stop the agent: the line is lost instead.
-                    let _ = printer.try_send(line);
+                    printer.write(format!("{line}\n").as_bytes());
                 }
+                self.settled.tell_lost_lines();
+                let printed = printer.as_ref().map(|printer| ("stdout", printer.lost()));
+                self.metrics.log_lost(self.settled.lost_lines().into_iter().chain(printed));
             }
             next = (next + interval).max(Instant::now());
             self.follow_interfaces(next);
             // One request at most between two looks at the clock, and one even when polls are late.
             while self.heir.is_none() {
                 let wait = next.saturating_duration_since(Instant::now());
-                let request = inbox.next(wait);
-                if let Some(request) = request {
+                let idle = self.dumps.is_empty();
+                if let Some(request) = inbox.next(if idle { wait } else { Duration::ZERO }) {
                     self.answer(request);
                 }
+                // A slice even when polls are late, so that the list ends.
+                self.go_on_with_dumps();
                 if wait.is_zero() {
                     break;
                 }
@@ -173,7 +179,7 @@ impl Poller {
                 Ok(None) => drop(reply.send(Err("nothing is pinned, so nothing can be handed over".to_owned()))),
                 Err(error) => drop(reply.send(Err(format!("{error:#}")))),
             },
-            Request::Flows { sort, limit, reply } => drop(reply.send(report::flows(self, sort, limit))),
+            Request::Flows { query, reply } => self.begin_dump(query, reply),
             Request::Reload { by, reply } => self.request_reload(by, reply),
             Request::Config { reply } => drop(reply.send(self.settled.view())),
             Request::Metrics { reply } => drop(reply.send(self.metrics.prometheus())),
