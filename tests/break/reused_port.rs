@@ -114,7 +114,7 @@ fn a_client_whose_connection_was_dropped_connects_again_from_its_port() {
     let directory = tempfile::tempdir().expect("a directory");
     let [config, file, state] = ["sensor.toml", "active.onnx", "state"].map(|name| directory.path().join(name));
     let settings = "mode = \"enforce\"\n[policy]\nmin_packets = 4\nmin_packets_drop = 4\nramp = \"0s\"\n[breaker]\n\
-        drops_per_second = 0\nflow_share = 1.0\nsource_share = 1.0\nverdicts_per_minute = 0\n";
+        drops_per_second = 0\nsource_share = 1.0\nverdicts_per_minute = 0\n";
     std::fs::write(&config, settings).expect("written");
     std::fs::write(&file, model("sizes", 200.0, &[])).expect("written");
     let [config, file, state] = [config, file, state].map(|path| path.to_string_lossy().into_owned());
