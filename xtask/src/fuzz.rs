@@ -1,5 +1,5 @@
 //! `cargo xtask fuzz`: libFuzzer over the parser, the flow record and the capture reader, for a while; over the model loader
-//! when it is named, as the whole agent and the runtime, instrumented, take very long to build.
+//! and the control socket when they are named, as the whole agent and the runtime, instrumented, take very long to build.
 //!
 //! Invariant: works with any Rust toolchain. The instrumentation is one of LLVM's own passes, which stable rustc runs too;
 //! no sanitizer is added, as what is fuzzed forbids `unsafe`. Only libFuzzer's C++ runtime needs a compiler. The targets
@@ -17,10 +17,11 @@ use clap::Args;
 
 use crate::{apt, cmd, ebpf};
 
-/// fuzz/fuzz_targets: the quick ones, which are the default, and [`MODEL`].
-const TARGETS: [&str; 4] = ["parse", "record", "capture", "model"];
-/// The target that needs the whole agent, as a feature of its own: fuzzed only when named.
-const MODEL: &str = "model";
+/// fuzz/fuzz_targets: the quick ones, which are the default, and [`OF_AGENT`].
+const TARGETS: [&str; 5] = ["parse", "record", "capture", "model", "control"];
+/// The targets that need the whole agent, and the feature that has it: fuzzed only when named.
+const OF_AGENT: [&str; 2] = ["model", "control"];
+const AGENT: &str = "agent";
 /// What cargo-fuzz passes for libFuzzer, without a sanitizer.
 const INSTRUMENT: &str = "--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -47,12 +48,13 @@ pub(crate) struct FuzzArgs {
 pub(crate) fn fuzz(args: FuzzArgs) -> Result<()> {
     let FuzzArgs { seconds, keep, targets } = args;
     let targets = if targets.is_empty() {
-        TARGETS.into_iter().filter(|target| *target != MODEL).map(str::to_owned).collect()
+        TARGETS.into_iter().filter(|target| !OF_AGENT.contains(target)).map(str::to_owned).collect()
     } else {
         targets
     };
     ensure_compiler()?;
-    if targets.iter().any(|target| target == MODEL) {
+    let agent = targets.iter().any(|target| OF_AGENT.contains(&target.as_str()));
+    if agent {
         // The agent embeds the kernel programs.
         ebpf::ready()?;
     }
@@ -61,8 +63,8 @@ pub(crate) fn fuzz(args: FuzzArgs) -> Result<()> {
     let mut build = cmd::cargo();
     // A target triple, even the host's own, keeps build scripts and macros from being instrumented.
     build.args(["build", "--target", &host, "--target-dir"]).arg(&work).current_dir(&sources);
-    if targets.iter().any(|target| target == MODEL) {
-        build.args(["--features", MODEL]);
+    if agent {
+        build.args(["--features", AGENT]);
     }
     cmd::run(build.env("RUSTFLAGS", INSTRUMENT).env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
 
@@ -97,8 +99,8 @@ fn one(program: &Path, work: &Path, target: &str, seconds: u32, corpora: [&PathB
     let mut run = Command::new(program);
     // A slow input is a finding too, and so is one that takes memory.
     run.args([&format!("-max_total_time={seconds}"), "-max_len=4096", "-timeout=10"]);
-    // The runtime that the model target holds has a footprint of its own.
-    run.arg(if target == MODEL { "-rss_limit_mb=2048" } else { "-rss_limit_mb=512" });
+    // The runtimes that these hold have a footprint of their own.
+    run.arg(if OF_AGENT.contains(&target) { "-rss_limit_mb=2048" } else { "-rss_limit_mb=512" });
     cmd::run(run.args([prefix.as_str(), "-verbosity=0", "-print_final_stats=1"]).args(corpora))
 }
 
