@@ -195,7 +195,7 @@ fn a_device_without_native_xdp_is_watched_at_tc_ingress() {
         netns.ip("link set eth0 up").must("set the link up");
         netns.ip(&format!("link set {device} up")).must("set the device up");
     }
-    let agent = Agent::start(&edge, &["-i", "bridge0", "--model", ""]).must("start the agent");
+    let agent = Agent::start(&edge, &["-i", "bridge0", "--model", "", "--xdp-mode", "auto"]).must("start the agent");
     let status = agent.status().must("ask for the status");
     assert_eq!(status["interfaces"][0]["xdp"], "tc", "{status}");
     assert!(!has_xdp(&edge, "bridge0"));
@@ -296,7 +296,22 @@ fn interfaces_are_those_of_the_network_namespace_and_not_of_sysfs() {
     let (socket, log) = (directory.path().join("sensor.sock"), directory.path().join("sensor.log"));
     let mut command = std::process::Command::new("nsenter");
     command.arg(format!("--net={}", netns.path().display())).arg(binary().must("find the binary"));
-    command.args(["run", "-i", "only0", "--model", "", "--pins", "", "--metrics-listen", "", "--socket"]).arg(&socket);
+    command
+        .args([
+            "run",
+            "-i",
+            "only0",
+            "--xdp-mode",
+            "native",
+            "--model",
+            "",
+            "--pins",
+            "",
+            "--metrics-listen",
+            "",
+            "--socket",
+        ])
+        .arg(&socket);
     let mut agent = ChildGuard::spawn("sensor", &mut command, Some(&log)).must("start the agent");
     wait_for("the program is on the interface", Duration::from_secs(10), || {
         assert!(agent.is_running(), "the agent ended: {}", agent.log());

@@ -302,7 +302,10 @@ fn a_star_takes_neither_the_loopback_interface_nor_what_stands_on_others() {
     for words in ["link add br0 type bridge", "link set br0 up", "tuntap add tun0 mode tun"] {
         scene.edge.ip(words).must("make a link");
     }
-    let agent = scene.agent(&["*", "!eth9*"]);
+    // A bridge has no XDP in its driver.
+    let pins = scene.pins();
+    let args = [scene.args(&["*", "!eth9*"], &pins), vec!["--xdp-mode", "auto"]].concat();
+    let agent = Agent::start(&scene.edge, &args).must("start the agent");
     let watched = |agent: &Agent| -> Vec<String> {
         let status = agent.status().must("ask for the status");
         let interfaces = status["interfaces"].as_array().cloned().unwrap_or_default();

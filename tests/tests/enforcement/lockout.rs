@@ -115,7 +115,7 @@ fn nobody_is_locked_out() {
     let mut session = Session::open(&operator.netns, &ssh.key(), &EDGE_V4.to_string()).must("open a session");
 
     let files = Files::new(&format!("mode = \"enforce\"\n{UNBOUNDED}"), Some(&model("all", EVERYTHING, &[])));
-    let agent = files.agent(&lab, &["-i", "lo"]);
+    let agent = files.agent(&lab, &["-i", "lo", "--xdp-mode", "auto"]);
     let stop = Stop::new();
     std::thread::scope(|scope| {
         let _end = Raise(&stop);
