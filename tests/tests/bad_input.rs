@@ -166,14 +166,9 @@ fn a_second_agent_is_refused_and_the_first_goes_on() {
     let taken = ["-i", "eth1", "--model", "", "--metrics-listen", "127.0.0.1:9469"];
     place.refuses(&taken, &["127.0.0.1:9469", "in use", "--metrics-listen"]);
     let second = "another sensor agent watches eth0 already";
-    for (xdp_mode, words) in [
-        ("native", ["eth0 already has an XDP program", "ip link set dev eth0 xdp off"]),
-        ("generic", ["eth0 already has an XDP program", "ip link set dev eth0 xdp off"]),
-        ("tc", [second, "--takeover"]),
-        ("auto", [second, "--takeover"]),
-    ] {
+    for xdp_mode in ["native", "generic", "tc", "auto"] {
         let same = ["-i", "eth0", "--model", "", "--metrics-listen", "127.0.0.1:9470", "--xdp-mode", xdp_mode];
-        place.refuses(&same, &words);
+        place.refuses(&same, &[second, "--takeover"]);
     }
     // eth1 is free, and is let go when eth0 is refused.
     let both = ["-i", "eth1", "-i", "eth0", "--model", "", "--metrics-listen", ""];
@@ -192,7 +187,7 @@ fn an_xdp_program_of_someone_else_stays() {
     for choice in [sensor::config::XdpMode::Generic, sensor::config::XdpMode::Native] {
         let entered = place.netns.enter().must("enter the namespace");
         let mut other = Kernel::load(&LoadOptions::default()).must("load a program");
-        let attached = other.attach("eth0", choice, true).must("attach it");
+        let attached = other.attach("eth0", choice, false).must("attach it");
         drop(entered);
         let before = place.netns.ip("-d link show dev eth0").must("look at the device");
         let args = ["-i", "eth0", "--model", "", "--xdp-mode", "native"];

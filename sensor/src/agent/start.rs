@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sensor_common::control::{Control, NO_DSCP};
 
 use super::clock::now_ns;
-use crate::bpf::attach::{self, Attached};
+use crate::bpf::attach::{self, Attached, Refused};
 use crate::bpf::load::{Kernel, LoadOptions};
 use crate::bpf::pins::{self, Pins};
 use crate::bpf::probe::links::Table;
@@ -241,7 +241,11 @@ impl Beginning {
             }
             // After a takeover verdicts are obeyed at once.
             let exempt = config.policy.never_drop_interfaces.contains(interface);
-            match kernel.try_attach(interface, config.kernel.xdp_mode, capabilities.tcx, exempt) {
+            let alone = if kernel.adopted() { Ok(()) } else { attach::refuse_second(interface) };
+            let attached_one = alone
+                .map_err(Refused::from)
+                .and_then(|()| kernel.try_attach(interface, config.kernel.xdp_mode, capabilities.tcx, exempt));
+            match attached_one {
                 Ok(mut one) => {
                     // The mode may have been changed by command since; the poll thread follows that.
                     let tags = config.mode != Mode::Observe;

@@ -251,6 +251,10 @@ impl Kernel {
             },
             Choice::Tc => {}
         }
+        let there = SchedClassifier::query_tcx(interface, TcAttachType::Ingress).map(|(_, programs)| programs);
+        if there.is_ok_and(|programs| programs.iter().any(|program| program.name_as_str() == Some(INGRESS))) {
+            bail!(watched(interface));
+        }
         self.load_stack_ingress()?;
         Ok((XdpAttachment::Tc, None, fallback))
     }
@@ -278,9 +282,6 @@ impl Kernel {
         }
         if attached.egress == TcAttachment::Clsact {
             self.add_clsact(attached)?;
-        }
-        if !self.adopted() {
-            refuse_second(&attached.interface)?;
         }
         self.drop_other_links(attached.ifindex, &hooks)?;
         for (hook, direction) in hooks {
@@ -359,14 +360,19 @@ impl Kernel {
 /// Nothing keeps a second agent from TC, as a place for one program does from XDP: packets would be counted twice, and each
 /// agent would enforce what the other does not know of. Only links (TCX) can be asked for: what a filter (clsact) belongs to
 /// cannot be told from what a killed agent left.
-fn refuse_second(interface: &str) -> anyhow::Result<()> {
-    for (direction, name) in [(TcAttachType::Ingress, INGRESS), (TcAttachType::Egress, "sensor_egress")] {
-        let there = SchedClassifier::query_tcx(interface, direction).map(|(_, programs)| programs);
-        if there.is_ok_and(|programs| programs.iter().any(|program| program.name_as_str() == Some(name))) {
-            bail!("another sensor agent watches {interface} already: stop it, or take over from it with --takeover");
-        }
+///
+/// # Errors
+/// The program of sent packets is there, which every agent has at TC.
+pub fn refuse_second(interface: &str) -> anyhow::Result<()> {
+    let there = SchedClassifier::query_tcx(interface, TcAttachType::Egress).map(|(_, programs)| programs);
+    if there.is_ok_and(|programs| programs.iter().any(|program| program.name_as_str() == Some("sensor_egress"))) {
+        bail!(watched(interface));
     }
     Ok(())
+}
+
+fn watched(interface: &str) -> String {
+    format!("another sensor agent watches {interface} already: stop it, or take over from it with --takeover")
 }
 
 fn busy(interface: &str) -> String {

@@ -79,6 +79,9 @@ impl Poller {
 
     fn attach(&mut self, interface: &str) -> Result<Attached, Refused> {
         let exempt = self.is_exempt(interface);
+        if !self.kernel.adopted() {
+            attach::refuse_second(interface)?;
+        }
         self.kernel.try_attach(interface, self.config.kernel.xdp_mode, self.interfaces.tcx, exempt)
     }
 
