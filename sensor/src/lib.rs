@@ -11,6 +11,7 @@ pub mod bpf;
 pub mod breaker;
 pub mod cli;
 pub mod community_id;
+pub mod company;
 pub mod config;
 pub mod context;
 pub mod control;

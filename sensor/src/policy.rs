@@ -52,17 +52,20 @@ pub enum Spared {
     Midstream,
     /// Its source keeps doing the same ([`crate::steady`]).
     Steady,
+    /// Few flows of its source were accused ([`crate::company`]).
+    Alone,
 }
 
 impl Spared {
     /// Every reason.
-    pub const ALL: [Spared; 2] = [Spared::Midstream, Spared::Steady];
+    pub const ALL: [Spared; 3] = [Spared::Midstream, Spared::Steady, Spared::Alone];
 
     /// The name in metrics and logs.
     pub const fn name(self) -> &'static str {
         match self {
             Spared::Midstream => "midstream",
             Spared::Steady => "steady",
+            Spared::Alone => "alone",
         }
     }
 }

@@ -21,6 +21,9 @@ const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 /// Loading programs into a busy kernel takes a while; a start that takes longer has failed.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// The setting `policy.accused_flows` as a variable.
+const ACCUSED_FLOWS: &str = "SENSOR_POLICY_ACCUSED_FLOWS";
+
 /// A running agent; SIGTERM on drop, and its log is shown if the test panics.
 #[derive(Debug)]
 pub struct Agent {
@@ -79,6 +82,10 @@ impl Agent {
 
     fn start_with(directory: Arc<TempDir>, log: PathBuf, netns: &Ns, args: &[&str]) -> Result<Self> {
         let (binary, mut command) = Self::command(&directory, netns, args)?;
+        // Most tests are about one flow, or a few; by default a model needs more of a source.
+        if std::env::var_os(ACCUSED_FLOWS).is_none() {
+            command.env(ACCUSED_FLOWS, "1");
+        }
         let guard = ChildGuard::spawn("sensor", &mut command, Some(&log))?;
         let agent = Self { guard, netns: netns.clone(), binary, directory };
         agent.wait_until_ready()?;

@@ -260,6 +260,7 @@ impl Poller {
             self.enforcer.book.set_room(Room::new(max_verdicts, operator_share));
         }
         self.enforcer.steady.set_rules(self.config.policy.steady());
+        self.enforcer.company.set_enough(self.config.policy.accused_flows);
         if change.changes("breaker") {
             self.enforcer.breaker.set_config(self.config.breaker.clone());
         }

@@ -166,7 +166,7 @@ async fn serve(
     let mut user = signal(SignalKind::user_defined2()).context("cannot catch SIGUSR2")?;
     let around = Around::look(&config);
     // Between this and the first poll nobody looks at the table.
-    beginning.take_over(&config, &config.agent.socket).await?;
+    beginning.take_over(&config.agent.socket).await?;
     let metrics = Arc::new(Metrics::new());
     let health = Arc::new(Health::new(Instant::now(), config.agent.lease));
     let group = Some(config.agent.socket_group.clone()).filter(|group| !group.is_empty());

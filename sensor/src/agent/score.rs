@@ -109,7 +109,7 @@ impl Poller {
             self.freed(&record);
         }
         let decision = self.policy.decide(&record, score, &self.enforcer.allow);
-        let mut decision = self.spare(&record, score, decision);
+        let mut decision = self.spare(&record, score, decision, now);
         let record = &record;
         let now_ms = self.ms_of(now);
         let memory = &mut self.memories[slot];
@@ -282,7 +282,7 @@ impl Poller {
             return;
         }
         let decision = self.policy.decide(record, score, &self.enforcer.allow);
-        let decision = self.spare(record, score, decision);
+        let decision = self.spare(record, score, decision, now);
         match decision.spared {
             Some(why) => self.metrics.spared(why),
             None => drop(self.weigh(record, decision.action > Action::Tag, now)),

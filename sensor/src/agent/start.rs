@@ -5,6 +5,7 @@
 //! between two polls of the table is the third step and the last.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -36,7 +37,7 @@ pub enum Takeover {
 const ANSWER: Duration = Duration::from_secs(4);
 /// How long it may take from there to its end.
 const END: Duration = Duration::from_secs(5);
-/// Between two renewals of the lease while it is waited for: well below the shortest lease.
+/// Between two renewals of the lease during a takeover: well below the shortest lease.
 const HOLD: Duration = Duration::from_millis(20);
 /// Between two looks whether it has ended.
 const LOOK: Duration = Duration::from_millis(2);
@@ -48,6 +49,8 @@ pub(super) struct Beginning {
     pins: Option<Pins>,
     /// Programs on the maps of another agent.
     adopting: Option<Kernel>,
+    /// Holds the verdicts of that agent until this one does.
+    watch: Option<Watch>,
     /// Another agent must end first.
     occupied: bool,
 }
@@ -60,7 +63,7 @@ impl Beginning {
     /// the programs.
     pub(super) fn new(config: &Config, capabilities: &Capabilities, takeover: Option<Takeover>) -> Result<Beginning> {
         let options = options(config, capabilities);
-        let mut beginning = Beginning { options, pins: None, adopting: None, occupied: false };
+        let mut beginning = Beginning { options, pins: None, adopting: None, watch: None, occupied: false };
         let Some(path) = &config.agent.pins else {
             ensure!(takeover.is_none(), "--takeover needs agent.pins, where the other agent left its maps");
             return Ok(beginning);
@@ -98,7 +101,10 @@ impl Beginning {
         // Whatever fails from here on, another attempt finds what was left.
         pins.leave(true);
         match beginning.fits(&pins) {
-            Ok(()) => beginning.adopting = Some(load(&beginning.options, Some(pins), capabilities)?),
+            Ok(()) => {
+                beginning.watch = Some(Watch::begin(&pins, config)?);
+                beginning.adopting = Some(load(&beginning.options, Some(pins), capabilities)?);
+            }
             Err(error) if when == Takeover::Always => {
                 tracing::warn!(
                     "starting with new maps: flows are forgotten, and verdicts go on as far as agent.state_dir has them: {error:#}"
@@ -125,7 +131,7 @@ impl Beginning {
     ///
     /// # Errors
     /// It refuses, or cannot be found.
-    pub(super) async fn take_over(&mut self, config: &Config, socket: &Path) -> Result<()> {
+    pub(super) async fn take_over(&mut self, socket: &Path) -> Result<()> {
         if !self.occupied {
             return Ok(());
         }
@@ -139,13 +145,13 @@ impl Beginning {
             (None, Some(pins)) => Some(pins.identity()?),
             (None, None) => None,
         };
-        let answer = self.watching(config, control::hand_over(socket, wanted.unwrap_or_default(), ANSWER)).await;
+        let answer = control::hand_over(socket, wanted.unwrap_or_default(), ANSWER).await;
         match answer {
             Ok(view) => tracing::info!("took over {} flows from the agent with pid {}", view.flows, view.pid),
             // It may have ended before its answer was sent.
-            Err(_) if self.owned_within(config, Duration::from_millis(100)).await? => {}
+            Err(_) if self.owned_within(Duration::from_millis(100)).await? => {}
             // Whoever answers anything does not hang: it refuses.
-            Err(error) if self.watching(config, answers(socket)).await => {
+            Err(error) if answers(socket).await => {
                 return Err(error.context("the agent that runs does not hand over; stop it instead"));
             }
             Err(error) => {
@@ -159,32 +165,13 @@ impl Beginning {
             }
         }
         drop(connection);
-        ensure!(self.owned_within(config, END).await?, "the agent that runs does not end within {} s", END.as_secs());
+        ensure!(self.owned_within(END).await?, "the agent that runs does not end within {} s", END.as_secs());
         Ok(())
     }
 
-    /// Does `work`, and watches over the verdicts meanwhile in place of an agent that may hang: else they would end with its
-    /// lease, seconds before this one has taken over.
-    async fn watching<T>(&self, config: &Config, work: impl Future<Output = T>) -> T {
-        let mut work = std::pin::pin!(work);
-        loop {
-            self.hold_lease(config);
-            if let Ok(done) = tokio::time::timeout(HOLD, &mut work).await {
-                return done;
-            }
-        }
-    }
-
-    fn hold_lease(&self, config: &Config) {
-        if let Some(kernel) = &self.adopting {
-            kernel.control.set_lease(lease_until(config, now_ns()));
-        }
-    }
-
-    async fn owned_within(&mut self, config: &Config, limit: Duration) -> Result<bool> {
+    async fn owned_within(&mut self, limit: Duration) -> Result<bool> {
         let deadline = Instant::now() + limit;
         loop {
-            self.hold_lease(config);
             let owned = match (&mut self.adopting, &mut self.pins) {
                 (Some(kernel), _) => kernel.own_pins()?,
                 (None, Some(pins)) => pins.own()?,
@@ -209,7 +196,7 @@ impl Beginning {
         links: &Table,
         capabilities: &Capabilities,
     ) -> Result<(Kernel, Vec<Attached>)> {
-        let Beginning { options, pins, adopting, occupied } = self;
+        let Beginning { options, pins, adopting, watch, occupied } = self;
         debug_assert!(!occupied, "the other agent has ended");
         let mut kernel = match adopting {
             Some(kernel) => kernel,
@@ -266,6 +253,8 @@ impl Beginning {
                 }
             }
         }
+        // The poll thread goes on with the lease.
+        drop(watch);
         match kernel.settle(&attached) {
             Ok(()) => Ok((kernel, attached)),
             Err(error) => {
@@ -273,6 +262,28 @@ impl Beginning {
                 Err(error)
             }
         }
+    }
+}
+
+/// Watches over the verdicts of an agent that hangs or is dead, until this one has taken over: else they would end with its
+/// lease while the programs are loaded, or while it is waited for. Ends when it is dropped.
+#[derive(Debug)]
+struct Watch(#[expect(dead_code, reason = "the thread looks whether it is still there")] Arc<()>);
+
+impl Watch {
+    /// # Errors
+    /// If the control page cannot be opened, or there is no thread to be had.
+    fn begin(pins: &Pins, config: &Config) -> Result<Watch> {
+        let (page, own) = (pins.control()?, Arc::new(()));
+        let (alive, config) = (Arc::downgrade(&own), config.clone());
+        let hold = move || {
+            while alive.strong_count() > 0 {
+                page.set_lease(lease_until(&config, now_ns()));
+                std::thread::sleep(HOLD);
+            }
+        };
+        std::thread::Builder::new().name("sensor-lease".to_owned()).spawn(hold).context("no thread for the lease")?;
+        Ok(Watch(own))
     }
 }
 

@@ -233,7 +233,15 @@ impl Kernel {
                 fallback = Some("on a veth link, XDP would take segmentation offload from the other end".to_owned());
             }
             Choice::Auto | Choice::Native => match self.attach_new_xdp(ifindex, XdpMode::Driver)? {
-                Ok(held) => return Ok((XdpAttachment::Native, Some(held), None)),
+                Ok(held) => {
+                    if probe::is_veth(interface) {
+                        tracing::info!(
+                            "{interface}: native XDP on a veth link takes segmentation offload from the other end, and TCP \
+                             gets slower; xdp_mode auto or tc do not"
+                        );
+                    }
+                    return Ok((XdpAttachment::Native, Some(held), None));
+                }
                 Err(error) if is_busy(&error) => bail!(busy(interface)),
                 Err(error) if choice == Choice::Native => {
                     return Err(error).with_context(|| {

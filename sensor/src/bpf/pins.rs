@@ -254,14 +254,22 @@ impl Pins {
         self.leave = leave;
     }
 
+    /// The pinned control page.
+    ///
+    /// # Errors
+    /// If it is not pinned, or cannot be opened.
+    pub fn control(&self) -> anyhow::Result<ControlPage> {
+        let map = MapData::from_pin(self.path.join("CONTROL")).context("the pinned map CONTROL")?;
+        ControlPage::new(map.fd())
+    }
+
     /// Ends the lease of the agent that made the pins: no verdict in these maps holds any more.
     ///
     /// # Errors
     /// If the control page is not pinned, or cannot be opened.
     pub(super) fn end_lease(&self) -> anyhow::Result<()> {
-        let map = MapData::from_pin(self.path.join("CONTROL")).context("the pinned map CONTROL")?;
         // The lease is the first field in every version.
-        ControlPage::new(map.fd())?.set_lease(0);
+        self.control()?.set_lease(0);
         Ok(())
     }
 

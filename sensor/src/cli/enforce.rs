@@ -158,25 +158,30 @@ pub(super) fn verdicts(command: VerdictsCommand) -> Result<ExitCode> {
             };
             let new = NewVerdict { scope, action, for_seconds, packets_per_second, bytes_per_second, note };
             let verdict = wait(control::add_verdict(&socket.socket, &new))?;
-            say(&if json { print::json(&verdict)? } else { added_text(&verdict) })?;
+            say(&if json { print::json(&verdict)? } else { added_text(&verdict.value) })?;
+            return Ok(kept_or_not(&verdict));
         }
         VerdictsCommand::Remove { which, all, socket, json } => {
             let one = |text: String| text.parse().map_or_else(|_| Which::Scope(text.clone()), Which::Id);
             let orders: Vec<Which> = if all { vec![Which::All] } else { which.into_iter().map(one).collect() };
-            let mut gone = Vec::new();
+            let mut all_gone = Kept { value: Vec::new(), not_kept: None };
             for one in orders {
-                gone.extend(wait(control::remove_verdicts(&socket.socket, one))?);
+                let Kept { value, not_kept } = wait(control::remove_verdicts(&socket.socket, one))?;
+                all_gone.value.extend(value);
+                all_gone.not_kept = not_kept.or(all_gone.not_kept);
             }
+            let gone = &all_gone.value;
             if json {
-                say(&print::json(&gone)?)?;
+                say(&print::json(gone)?)?;
             } else {
                 let mut text = String::new();
-                for verdict in &gone {
+                for verdict in gone {
                     // Writing to a string cannot fail.
                     let _ = writeln!(text, "verdict {} ({} {}) is gone", verdict.id, verdict.action, verdict.scope);
                 }
                 say(if gone.is_empty() { "there was no verdict\n" } else { &text })?;
             }
+            return Ok(kept_or_not(&all_gone));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -191,14 +196,17 @@ fn add_list(path: &Path, new: NewVerdicts, socket: &Socket, json: bool) -> Resul
     };
     let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
     let scopes: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
-    let mut whole = BatchView::default();
+    let mut kept = Kept { value: BatchView::default(), not_kept: None };
     for part in scopes.chunks(MAX_BATCH) {
-        let view = wait(control::add_verdicts(&socket.socket, &NewVerdicts { scopes: part.to_vec(), ..new.clone() }))?;
-        whole.added += view.added;
-        whole.refused.extend(view.refused);
+        let new = NewVerdicts { scopes: part.to_vec(), ..new.clone() };
+        let Kept { value: view, not_kept } = wait(control::add_verdicts(&socket.socket, &new))?;
+        kept.value.added += view.added;
+        kept.value.refused.extend(view.refused);
+        kept.not_kept = not_kept.or(kept.not_kept);
     }
+    let whole = &kept.value;
     if json {
-        say(&print::json(&whole)?)?;
+        say(&print::json(&kept)?)?;
     } else {
         let mut text = format!("{} verdicts hold\n", whole.added);
         for (scope, reason) in &whole.refused {
@@ -207,7 +215,8 @@ fn add_list(path: &Path, new: NewVerdicts, socket: &Socket, json: bool) -> Resul
         }
         say(&text)?;
     }
-    Ok(if whole.refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let all_kept = kept_or_not(&kept);
+    Ok(if whole.refused.is_empty() { all_kept } else { ExitCode::FAILURE })
 }
 
 pub(super) fn allow(command: AllowCommand) -> Result<ExitCode> {

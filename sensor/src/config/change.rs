@@ -198,6 +198,7 @@ fn policy(old: &PolicyConfig, new: &PolicyConfig, names: &mut Names) -> PolicyCo
         limit_bytes: names.live("policy.limit_bytes", &old.limit_bytes, &new.limit_bytes),
         escalate_flows: names.live("policy.escalate_flows", &old.escalate_flows, &new.escalate_flows),
         steady_after: names.live("policy.steady_after", &old.steady_after, &new.steady_after),
+        accused_flows: names.live("policy.accused_flows", &old.accused_flows, &new.accused_flows),
         steady_per_minute: names.live("policy.steady_per_minute", &old.steady_per_minute, &new.steady_per_minute),
         half_open_limit: names.live("policy.half_open_limit", &old.half_open_limit, &new.half_open_limit),
         label_actions: names.live("policy.label_actions", &old.label_actions, &new.label_actions),

@@ -52,6 +52,8 @@ pub struct PolicyConfig {
     pub limit_bytes: u64,
     /// Flows of a source under a verdict of drop, with completed handshakes, after which the source gets it; 0 = never.
     pub escalate_flows: u32,
+    /// Accused flows of one source in a minute from which on a model's drop or limit is done; 0 or 1 = each is.
+    pub accused_flows: u32,
     /// A source whose connections to a service were the same for so long is not dropped for them; 0 = never.
     #[serde(with = "duration")]
     pub steady_after: Duration,
@@ -119,6 +121,7 @@ impl Default for PolicyConfig {
             limit_packets: 100,
             limit_bytes: 0,
             escalate_flows: 0,
+            accused_flows: 10,
             steady_after: Duration::from_secs(10 * 60),
             steady_per_minute: 60,
             half_open_limit: 0,
@@ -185,6 +188,7 @@ impl PolicyConfig {
         });
         checks.number(&["policy.escalate_flows"], self.escalate_flows, 0, 65_536);
         checks.within(&["policy.steady_after"], self.steady_after, Duration::ZERO, 24 * 60 * MINUTE);
+        checks.number(&["policy.accused_flows"], self.accused_flows, 0, 64);
         checks.number(&["policy.steady_per_minute"], self.steady_per_minute, 1, 6_000);
         checks.number(&["policy.half_open_limit"], self.half_open_limit, 0, 10_000_000);
     }

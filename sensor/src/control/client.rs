@@ -46,24 +46,24 @@ pub async fn get_verdict(socket: &Path, id: u64) -> Result<VerdictView> {
 ///
 /// # Errors
 /// As [`get_status`], or it was refused.
-pub async fn add_verdict(socket: &Path, new: &NewVerdict) -> Result<VerdictView> {
-    send(socket, Method::POST, "/v1/verdicts", new).await
+pub async fn add_verdict(socket: &Path, new: &NewVerdict) -> Result<Kept<VerdictView>> {
+    change(socket, Method::POST, "/v1/verdicts", new).await
 }
 
 /// Enters many verdicts, at most [`crate::view::MAX_BATCH`].
 ///
 /// # Errors
 /// As [`get_status`]; what was refused is in the answer.
-pub async fn add_verdicts(socket: &Path, new: &NewVerdicts) -> Result<BatchView> {
-    send(socket, Method::POST, "/v1/verdicts/batch", new).await
+pub async fn add_verdicts(socket: &Path, new: &NewVerdicts) -> Result<Kept<BatchView>> {
+    change(socket, Method::POST, "/v1/verdicts/batch", new).await
 }
 
 /// Takes verdicts back; those that are gone.
 ///
 /// # Errors
 /// As [`get_status`], or there is none.
-pub async fn remove_verdicts(socket: &Path, which: Which) -> Result<Vec<Verdict>> {
-    send(socket, Method::POST, "/v1/verdicts/remove", &Change { which }).await
+pub async fn remove_verdicts(socket: &Path, which: Which) -> Result<Kept<Vec<Verdict>>> {
+    change(socket, Method::POST, "/v1/verdicts/remove", &Change { which }).await
 }
 
 /// Asks for the never-drop list.
@@ -114,10 +114,6 @@ pub async fn breaker(socket: &Path, reset: bool) -> Result<Kept<BreakerView>> {
 
 fn unchanged<T>(value: T) -> Kept<T> {
     Kept { value, not_kept: None }
-}
-
-async fn send<T: DeserializeOwned>(socket: &Path, method: Method, path: &str, body: &impl Serialize) -> Result<T> {
-    change(socket, method, path, body).await.map(|kept| kept.value)
 }
 
 async fn change<T: DeserializeOwned>(

@@ -17,6 +17,7 @@ use super::{ANSWER_TIMEOUT, NOT_KEPT};
 use crate::allow::item::Item;
 use crate::config::Mode;
 use crate::host::{self, Items};
+use crate::store::Unkept;
 use crate::view::{EnforceRequest, Kept, NewAllow, NewVerdict, NewVerdicts, Peer, Request, Which};
 
 /// Sessions are looked for at most this often: a look reads through every connection of the kernel, tens of
@@ -28,6 +29,11 @@ const KEPT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// When the last look was, and what it found; nothing is looked for unless it is wanted.
 type Look = (Instant, Option<Items>);
+
+/// What of a change the disk did not take.
+type Part = fn(Unkept) -> Option<String>;
+const SETTINGS: Part = |unkept| unkept.settings;
+const VERDICTS: Part = |unkept| unkept.verdicts;
 
 #[derive(Clone)]
 struct Door {
@@ -64,15 +70,17 @@ impl Door {
         }
     }
 
-    /// As [`Door::ask`], for a change of the settings: the answer comes when the disk has it or has refused it, and says so.
+    /// As [`Door::ask`], for a change: the answer comes when the disk has it or has refused it, and says so. `part`: where
+    /// it is kept.
     async fn change<T: Serialize>(
         &self,
+        part: Part,
         refused: StatusCode,
         request: impl FnOnce(oneshot::Sender<Result<T, String>>) -> EnforceRequest,
     ) -> Response {
         match exchange_within(ANSWER_TIMEOUT, &self.requests, |reply| Request::Enforce(request(reply))).await {
             Ok(Ok(value)) => {
-                let not_kept = self.not_kept().await;
+                let not_kept = self.not_kept(part).await;
                 // A header takes no other characters.
                 let plain = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '?' };
                 let header = not_kept.as_deref().map(|reason| reason.chars().map(plain).collect::<String>());
@@ -87,12 +95,12 @@ impl Door {
     }
 
     /// Why a change that was made would not survive a restart.
-    async fn not_kept(&self) -> Option<String> {
+    async fn not_kept(&self, part: Part) -> Option<String> {
         let ask = |reply| Request::Enforce(EnforceRequest::Kept { reply });
         let answer = exchange_within(KEPT_TIMEOUT, &self.requests, ask).await;
         let Ok(Ok(kept)) = answer else { return Some("the agent did not say".to_owned()) };
         match tokio::time::timeout(KEPT_TIMEOUT, kept?).await {
-            Ok(Ok(unkept)) => unkept.settings,
+            Ok(Ok(unkept)) => part(unkept),
             Ok(Err(_)) => Some("the agent is stopping, or has too many changes to write".to_owned()),
             Err(_) => Some(format!("the disk did not take it within {} s", KEPT_TIMEOUT.as_secs())),
         }
@@ -134,13 +142,13 @@ async fn verdict(State(door): State<Door>, Path(id): Path<u64>) -> Response {
 async fn add(State(door): State<Door>, Extension(by): Extension<Peer>, Json(new): Json<NewVerdict>) -> Response {
     let sessions = door.sessions().await;
     let request = |reply| EnforceRequest::Add { new, by, sessions, reply };
-    door.ask(StatusCode::UNPROCESSABLE_ENTITY, request).await
+    door.change(VERDICTS, StatusCode::UNPROCESSABLE_ENTITY, request).await
 }
 
 async fn add_many(State(door): State<Door>, Extension(by): Extension<Peer>, Json(new): Json<NewVerdicts>) -> Response {
     let sessions = door.sessions().await;
     let request = |reply| EnforceRequest::AddMany { new, by, sessions, reply };
-    door.ask(StatusCode::UNPROCESSABLE_ENTITY, request).await
+    door.change(VERDICTS, StatusCode::UNPROCESSABLE_ENTITY, request).await
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -154,12 +162,12 @@ async fn remove(
     Extension(by): Extension<Peer>,
     Json(Change { which }): Json<Change>,
 ) -> Response {
-    door.ask(StatusCode::NOT_FOUND, |reply| EnforceRequest::Remove { which, by, reply }).await
+    door.change(VERDICTS, StatusCode::NOT_FOUND, |reply| EnforceRequest::Remove { which, by, reply }).await
 }
 
 async fn remove_one(State(door): State<Door>, Extension(by): Extension<Peer>, Path(id): Path<u64>) -> Response {
     let which = Which::Id(id);
-    door.ask(StatusCode::NOT_FOUND, |reply| EnforceRequest::Remove { which, by, reply }).await
+    door.change(VERDICTS, StatusCode::NOT_FOUND, |reply| EnforceRequest::Remove { which, by, reply }).await
 }
 
 async fn allowed(State(door): State<Door>) -> Response {
@@ -167,7 +175,7 @@ async fn allowed(State(door): State<Door>) -> Response {
 }
 
 async fn allow(State(door): State<Door>, Extension(by): Extension<Peer>, Json(new): Json<NewAllow>) -> Response {
-    door.change(StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Allow { new, by, reply }).await
+    door.change(SETTINGS, StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Allow { new, by, reply }).await
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -181,7 +189,7 @@ async fn disallow(
     Extension(by): Extension<Peer>,
     Json(ItemQuery { item }): Json<ItemQuery>,
 ) -> Response {
-    door.change(StatusCode::NOT_FOUND, |reply| EnforceRequest::Disallow { item, by, reply }).await
+    door.change(SETTINGS, StatusCode::NOT_FOUND, |reply| EnforceRequest::Disallow { item, by, reply }).await
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -202,7 +210,7 @@ async fn set_mode(
 ) -> Response {
     let sessions = door.sessions().await;
     let request = |reply| EnforceRequest::Mode { to: Some(mode), by, sessions, reply };
-    door.change(StatusCode::UNPROCESSABLE_ENTITY, request).await
+    door.change(SETTINGS, StatusCode::UNPROCESSABLE_ENTITY, request).await
 }
 
 async fn breaker(State(door): State<Door>, Extension(by): Extension<Peer>) -> Response {
@@ -210,5 +218,5 @@ async fn breaker(State(door): State<Door>, Extension(by): Extension<Peer>) -> Re
 }
 
 async fn reset(State(door): State<Door>, Extension(by): Extension<Peer>) -> Response {
-    door.change(StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Breaker { reset: true, by, reply }).await
+    door.change(SETTINGS, StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Breaker { reset: true, by, reply }).await
 }

@@ -159,7 +159,7 @@ async fn round_trip() {
     let kept = mode(&path, Some(Mode::Enforce)).await.expect("mode");
     assert_eq!((kept.value.mode, kept.not_kept.as_deref()), (Mode::Enforce, Some("the disk is full?")));
     assert_eq!(serde_json::to_value(&kept).expect("JSON")["not_kept"], "the disk is full?");
-    assert!(remove_verdicts(&path, Which::All).await.expect("removed").is_empty());
+    assert!(remove_verdicts(&path, Which::All).await.expect("removed").value.is_empty());
     let error = remove_verdicts(&path, Which::Scope("198.18.0.0/16".into())).await.expect_err("none").to_string();
     assert!(error.contains("404") && error.contains("198.18.0.0/16"), "{error}");
     let error = remove_allow(&path, "tcp/22".parse().expect("an item")).await.expect_err("none").to_string();

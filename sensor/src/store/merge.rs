@@ -38,7 +38,7 @@ pub(super) struct Beginning {
 
 /// Opens both files under `directory`.
 pub(super) fn open(directory: &Path) -> Opened {
-    let (mut database, mut problem) = (None, None);
+    let (mut database, mut problem, mut unread) = (None, None, false);
     let rows = match open_database(directory) {
         Ok((opened, rows)) => {
             database = Some(opened);
@@ -46,6 +46,8 @@ pub(super) fn open(directory: &Path) -> Opened {
         }
         Err(error) => {
             problem = Some(format!("{error:#}"));
+            // A disk that is full says nothing of what is in the file; whatever else keeps it shut may hide later changes.
+            unread = !is_full(&error);
             Found::Absent
         }
     };
@@ -56,6 +58,14 @@ pub(super) fn open(directory: &Path) -> Opened {
     let in_file = if let Found::Sound(settings) = &file { settings.sequence } else { 0 };
     let in_database = if let Found::Sound(rows) = &rows { rows.head.sequence } else { 0 };
     // A database that cannot be opened now may be sound.
+    let had_one = matches!(&file, Found::Sound(settings) if settings.has_database);
+    let (file, rows) = match rows {
+        Found::Absent if unread && had_one => {
+            let text = format!("{} cannot be opened: {}", database::FILE, problem.as_deref().unwrap_or_default());
+            (file, Found::Damaged(text))
+        }
+        rows => (file, rows),
+    };
     let (saved, settings, doubts) = merge(file, rows, problem.is_none());
     for doubt in &doubts {
         tracing::error!("what was kept is not whole: {doubt}");
@@ -155,6 +165,23 @@ fn open_database(directory: &Path) -> Result<(Database, Found<Rows>)> {
             Ok((database, Found::Damaged(text)))
         }
     }
+}
+
+fn is_full(error: &anyhow::Error) -> bool {
+    let full = |error: &std::io::Error| {
+        matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    };
+    error.chain().any(|cause| {
+        let storage = match cause.downcast_ref::<redb::DatabaseError>() {
+            Some(redb::DatabaseError::Storage(error)) => Some(error),
+            _ => cause.downcast_ref::<redb::StorageError>(),
+        };
+        let inner = match storage {
+            Some(redb::StorageError::Io(error)) => Some(error),
+            _ => cause.downcast_ref(),
+        };
+        inner.is_some_and(full)
+    })
 }
 
 /// Renames a file that cannot be used, so that somebody can look at it.

@@ -147,6 +147,10 @@ pub(super) enum Found<T> {
 /// Reads the file of `directory`.
 pub(super) fn read(directory: &Path) -> Found<Settings> {
     let path = directory.join(FILE);
+    // Whoever puts a pipe there does not stop the start.
+    if path.metadata().is_ok_and(|about| !about.is_file()) {
+        return Found::Damaged(format!("{} is not a file", path.display()));
+    }
     let text = match std::fs::read(&path) {
         Ok(text) => text,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Found::Absent,

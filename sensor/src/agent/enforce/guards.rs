@@ -8,10 +8,11 @@ use super::super::poll::Poller;
 use super::moment;
 use crate::audit::Event;
 use crate::breaker::{Opened, Party, Trip};
+use crate::company;
 use crate::config::OriginName;
 use crate::model::Score;
 use crate::policy::{self, Decision, Spared};
-use crate::steady::Visit;
+use crate::steady::{Habitual, Visit};
 use crate::verdicts::Verdict;
 use crate::verdicts::scope::{Scope, Service, addresses};
 
@@ -42,14 +43,23 @@ impl Poller {
         }
     }
 
-    /// What becomes of a decision if the flow is one of a habit.
-    pub(in crate::agent) fn spare(&mut self, record: &FlowRecord, score: Score, decision: Decision) -> Decision {
+    /// What becomes of a decision if the flow is one of a habit, or of a source that is hardly accused otherwise.
+    pub(in crate::agent) fn spare(&mut self, record: &FlowRecord, score: Score, decision: Decision, now: u64) -> Decision {
         if decision.would <= Action::Tag {
             return decision;
         }
         let party = policy::party(record, self.enforcer.allow.own());
-        let Some(visit) = Visit::of(record, party) else { return decision };
-        let Some(habit) = self.enforcer.steady.spares(&visit) else { return decision };
+        if let Some(visit) = Visit::of(record, party)
+            && let Some(habit) = self.enforcer.steady.spares(&visit)
+        {
+            return self.spare_habit(&visit, habit, score, decision);
+        }
+        let (Party::Proven(source) | Party::Unproven(_, source)) = party;
+        let enough = self.enforcer.company.accuse(source, record, now);
+        if enough || company::is_heavy(record) { decision } else { decision.spare(Spared::Alone) }
+    }
+
+    fn spare_habit(&mut self, visit: &Visit, habit: Habitual, score: Score, decision: Decision) -> Decision {
         if habit.first {
             let ((source, service), minutes) = (visit.ends(), habit.age_ns / 60_000_000_000);
             let label = self.label(score).to_owned();

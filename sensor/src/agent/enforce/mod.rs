@@ -34,6 +34,7 @@ use crate::config::{Config, Mode, OriginName, PolicyConfig};
 use crate::host::{self, Items, Lasting, Surroundings};
 use crate::metrics::{ModelRole, VerdictChange};
 use crate::policy::{self, Ramp};
+use crate::company::Company;
 use crate::steady::Steady;
 use crate::store::{Doubt, SavedMode, State, Store};
 use crate::verdicts::book::{Book, Room};
@@ -66,6 +67,8 @@ pub(super) struct Enforcer {
     ramp: bool,
     /// Sources that keep doing the same.
     pub(super) steady: Steady,
+    /// Sources with accused flows.
+    pub(super) company: Company,
     /// What operators took back.
     pub(super) pardons: Pardons,
     surroundings: Option<Receiver<Surroundings>>,
@@ -197,6 +200,7 @@ impl Enforcer {
             enforced: enforced_ms.filter(|_| mode == Mode::Enforce).map(Ramp::resume),
             ramp: false,
             steady: Steady::new(policy.steady()),
+            company: Company::new(policy.accused_flows),
             pardons: Pardons::new(3 * config.policy.max_verdicts as usize),
             surroundings: host::watch(policy).inspect_err(|error| tracing::error!("{error:#}")).ok(),
             found: Default::default(),
