@@ -3,6 +3,7 @@
 //! Each asks from outside whether the host is worse off with Sensor than without it. The short forms run with all other
 //! tests; `cargo xtask chaos` mixes them for as long as it is told.
 
+mod alone;
 mod blocked_output;
 mod breaker;
 mod chaos;

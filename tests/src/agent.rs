@@ -52,7 +52,7 @@ impl Agent {
     pub fn start_beside(&self, args: &[&str]) -> Result<Self> {
         let number = std::fs::read_dir(self.directory.path()).context("the agent's directory")?.count();
         let log = self.directory.path().join(format!("sensor-{number}.log"));
-        Self::start_with(self.directory.clone(), log, &self.netns, args)
+        Self::start_with(self.directory.clone(), log, &self.netns, args, Some("1"))
     }
 
     /// As [`Agent::start`], with socket and log in `directory`, where an earlier agent may have left its own.
@@ -61,7 +61,17 @@ impl Agent {
     /// As [`Agent::start`].
     pub fn start_in(directory: TempDir, netns: &Ns, args: &[&str]) -> Result<Self> {
         let log = directory.path().join("sensor.log");
-        Self::start_with(Arc::new(directory), log, netns, args)
+        Self::start_with(Arc::new(directory), log, netns, args, Some("1"))
+    }
+
+    /// As [`Agent::start`], where a model needs as many accused flows of a source as in the shipped configuration.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_as_shipped(netns: &Ns, args: &[&str]) -> Result<Self> {
+        let directory = TempDir::with_prefix("sensor-agent-").context("make the agent's directory")?;
+        let log = directory.path().join("sensor.log");
+        Self::start_with(Arc::new(directory), log, netns, args, None)
     }
 
     /// As [`Agent::start`], with these for its standard output and its standard error; there is no log then.
@@ -80,12 +90,16 @@ impl Agent {
         Ok(agent)
     }
 
-    fn start_with(directory: Arc<TempDir>, log: PathBuf, netns: &Ns, args: &[&str]) -> Result<Self> {
+    fn start_with(
+        directory: Arc<TempDir>,
+        log: PathBuf,
+        netns: &Ns,
+        args: &[&str],
+        accused_flows: Option<&str>,
+    ) -> Result<Self> {
         let (binary, mut command) = Self::command(&directory, netns, args)?;
         // Most tests are about one flow, or a few; by default a model needs more of a source.
-        if std::env::var_os(ACCUSED_FLOWS).is_none() {
-            command.env(ACCUSED_FLOWS, "1");
-        }
+        command.envs(accused_flows.map(|number| (ACCUSED_FLOWS, number)));
         let guard = ChildGuard::spawn("sensor", &mut command, Some(&log))?;
         let agent = Self { guard, netns: netns.clone(), binary, directory };
         agent.wait_until_ready()?;

@@ -194,7 +194,7 @@ fn an_xdp_program_of_someone_else_stays() {
         place.refuses(&args, &["eth0 already has an XDP program", "another tool"]);
         let after = place.netns.ip("-d link show dev eth0").must("look at the device");
         assert_eq!(before, after);
-        other.detach(attached).must("detach it");
+        place.netns.within(|| other.detach(attached)).must("enter the namespace").must("detach it");
         place.is_clean();
     }
 }

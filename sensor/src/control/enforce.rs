@@ -218,5 +218,6 @@ async fn breaker(State(door): State<Door>, Extension(by): Extension<Peer>) -> Re
 }
 
 async fn reset(State(door): State<Door>, Extension(by): Extension<Peer>) -> Response {
-    door.change(SETTINGS, StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Breaker { reset: true, by, reply }).await
+    door.change(SETTINGS, StatusCode::UNPROCESSABLE_ENTITY, |reply| EnforceRequest::Breaker { reset: true, by, reply })
+        .await
 }

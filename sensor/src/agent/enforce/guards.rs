@@ -44,7 +44,13 @@ impl Poller {
     }
 
     /// What becomes of a decision if the flow is one of a habit, or of a source that is hardly accused otherwise.
-    pub(in crate::agent) fn spare(&mut self, record: &FlowRecord, score: Score, decision: Decision, now: u64) -> Decision {
+    pub(in crate::agent) fn spare(
+        &mut self,
+        record: &FlowRecord,
+        score: Score,
+        decision: Decision,
+        now: u64,
+    ) -> Decision {
         if decision.would <= Action::Tag {
             return decision;
         }

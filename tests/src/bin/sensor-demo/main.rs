@@ -92,7 +92,7 @@ fn run(options: &Options) -> Result<ExitCode> {
     let model = model.to_string_lossy().into_owned();
     let mut args = vec!["-i", UPLINK, "--mode", mode, "--model", &model];
     args.extend(options.agent_args.iter().map(String::as_str));
-    let agent = Agent::start(&lab.edge.netns, &args)?;
+    let agent = Agent::start_as_shipped(&lab.edge.netns, &args)?;
     let mut crowd = Crowd::new();
     admit_clients(&mut crowd, &lab, &servers, &mut rng);
 
