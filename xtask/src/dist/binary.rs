@@ -19,7 +19,7 @@ const PROFILE: &str = "dist";
 /// What writes man pages and completions.
 const PAGES: [&str; 2] = ["--example", "pages"];
 /// Largest stripped binary that is shipped, bytes: a limit of the project, so that growth is noticed.
-const MAX_BYTES: u64 = 25_000_000;
+const MAX_BYTES: u64 = 26_000_000;
 
 /// What builds binaries.
 pub(super) struct Builder<'a> {
