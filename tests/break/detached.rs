@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use sensor::bpf::load::{Kernel, LoadOptions};
+use sensor::config::XdpMode;
 use sensor_tests::agent::Agent;
 use sensor_tests::checks::{Must as _, assert_clean, has_xdp, wait_for};
 use sensor_tests::netns::NetNs;
@@ -94,4 +96,28 @@ fn the_program_of_sent_packets_is_put_back_too() {
     let log = agent.stop().must("stop the agent");
     assert!(log.contains("others took sensor_ingress off") && log.contains("others took sensor_egress off"), "{log}");
     assert_eq!(mount.pins(), None, "pins are left");
+}
+
+/// Before kernel 6.6 programs at TC are filters under a qdisc, which `tc` takes off with all that hangs there.
+#[test]
+fn filters_that_others_took_off_are_missed() {
+    let edge = NetNs::new("edge").must("make a namespace");
+    edge.ip(&format!("link add {DEVICE} type veth peer name other0")).must("make a pair");
+    edge.ip(&format!("link set {DEVICE} up")).must("set it up");
+    let mut kernel = Kernel::load(&LoadOptions::default()).must("load the programs");
+    let attached = edge.within(|| kernel.attach(DEVICE, XdpMode::Tc, false)).must("enter the edge").must("attach them");
+    let attached = vec![attached];
+    let missing = |kernel: &Kernel| {
+        let expected = kernel.expected(&attached);
+        edge.within(|| expected[0].missing()).must("enter the edge").must("ask the kernel")
+    };
+    assert_eq!(missing(&kernel), Vec::<&str>::new());
+    edge.run("tc", &["filter", "del", "dev", DEVICE, "egress"]).must("take a filter off");
+    assert_eq!(missing(&kernel), ["sensor_egress"]);
+    edge.run("tc", &["qdisc", "del", "dev", DEVICE, "clsact"]).must("take the qdisc off");
+    let mut both = missing(&kernel);
+    both.sort_unstable();
+    assert_eq!(both, ["sensor_egress", "sensor_ingress"]);
+    edge.ip(&format!("link del {DEVICE}")).must("remove the link");
+    assert_eq!(missing(&kernel), Vec::<&str>::new(), "what is gone lacks nothing");
 }
