@@ -35,9 +35,7 @@ impl Turn<'_> {
                 self.run()?;
                 let evicted = &mut self.replay.evicted;
                 let position = evicted.iter().position(|record| record.key == host.key);
-                let found = position.map(|position| evicted.swap_remove(position));
-                // The mark took the bits of the fast path away, so that the packet went the long way.
-                found.map(|record| FlowRecord { steady: record.steady | host.steady & !note::ALL, ..record })
+                position.map(|position| evicted.swap_remove(position))
             }
             Reason::Cut => {
                 // As an agent does: the programs hand the record over when they see the flow's next packet.
@@ -45,7 +43,9 @@ impl Turn<'_> {
                 self.run()?;
                 let evicted = &mut self.replay.evicted;
                 let position = evicted.iter().position(|record| record.key == host.key);
-                position.map(|position| evicted.swap_remove(position))
+                let found = position.map(|position| evicted.swap_remove(position));
+                // The mark took the bits of the fast path away, so that the packet went the long way.
+                found.map(|record| FlowRecord { steady: record.steady | host.steady & !note::ALL, ..record })
             }
             Reason::Idle | Reason::Active | Reason::Closed | Reason::Evicted | Reason::Clock | Reason::End => {
                 self.replay.take(&host.key)?
