@@ -34,6 +34,9 @@ impl Expected {
     /// # Errors
     /// If the kernel does not answer.
     pub fn missing(&self) -> Result<Vec<&'static str>> {
+        if super::present_name(self.ifindex)?.is_none() {
+            return Ok(Vec::new());
+        }
         let there = self.there()?;
         let missing = self.programs.iter().filter(|(_, program)| !there.contains(program));
         Ok(missing.map(|(hook, _)| name(*hook)).collect())
