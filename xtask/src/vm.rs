@@ -217,10 +217,16 @@ fn newest(names: &str, version: &str, arch: &str) -> Option<String> {
         let of = rest.and_then(|rest| rest.strip_suffix(&end)).and_then(|rest| rest.strip_prefix(version));
         of.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '-', '+', '~']))
     };
+    // Where a version is in two packages, linux-image-* is empty.
     let numbers = |name: &str| -> Vec<u64> {
         name.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
     };
-    names.lines().map(str::trim).filter(fits).max_by_key(|name| numbers(name)).map(str::to_owned)
+    names
+        .lines()
+        .map(str::trim)
+        .filter(fits)
+        .max_by_key(|name| (numbers(name), name.starts_with("linux-binary-")))
+        .map(str::to_owned)
 }
 
 #[cfg(test)]

@@ -120,7 +120,7 @@ pub(crate) fn floor_lru(ctx: XdpContext) -> u32 {
     let source = Xdp { ctx: ctx.ctx };
     // SAFETY: the context is this program's own.
     let len = unsafe { XdpFrame::len(ctx.ctx, false) };
-    let mut visit = Visit { packet: Packet::start(len), now_ns: 0, ifindex: 0, hook: 0, verdict: 0 };
+    let mut visit = Visit { packet: Packet::start(len), now_ns: 0, ifindex: 0, hook: 0, frees: 0, verdict: 0 };
     match in_hash(source, &mut visit) {
         Ok(()) => xdp_action::XDP_DROP,
         Err(_) => xdp_action::XDP_PASS,

@@ -89,7 +89,7 @@ fn meet(ctx: &XdpContext, visit: &mut Visit) -> Result<(), u64> {
 fn visit(ctx: &XdpContext) -> Visit {
     // SAFETY: the context is this program's own.
     let len = unsafe { XdpFrame::len(ctx.ctx, false) };
-    Visit { packet: Packet::start(len), now_ns: 0, ifindex: 0, hook: 0, verdict: 0 }
+    Visit { packet: Packet::start(len), now_ns: 0, ifindex: 0, hook: 0, frees: 0, verdict: 0 }
 }
 
 #[inline(always)]
