@@ -12,7 +12,7 @@ use sensor_common::flow::FlowRecord;
 use sensor_common::lock::{STALLED, TAKEN};
 use sensor_common::table::{AGED, STAGE_HELD, STAGE_MASK, STAGE_PHASE, STALE, TICK_SHIFT, idle_of, phase, tick_of};
 
-pub use self::memories::{Counts, Memories};
+pub use self::memories::Memories;
 use crate::config::AgentConfig;
 use crate::metrics::EndReason;
 use crate::model::Score;

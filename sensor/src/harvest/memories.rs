@@ -10,15 +10,6 @@ use sensor_common::table::{Bucket, WAYS};
 
 use super::Memory;
 
-/// What is counted of a bucket's flows in every scan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Flows with a score.
-    pub scored: u32,
-    /// Those of them under a verdict of drop.
-    pub condemned: u32,
-}
-
 /// A bucket as the index showed it at its ways' last looks.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
@@ -28,9 +19,6 @@ struct Shown {
     stages: [u8; WAYS],
     /// Tick at which the first way's rest ends.
     until: u32,
-    /// Bit n: way n counts ([`Counts`]).
-    scored: u8,
-    condemned: u8,
 }
 
 const _: () = assert!(size_of::<Shown>() == 64);
@@ -70,21 +58,13 @@ impl Memories {
     }
 
     /// A look at a way, for which the index showed this, found that nothing else is to be done before tick `until`.
-    pub fn rest(&mut self, slot: usize, shown: &Bucket, until: u32, scored: bool, condemned: bool) {
+    pub fn rest(&mut self, slot: usize, shown: &Bucket, until: u32) {
         let (number, way) = (slot / WAYS, slot % WAYS);
         let bucket = &mut self.shown[number];
         (bucket.tags[way], bucket.seen[way], bucket.stages[way]) =
             (shown.tags[way], shown.seen[way], shown.stages[way]);
-        bucket.scored = bucket.scored & !(1 << way) | u8::from(scored) << way;
-        bucket.condemned = bucket.condemned & !(1 << way) | u8::from(scored && condemned) << way;
         self.until[number][way] = until;
         bucket.until = self.until[number].iter().copied().fold(u32::MAX, u32::min);
-    }
-
-    /// What counts of bucket `number`.
-    pub fn counts(&self, number: usize) -> Counts {
-        let Shown { scored, condemned, .. } = self.shown[number];
-        Counts { scored: scored.count_ones(), condemned: condemned.count_ones() }
     }
 
     /// All memories, to be changed.
@@ -129,9 +109,8 @@ mod tests {
         assert_eq!(memories.to_look_at(1, &shown, u32::MAX - 1), 0, "free ways need no look");
         (shown.tags[3], shown.tags[5]) = (9, 9);
         assert_eq!(memories.to_look_at(1, &shown, 7), 0b10_1000, "flows came");
-        memories.rest(WAYS + 3, &shown, 10, true, true);
-        memories.rest(WAYS + 5, &shown, 20, false, true);
-        assert_eq!(memories.counts(1), Counts { scored: 1, condemned: 1 });
+        memories.rest(WAYS + 3, &shown, 10);
+        memories.rest(WAYS + 5, &shown, 20);
         assert_eq!([9, 10, 20].map(|now| memories.to_look_at(1, &shown, now)), [0, 0b1000, 0b10_1000]);
         let mut other = Bucket { lock: 8, high: 8, ..shown };
         assert_eq!(memories.to_look_at(1, &other, 9), 0, "not of the flows");
@@ -143,11 +122,11 @@ mod tests {
         assert_eq!(memories.to_look_at(1, &shown, 9), 0, "reading wakes nobody");
         memories[WAYS + 3].would = None;
         assert_eq!(memories.to_look_at(1, &shown, 9), 0b1000);
-        memories.rest(WAYS + 3, &shown, 10, false, false);
-        assert_eq!((memories.to_look_at(1, &shown, 9), memories.counts(1)), (0, Counts::default()));
+        memories.rest(WAYS + 3, &shown, 10);
+        assert_eq!(memories.to_look_at(1, &shown, 9), 0);
         memories.wake();
         assert_eq!(memories.to_look_at(1, &shown, 9) & 0b10_1000, 0b10_1000);
-        memories.rest(WAYS + 3, &shown, 10, false, false);
+        memories.rest(WAYS + 3, &shown, 10);
         assert_eq!(memories.to_look_at(1, &shown, 9) & 0b10_1000, 0b10_0000, "the others are still awake");
     }
 }

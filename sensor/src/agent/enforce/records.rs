@@ -77,7 +77,7 @@ impl Poller {
             }
             None => Word::default(),
         };
-        // So that it counts in the breaker's share, is not judged while it is dropped, and is cleared by a good score.
+        // So that it is not judged while it is dropped, and is cleared by a good score.
         self.memories[slot].verdict = by_model;
         if accusing && let (Some(id), Some(source)) = (id, accuses(record)) {
             self.enforcer.accuse(id, source, 0);

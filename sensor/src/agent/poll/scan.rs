@@ -119,9 +119,6 @@ impl Poller {
         let unseen = self.follower.as_mut().map(|follower| follower.look(&self.kernel.table, slot, tag, seen, now));
         let memory = &mut self.memories[slot];
         let step = memory.look(tag, stage, seen, tick_of(now), now_ms, &self.timeouts);
-        // Of the flows that go on, also those that this poll is the first to score: they are judged by the share below.
-        // One that pauses says nothing of what goes on.
-        let scored = step != Step::Pause && (memory.score.is_some() || step == Step::Score);
         let condemned = memory.is_condemned(now);
         let mut rest = unseen.unwrap_or(u32::MAX);
         match step {
@@ -150,7 +147,7 @@ impl Poller {
                 }
             }
         }
-        self.memories.rest(slot, bucket, context::tick_of(now).saturating_add(rest), scored, condemned);
+        self.memories.rest(slot, bucket, context::tick_of(now).saturating_add(rest));
     }
 
     /// An established connection has had no packet for longer than other flows may: whether it has ended, its record
