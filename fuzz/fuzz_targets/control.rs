@@ -1,5 +1,6 @@
-//! The control socket: any bytes, over a real Unix socket, to the agent's own server. Nobody answers for the poll thread: what
-//! is fuzzed is how requests are read (HTTP, routes, queries, JSON). The server must answer or hang up, and go on.
+//! The control socket: any bytes, over a real Unix socket, to the agent's own server. Nobody answers for the poll
+//! thread: what is fuzzed is how requests are read (HTTP, routes, queries, JSON). The server must answer or hang up,
+//! and go on.
 #![no_main]
 
 use std::io::{Read, Write};

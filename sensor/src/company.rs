@@ -1,9 +1,9 @@
-//! How many flows of one source a model has accused of late. One accused flow is often an accident: a pause in an SSH login,
-//! a log shipper that never gets an answer. Ten in a minute are none: of 1,685 benign sources none had so many, and 96 %
-//! of the attacks' flows were of sources that had (docs/decisions/0032).
+//! How many flows of one source a model has accused of late. One accused flow is often an accident: a pause in an SSH
+//! login, a log shipper that never gets an answer. Ten in a minute are none: of 1,685 benign sources none had so many,
+//! and 96 % of the attacks' flows were of sources that had (docs/decisions/0032).
 //!
-//! A source is an address, of IPv6 its /64. Who forges addresses can give another one company; that costs the other only
-//! flows that the model accuses anyway.
+//! A source is an address, of IPv6 its /64. Who forges addresses can give another one company; that costs the other
+//! only flows that the model accuses anyway.
 //!
 //! Pure. Invariant: bounded in memory; a source that is forgotten begins anew, and is tagged meanwhile.
 

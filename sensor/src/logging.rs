@@ -2,8 +2,8 @@
 //! `sensor support`. Set up once, by `cli`, before the agent starts; level and format change when the agent reloads its
 //! configuration.
 //!
-//! Invariant: a log line holds nobody up and fails nothing, whatever becomes of the descriptor ([`lines`]); the same is true of
-//! what a panic says.
+//! Invariant: a log line holds nobody up and fails nothing, whatever becomes of the descriptor ([`lines`]); the same is
+//! true of what a panic says.
 //!
 //! Level: `SENSOR_LOG`, else `RUST_LOG`, else the configuration. Messages of crates that use `log` arrive here too.
 

@@ -1,12 +1,14 @@
 //! What survives a restart: verdicts, the operators' never-drop entries, the mode, the breaker. An embedded database (redb:
 //! copy on write, one writer) under `agent.state_dir`, and beside it a file for people that has all but the verdicts.
 //!
-//! Invariants: whoever calls never waits for the disk (a thread of its own, [`writer`], with a bounded queue; if that is full, the
-//! next [`Store::replace`] makes good); what is damaged, gone or of another version is set aside, with a log line, and never
-//! keeps the agent from running. After that it begins in mode observe, whatever it was in ([`merge`]). A change that reached
-//! neither file is told to whoever asked for it ([`Store::confirm`]). Called by the poll thread.
+//! Invariants: whoever calls never waits for the disk (a thread of its own, [`writer`], with a bounded queue; if that
+//! is full, the next [`Store::replace`] makes good); what is damaged, gone or of another version is set aside, with a
+//! log line, and never keeps the agent from running. After that it begins in mode observe, whatever it was in
+//! ([`merge`]). A change that reached neither file is told to whoever asked for it ([`Store::confirm`]). Called by the
+//! poll thread.
 //!
-//! The parts: [`database`] (verdicts and the rest), [`settings`] (the file for people), [`merge`] (which of them holds).
+//! The parts: [`database`] (verdicts and the rest), [`settings`] (the file for people), [`merge`] (which of them
+//! holds).
 
 mod database;
 mod merge;
@@ -68,7 +70,8 @@ pub struct State {
 pub struct Doubt {
     /// What was found.
     pub text: String,
-    /// The mode of the configuration then: if that has changed since, somebody has decided. `None` until the agent has seen it.
+    /// The mode of the configuration then: if that has changed since, somebody has decided. `None` until the agent has
+    /// seen it.
     pub configured: Option<Mode>,
 }
 

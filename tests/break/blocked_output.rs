@@ -1,5 +1,6 @@
-//! Nobody reads what the agent writes, or nothing can be written: a pager, a collector that is stuck, a full disk. The agent goes on,
-//! holds its verdicts, counts what was lost and ends when it is told to; commands end with an error, or quietly.
+//! Nobody reads what the agent writes, or nothing can be written: a pager, a collector that is stuck, a full disk. The
+//! agent goes on, holds its verdicts, counts what was lost and ends when it is told to; commands end with an error, or
+//! quietly.
 
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Write as _, pipe};
@@ -40,7 +41,8 @@ fn pings(lab: &Lab) -> bool {
     output(ping.args(["-q", "-c", "2", "-i", "0.05", "-W", "1", &EDGE_V4.to_string()])).is_ok()
 }
 
-/// A configuration file that protects so many addresses that a change of them makes a log line longer than a pipe takes at once.
+/// A configuration file that protects so many addresses that a change of them makes a log line longer than a pipe takes
+/// at once.
 fn write_config(folder: &TempDir, addresses: u32) -> String {
     let path = folder.path().join("sensor.toml");
     let list: Vec<_> = (1..=addresses).map(|n| format!("\"2001:db8:aaaa:bbbb:cccc:dddd:eeee:{n:x}/128\"")).collect();
@@ -65,7 +67,8 @@ fn reload(agent: &Agent, folder: &TempDir, addresses: u32) {
 fn a_pipe_that_nobody_reads_stops_nothing() {
     let (lab, folder) = (lab(), TempDir::with_prefix("sensor-break-").map_err(Into::into).must("a directory"));
     let config = write_config(&folder, 10);
-    // Two pages are left on standard error: the lines of the start fit, and then a long one does not. On standard output nothing does.
+    // Two pages are left on standard error: the lines of the start fit, and then a long one does not. On standard
+    // output nothing does.
     let (_unread, stderr) = filled(PIPE - 2);
     let (_unread_too, stdout) = filled(PIPE);
     let args = ["-i", UPLINK, "--config", &config, "--model", "", "--summary"];

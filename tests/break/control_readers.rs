@@ -1,5 +1,5 @@
-//! Members of `agent.socket_group` that ask for all flows, over and over, from 32 connections: the agent's memory stays bounded, its
-//! polls go on, a blocked client stays blocked, and root is answered at once.
+//! Members of `agent.socket_group` that ask for all flows, over and over, from 32 connections: the agent's memory stays
+//! bounded, its polls go on, a blocked client stays blocked, and root is answered at once.
 
 use std::net::UdpSocket;
 use std::path::Path;
@@ -17,7 +17,8 @@ const GROUP: &str = "65432";
 const READERS: usize = 32;
 const FLOWS: u16 = 40_000;
 const LASTS: Duration = Duration::from_secs(6);
-/// What the agent may take more, MiB: the answers that are in memory at a time. All flows in each of 32 answers took 1.2 GB.
+/// What the agent may take more, MiB: the answers that are in memory at a time. All flows in each of 32 answers took
+/// 1.2 GB.
 const MORE_MIB: u64 = 200;
 /// How long root may wait, on a machine that runs other tests, and every program without optimisation.
 const ANSWERED: Duration = Duration::from_secs(3);

@@ -1,5 +1,5 @@
-//! Somebody takes the agent's programs off an interface, as `bpftool link detach` does without asking. A source that is blocked
-//! must be blocked again within seconds, and the agent must say what happened.
+//! Somebody takes the agent's programs off an interface, as `bpftool link detach` does without asking. A source that is
+//! blocked must be blocked again within seconds, and the agent must say what happened.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! A disk that is full, and a bit that flipped: a command says when what it changed would not survive a restart, the state is written
-//! again once there is room, and an agent that finds damage begins in mode observe and says why.
+//! A disk that is full, and a bit that flipped: a command says when what it changed would not survive a restart, the
+//! state is written again once there is room, and an agent that finds damage begins in mode observe and says why.
 
 use std::fs::{self, File};
 use std::io::Write as _;

@@ -1,5 +1,5 @@
-//! A large model is loaded where there is little memory: the process that checks it may be killed, the agent must not be, and
-//! whoever asked must hear why.
+//! A large model is loaded where there is little memory: the process that checks it may be killed, the agent must not
+//! be, and whoever asked must hear why.
 
 use std::process::Command;
 use std::time::Duration;

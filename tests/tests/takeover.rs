@@ -110,7 +110,8 @@ fn an_agent_that_hangs_is_killed_and_replaced() {
     scene.end(second);
 }
 
-/// The next agent waits seconds for an answer before it takes the other for hung. Until then nothing else renews the lease.
+/// The next agent waits seconds for an answer before it takes the other for hung. Until then nothing else renews the
+/// lease.
 #[test]
 fn verdicts_hold_while_an_agent_that_hangs_is_replaced() {
     let scene = Scene::with_lease(Duration::from_secs(5), "");

@@ -1,5 +1,6 @@
-//! `cargo xtask fuzz`: libFuzzer over the parser, the flow record and the capture reader, for a while; over the model loader
-//! and the control socket when they are named, as the whole agent and the runtime, instrumented, take very long to build.
+//! `cargo xtask fuzz`: libFuzzer over the parser, the flow record and the capture reader, for a while; over the model
+//! loader and the control socket when they are named, as the whole agent and the runtime, instrumented, take very long
+//! to build.
 //!
 //! Invariant: works with any Rust toolchain. The instrumentation is one of LLVM's own passes, which stable rustc runs too;
 //! no sanitizer is added, as what is fuzzed forbids `unsafe`. Only libFuzzer's C++ runtime needs a compiler. The targets

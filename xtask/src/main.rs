@@ -56,7 +56,8 @@ enum Task {
     /// Tests attach programs inside network namespaces of their own and so need root: as another user, cargo builds
     /// as you and only the test binaries run through sudo.
     Test(test::TestArgs),
-    /// Do everything to a running agent at once, at random: kill, hang, replace, fill its disk, block its log, detach it, flood.
+    /// Do everything to a running agent at once, at random: kill, hang, replace, fill its disk, block its log, detach
+    /// it, flood.
     ///
     /// Fails if anybody is worse off than without an agent, or a blocked source passes while an agent lives.
     Chaos(test::ChaosArgs),
@@ -82,9 +83,11 @@ enum Task {
     ///
     /// Boots a Debian 12 of its own in a container, which needs root, and downloads it the first time.
     Packages(packages::PackagesArgs),
-    /// Boot other kernels under qemu and try the agent in them: attach, count, drop, kill, take over, leave nothing behind.
+    /// Boot other kernels under qemu and try the agent in them: attach, count, drop, kill, take over, leave nothing
+    /// behind.
     ///
-    /// Example: `cargo xtask vm 6.1 6.12 7.2 --arch x86_64,arm64`. One to two minutes a kernel, after the binaries are built.
+    /// Example: `cargo xtask vm 6.1 6.12 7.2 --arch x86_64,arm64`. One to two minutes a kernel, after the binaries are
+    /// built.
     Vm(vm::VmArgs),
     /// Check format, lints (host and BPF), dependencies, generated documents and what the kernel programs cost. Changes no
     /// file of the project.

@@ -75,8 +75,8 @@ pub(crate) struct ChaosArgs {
     seed: Option<u64>,
 }
 
-/// `cargo xtask chaos`: the test of tests/break/chaos for longer than among all tests. It measures from outside that nobody is
-/// worse off with an agent than without.
+/// `cargo xtask chaos`: the test of tests/break/chaos for longer than among all tests. It measures from outside that
+/// nobody is worse off with an agent than without.
 ///
 /// # Errors
 /// As [`test`].

@@ -1,7 +1,7 @@
 //! `cargo xtask vm`: the agent on other kernels and the other architecture, each booted under qemu (tests/vm).
 //!
-//! Kernels are Debian's cloud kernels, fetched with apt's own checks of signatures into target/vm, apart from the packages
-//! of this machine; nothing of them is installed. Without KVM, so that it is the same everywhere.
+//! Kernels are Debian's cloud kernels, fetched with apt's own checks of signatures into target/vm, apart from the
+//! packages of this machine; nothing of them is installed. Without KVM, so that it is the same everywhere.
 
 use std::{
     fs,

@@ -265,8 +265,8 @@ impl Beginning {
     }
 }
 
-/// Watches over the verdicts of an agent that hangs or is dead, until this one has taken over: else they would end with its
-/// lease while the programs are loaded, or while it is waited for. Ends when it is dropped.
+/// Watches over the verdicts of an agent that hangs or is dead, until this one has taken over: else they would end with
+/// its lease while the programs are loaded, or while it is waited for. Ends when it is dropped.
 #[derive(Debug)]
 struct Watch(#[expect(dead_code, reason = "the thread looks whether it is still there")] Arc<()>);
 

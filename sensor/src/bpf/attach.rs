@@ -365,9 +365,9 @@ impl Kernel {
     }
 }
 
-/// Nothing keeps a second agent from TC, as a place for one program does from XDP: packets would be counted twice, and each
-/// agent would enforce what the other does not know of. Only links (TCX) can be asked for: what a filter (clsact) belongs to
-/// cannot be told from what a killed agent left.
+/// Nothing keeps a second agent from TC, as a place for one program does from XDP: packets would be counted twice, and
+/// each agent would enforce what the other does not know of. Only links (TCX) can be asked for: what a filter (clsact)
+/// belongs to cannot be told from what a killed agent left.
 ///
 /// # Errors
 /// The program of sent packets is there, which every agent has at TC.

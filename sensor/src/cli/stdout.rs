@@ -1,5 +1,5 @@
-//! Standard output of commands. `sensor flows | head -1` ends quietly and with the status that it would have otherwise; what a full
-//! disk refuses is an error. `print!` would panic at both.
+//! Standard output of commands. `sensor flows | head -1` ends quietly and with the status that it would have otherwise;
+//! what a full disk refuses is an error. `print!` would panic at both.
 
 use std::io::{self, ErrorKind, Write};
 

@@ -189,7 +189,8 @@ pub async fn get_status(socket: &Path) -> Result<StatusView> {
     fetch(socket, "/v1/status").await
 }
 
-/// Asks the agent behind a socket for its largest flows (`limit` 0 = all). A list longer than [`MAX_FLOWS`] comes in pages.
+/// Asks the agent behind a socket for its largest flows (`limit` 0 = all). A list longer than [`MAX_FLOWS`] comes in
+/// pages.
 ///
 /// # Errors
 /// As [`get_status`].

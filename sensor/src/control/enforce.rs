@@ -70,8 +70,8 @@ impl Door {
         }
     }
 
-    /// As [`Door::ask`], for a change: the answer comes when the disk has it or has refused it, and says so. `part`: where
-    /// it is kept.
+    /// As [`Door::ask`], for a change: the answer comes when the disk has it or has refused it, and says so. `part`:
+    /// where it is kept.
     async fn change<T: Serialize>(
         &self,
         part: Part,

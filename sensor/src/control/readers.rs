@@ -1,7 +1,8 @@
-//! Who only reads waits for others who do, and never for longer than an answer may take; administrators do not wait for them.
+//! Who only reads waits for others who do, and never for longer than an answer may take; administrators do not wait for
+//! them.
 //!
-//! Invariant: at most [`AT_ONCE`] requests of readers are with the poll thread or have an answer in memory that was not sent, and at
-//! most one list of flows of each class. Called by [`super::routes`].
+//! Invariant: at most [`AT_ONCE`] requests of readers are with the poll thread or have an answer in memory that was not
+//! sent, and at most one list of flows of each class. Called by [`super::routes`].
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -38,7 +39,8 @@ impl Default for Places {
 }
 
 impl Places {
-    /// Answers a request when it has its places. They are free again when the answer was sent, or whoever asked hangs up.
+    /// Answers a request when it has its places. They are free again when the answer was sent, or whoever asked hangs
+    /// up.
     pub(super) async fn answer(&self, is_administrator: bool, request: Request, next: Next) -> Response {
         let list = (request.uri().path() == "/v1/flows").then(|| &self.lists[usize::from(is_administrator)]);
         let reader = (!is_administrator).then_some(&self.readers);

@@ -1,5 +1,5 @@
-//! Whom a request is for. A web page whose name points to this host (DNS rebinding) has a browser ask in that name; whoever means
-//! this host calls it by an address, as scrapers do, or by a name that it knows for its own.
+//! Whom a request is for. A web page whose name points to this host (DNS rebinding) has a browser ask in that name;
+//! whoever means this host calls it by an address, as scrapers do, or by a name that it knows for its own.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -23,7 +23,8 @@ use super::recent::Recent;
 
 /// Where the journal listens.
 pub(crate) const SOCKET: &str = "/run/systemd/journal/socket";
-/// How long a line may wait for the journal, which may just be started anew. The thread that writes waits, and nobody else.
+/// How long a line may wait for the journal, which may just be started anew. The thread that writes waits, and nobody
+/// else.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Longest value, in bytes. A datagram holds several.
 const LONGEST: usize = 32 << 10;

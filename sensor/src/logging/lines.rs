@@ -1,8 +1,8 @@
 //! Lines that never hold up whoever writes them: a bounded queue, and a thread that writes to the descriptor.
 //!
-//! Invariant: [`Lines::write`] neither waits nor fails. A line that finds the queue full, or that its descriptor does not take (a
-//! pipe nobody reads, a full disk, a file system that hangs), is lost and counted. What waits at the end of the process is waited
-//! for within a limit. Called by [`super`], [`super::journal`] and the agent's summary.
+//! Invariant: [`Lines::write`] neither waits nor fails. A line that finds the queue full, or that its descriptor does
+//! not take (a pipe nobody reads, a full disk, a file system that hangs), is lost and counted. What waits at the end of
+//! the process is waited for within a limit. Called by [`super`], [`super::journal`] and the agent's summary.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -58,7 +58,8 @@ impl Lines {
     /// # Errors
     /// It is closed, or there is no descriptor left.
     pub(crate) fn to(name: &str, stream: impl AsFd) -> io::Result<Lines> {
-        // Not the library's stream: its lock is held while a pipe is full, and its buffer keeps what a full disk refused.
+        // Not the library's stream: its lock is held while a pipe is full, and its buffer keeps what a full disk
+        // refused.
         Ok(Lines::new(name, File::from(stream.as_fd().try_clone_to_owned()?)))
     }
 

@@ -41,7 +41,8 @@ impl Document {
     pub fn from_toml(text: &str) -> Result<Document, Problem> {
         too_large(text.len())?;
         let table: toml::Table = toml::from_str(text).map_err(|error| {
-            // Not the error's own text, which quotes the line: a link could stand there, to a file that is nobody's to read.
+            // Not the error's own text, which quotes the line: a link could stand there, to a file that is nobody's to
+            // read.
             let before = &text[..text.floor_char_boundary(error.span().map_or(0, |span| span.start))];
             let (line, column) = (before.matches('\n').count() + 1, before.lines().last().map_or(0, str::len) + 1);
             let problem = format!("it is not TOML: line {line}, column {column}: {}", error.message());

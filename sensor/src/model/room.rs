@@ -1,7 +1,7 @@
 //! How much more memory this process can take: what its memory control groups and the host have left.
 //!
-//! A model is checked in a process of its own, which the kernel kills first; but the agent then builds it itself. It does not
-//! begin to, where it would be killed for it. Called by [`super::accept`].
+//! A model is checked in a process of its own, which the kernel kills first; but the agent then builds it itself. It
+//! does not begin to, where it would be killed for it. Called by [`super::accept`].
 
 use std::fs;
 use std::path::Path;
@@ -9,8 +9,8 @@ use std::path::Path;
 /// Where control groups are mounted by convention. `ip netns exec` mounts a /sys without them: nothing is known then.
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Bytes that can be taken, and what allows no more, as in "the control group /system.slice/sensor.service"; `None` where
-/// nothing says.
+/// Bytes that can be taken, and what allows no more, as in "the control group /system.slice/sensor.service"; `None`
+/// where nothing says.
 pub(super) fn left() -> Option<(u64, String)> {
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let host = fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));

@@ -1,5 +1,5 @@
-//! The database: its tables, and rows that carry a checksum of their own. The library's are looked at after a crash only, and
-//! a bit that flipped must not make a verdict on somebody else.
+//! The database: its tables, and rows that carry a checksum of their own. The library's are looked at after a crash
+//! only, and a bit that flipped must not make a verdict on somebody else.
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind};

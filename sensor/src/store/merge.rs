@@ -1,8 +1,8 @@
 //! Which of the two files holds, and what is made of damage.
 //!
-//! Each change of mode, never-drop list or breaker has a number, which both files carry; each also says which number it last knew
-//! to be in the other. So the later one holds, one that lost what it once had is known for it, and a start after any damage is
-//! one in mode observe, with every never-drop entry that can be read.
+//! Each change of mode, never-drop list or breaker has a number, which both files carry; each also says which number it
+//! last knew to be in the other. So the later one holds, one that lost what it once had is known for it, and a start
+//! after any damage is one in mode observe, with every never-drop entry that can be read.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -46,7 +46,8 @@ pub(super) fn open(directory: &Path) -> Opened {
         }
         Err(error) => {
             problem = Some(format!("{error:#}"));
-            // A disk that is full says nothing of what is in the file; whatever else keeps it shut may hide later changes.
+            // A disk that is full says nothing of what is in the file; whatever else keeps it shut may hide later
+            // changes.
             unread = !is_full(&error);
             Found::Absent
         }
@@ -75,7 +76,8 @@ pub(super) fn open(directory: &Path) -> Opened {
     Opened { saved, writer: Beginning { database, directory, settings, in_file, in_database, is_stale, problem } }
 }
 
-/// What holds of both, the same for the file, and what speaks against trusting it. `opened`: the database could be looked at.
+/// What holds of both, the same for the file, and what speaks against trusting it. `opened`: the database could be
+/// looked at.
 pub(super) fn merge(file: Found<Settings>, rows: Found<Rows>, opened: bool) -> (Saved, Settings, Vec<String>) {
     let mut doubts = Vec::new();
     let mut part = |found: String| doubts.push(found);

@@ -1,6 +1,7 @@
 //! The file for people: mode, never-drop list and breaker, as TOML under a line with their checksum.
 //!
-//! Invariant: it is replaced whole or not at all (another file, flushed, renamed), and a bit that flipped in it is noticed.
+//! Invariant: it is replaced whole or not at all (another file, flushed, renamed), and a bit that flipped in it is
+//! noticed.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -162,8 +163,8 @@ pub(super) fn read(directory: &Path) -> Found<Settings> {
     }
 }
 
-/// Why an agent with this `agent.state_dir` is, or would be, in mode observe whatever its configuration says, as far as the file for
-/// people tells it; `None`: nothing is known against it.
+/// Why an agent with this `agent.state_dir` is, or would be, in mode observe whatever its configuration says, as far as
+/// the file for people tells it; `None`: nothing is known against it.
 pub(crate) fn doubt_in(directory: &Path) -> Option<String> {
     match read(directory) {
         Found::Absent => None,

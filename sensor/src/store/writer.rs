@@ -16,7 +16,8 @@ use super::{Op, Store, Unkept, merge};
 
 /// Changes in one transaction.
 const BATCH: usize = 8_192;
-/// Time between two transactions that nobody waits for, so that a flood of verdicts does not become one of disk flushes.
+/// Time between two transactions that nobody waits for, so that a flood of verdicts does not become one of disk
+/// flushes.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Time between two messages that the state cannot be written: a full disk may stay full for hours.
 const SAID_AGAIN: Duration = Duration::from_secs(300);
@@ -24,8 +25,8 @@ const SAID_AGAIN: Duration = Duration::from_secs(300);
 const RECOVERED: Duration = Duration::from_secs(10);
 
 pub(super) struct Writer {
-    /// `None`: a transaction failed. The library refuses every further one after an error of the disk, until the file is
-    /// opened anew.
+    /// `None`: a transaction failed. The library refuses every further one after an error of the disk, until the file
+    /// is opened anew.
     pub(super) database: Option<Database>,
     directory: PathBuf,
     settings: Settings,
@@ -148,7 +149,8 @@ impl Writer {
         }
     }
 
-    /// What came of it. After a failure all is written anew ([`Store::replace`]), so nothing is lost once the disk takes it again.
+    /// What came of it. After a failure all is written anew ([`Store::replace`]), so nothing is lost once the disk
+    /// takes it again.
     fn note(&mut self, result: Result<()>) {
         let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
         match result {

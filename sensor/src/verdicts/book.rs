@@ -1,8 +1,9 @@
 //! The book of verdicts that hold: how they come in, are renewed, and go. What is asked of it is in [`questions`].
 //!
 //! Invariants: one verdict per scope; an operator's is never replaced by a model's; a verdict has an end; ids are given
-//! once and only grow; models and rules leave places to operators. The book is the truth that the kernel's maps and the records follow: the poll thread
-//! ([`crate::agent`]) writes each [`Change`] through. Kept over restarts by [`crate::store`].
+//! once and only grow; models and rules leave places to operators. The book is the truth that the kernel's maps and the
+//! records follow: the poll thread ([`crate::agent`]) writes each [`Change`] through. Kept over restarts by
+//! [`crate::store`].
 
 mod questions;
 
@@ -151,9 +152,9 @@ impl Book {
         self.room = room;
     }
 
-    /// The verdict that makes room for this order, and whether it goes because its flow has ended: ended ones first. For
-    /// an order of an operator or the fleet, of those that models and rules decided, also the one that ends soonest.
-    /// `None`: there is room, or none can be made.
+    /// The verdict that makes room for this order, and whether it goes because its flow has ended: ended ones first.
+    /// For an order of an operator or the fleet, of those that models and rules decided, also the one that ends
+    /// soonest. `None`: there is room, or none can be made.
     pub fn gives_way(&self, order: &Order) -> Option<(u64, bool)> {
         let Order { scope, action, rate, origin, .. } = order;
         if self.scopes.contains_key(scope) || self.has_room(scope, *origin) || check(scope, *action, *rate).is_err() {

@@ -1,6 +1,6 @@
-//! Everything at once, at random: the agent is killed, stopped, hung, replaced, its disk full, its log unread, its links
-//! detached, its model replaced, interfaces come and go, and floods pass by. From outside it is measured that nobody
-//! is worse off than without an agent, and that what is blocked stays so while an agent lives.
+//! Everything at once, at random: the agent is killed, stopped, hung, replaced, its disk full, its log unread, its
+//! links detached, its model replaced, interfaces come and go, and floods pass by. From outside it is measured that
+//! nobody is worse off than without an agent, and that what is blocked stays so while an agent lives.
 //!
 //! `CHAOS_SECONDS` says for how long (`cargo xtask chaos`), `CHAOS_SEED` repeats a run's deeds. Needs root.
 

@@ -1,4 +1,5 @@
-//! What those around the edge see: clients that connect for the first time, one that must never be dropped, one that is blocked.
+//! What those around the edge see: clients that connect for the first time, one that must never be dropped, one that is
+//! blocked.
 
 use std::fmt;
 use std::io::{Read as _, Write as _};
@@ -185,8 +186,8 @@ impl Stream {
     }
 }
 
-/// Of a source that is blocked: datagrams sent, and those that arrived although an agent held the verdict, by the time since
-/// the start.
+/// Of a source that is blocked: datagrams sent, and those that arrived although an agent held the verdict, by the time
+/// since the start.
 #[derive(Debug)]
 pub(super) struct Blocked {
     pub(super) count: Count,

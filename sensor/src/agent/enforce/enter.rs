@@ -301,9 +301,9 @@ impl Poller {
         }
     }
 
-    /// A flow is over: a model's tag goes with it, and any verdict of a model if both ends closed the connection; else it is
-    /// the first to make room for another. (A RST can be forged by whoever is under the verdict, and the flow goes on: that
-    /// verdict holds until another connection begins.)
+    /// A flow is over: a model's tag goes with it, and any verdict of a model if both ends closed the connection; else
+    /// it is the first to make room for another. (A RST can be forged by whoever is under the verdict, and the flow
+    /// goes on: that verdict holds until another connection begins.)
     pub(in crate::agent) fn flow_ended(&mut self, record: &FlowRecord) {
         if self.enforcer.book.held()[0] == 0 {
             return;

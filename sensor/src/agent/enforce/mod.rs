@@ -2,10 +2,10 @@
 //! written through to the kernel, the records, the store and the audit.
 //!
 //! Invariants: the kernel's maps and the records follow the book within one poll; a verdict is checked against the
-//! never-drop list before it is written, and the kernel checks again; nothing here waits for a disk or a reader.
-//! The parts: [`enter`] (verdicts in and out), [`records`] (which follow the book), [`reconcile`] (after a takeover),
-//! [`protect`] (the never-drop list), [`guards`] (what bounds a model), [`watch`] (once a second), [`half_open`] (floods of
-//! SYNs), [`requests`] (the control socket), [`tagging`]. Owned by [`super::poll`].
+//! never-drop list before it is written, and the kernel checks again; nothing here waits for a disk or a reader. The
+//! parts: [`enter`] (verdicts in and out), [`records`] (which follow the book), [`reconcile`] (after a takeover),
+//! [`protect`] (the never-drop list), [`guards`] (what bounds a model), [`watch`] (once a second), [`half_open`]
+//! (floods of SYNs), [`requests`] (the control socket), [`tagging`]. Owned by [`super::poll`].
 
 mod enter;
 mod guards;

@@ -1,5 +1,5 @@
-//! Which programs an interface has at TC's hooks, by their numbers. aya can ask, too, but then opens each program, which takes
-//! CAP_SYS_ADMIN; the numbers take CAP_NET_ADMIN.
+//! Which programs an interface has at TC's hooks, by their numbers. aya can ask, too, but then opens each program,
+//! which takes CAP_SYS_ADMIN; the numbers take CAP_NET_ADMIN.
 
 use std::io;
 
@@ -40,8 +40,8 @@ pub(in crate::bpf) fn tcx_programs(ifindex: u32, ingress: bool) -> io::Result<Ve
         count: MOST as u32,
         ..bytemuck::Zeroable::zeroed()
     };
-    // SAFETY: the kernel reads and writes `query`, of the size given, and writes at most `count` numbers to `programs`; both live
-    // until the call is over.
+    // SAFETY: the kernel reads and writes `query`, of the size given, and writes at most `count` numbers to `programs`;
+    // both live until the call is over.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
     if result != 0 {
         return Err(io::Error::last_os_error());
