@@ -68,6 +68,20 @@ fn what_a_killed_agent_left_passes_after_the_lease_and_is_taken_over() {
     scene.end(second);
 }
 
+/// Nobody else renews the lease while the next agent loads its programs.
+#[test]
+fn verdicts_of_a_killed_agent_hold_while_the_next_one_starts() {
+    let scene = Scene::build("");
+    let (received, first, flood) = scene.dropping();
+    kill(&first);
+    let (before, begun) = (count(&received), Instant::now());
+    let second = first.start_beside(&scene.args(&["--takeover"])).must("take over");
+    let took = begun.elapsed();
+    assert_eq!(count(&received), before, "datagrams of a dropped flow arrived in the {took:?} of the takeover");
+    drop(flood);
+    scene.end(second);
+}
+
 #[test]
 fn a_plain_start_removes_what_a_killed_agent_left() {
     let scene = Scene::build("");

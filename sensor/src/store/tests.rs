@@ -254,6 +254,29 @@ fn a_flipped_bit_of_the_database_is_noticed_or_changes_nothing() {
 }
 
 #[test]
+fn a_database_that_cannot_be_opened_may_hold_later_changes() {
+    let folder = left();
+    let path = folder.path().join(FILE);
+    fs::rename(&path, folder.path().join("aside")).expect("renamed");
+    // Nothing that could be opened as a file, whoever asks.
+    fs::create_dir(&path).expect("made");
+    let (store, saved) = Store::open(Some(folder.path()));
+    assert!(store.problem().is_some());
+    assert_eq!((saved.allowed, saved.state.mode), (vec![operators()], None));
+    assert!(saved.state.doubt.expect("a reason").text.contains("cannot be opened"));
+}
+
+#[test]
+fn a_pipe_in_place_of_the_settings_does_not_stop_the_start() {
+    let folder = left();
+    let path = folder.path().join(settings::FILE);
+    fs::remove_file(&path).expect("removed");
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).expect("a pipe");
+    let (_store, saved) = Store::open(Some(folder.path()));
+    assert!(saved.state.doubt.expect("a reason").text.contains("is not a file"));
+}
+
+#[test]
 fn what_is_gone_or_older_than_it_was_is_noticed() {
     let folder = left();
     for (name, verdicts) in [(FILE, 0), (settings::FILE, 20)] {
