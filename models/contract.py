@@ -25,34 +25,21 @@ import numpy as np
 
 PREFIX = "sensor."
 # Keys whose value is text as it stands; the others hold JSON.
-PLAIN = ("kind", "name", "contract_hash", "trained_on", "output")
+PLAIN = ("kind", "name", "trained_on", "output")
 GOLDEN = 16
 # Of the scores that a training flow reaches: (share of flows below, score). The rest is linear.
 CURVE = ((0.5, 0.0), (0.9, 0.5), (0.99, 0.9), (0.999, 0.99))
 
 
 def agent(sensor, features):
-    """Version and hash of the feature contract, from the agent that will serve the model."""
+    """Version of the contract and the hash of each feature, from the agent that will serve the model."""
     command = [str(sensor), "features", "--format", "json"]
     document = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     known = {feature["name"]: feature for feature in document["features"]}
     unknown = [name for name in features if name not in known]
     if unknown:
         raise SystemExit(f"this agent does not compute {', '.join(unknown)}; `sensor features` lists what it does")
-    if document["version"] == 1:
-        return 1, document["hash"]
-    return document["version"], hash_of([known[name] for name in features])
-
-
-def hash_of(features):
-    """What a model's hash covers from contract 2 on: FNV-1a, 64 bits, over name, unit, definition and missing rule of its
-    own features in order, each text ended by a zero byte."""
-    value = 0xCBF29CE484222325
-    for feature in features:
-        for key in ("name", "unit", "definition", "missing"):
-            for byte in feature[key].encode() + b"\0":
-                value = (value ^ byte) * 0x100000001B3 % 2**64
-    return f"{value:016x}"
+    return document["version"], [known[name]["hash"] for name in features]
 
 
 def distribution(values):
@@ -91,20 +78,20 @@ def curve(raw):
 
 def build(features, *, labels=None, threshold, golden_inputs, golden_outputs, kind="classifier", name="", thresholds=None,
           min_packets=1, rows=None, scores=None, score=None, output=None, trained_on="", training=None, sensor="sensor",
-          version=None, contract_hash=None):
+          version=None, feature_hashes=None):
     """The keys of a contract, without their prefix.
 
     `rows` (training rows that resemble the traffic to come: benign ones, mostly) and `scores` (of the model, on them)
     give the quantiles that drift is measured by. `score` of an anomaly model: {"from": "error" | "normality" |
     "reconstruction", "points": curve(raw)}. `thresholds`: {"tag": …, "drop": …}, where these differ from `threshold`.
     """
-    if version is None or contract_hash is None:
-        version, contract_hash = agent(sensor, features)
+    if version is None or feature_hashes is None:
+        version, feature_hashes = agent(sensor, features)
     keys = {
         "kind": kind,
         "name": name,
         "contract_version": int(version),
-        "contract_hash": contract_hash,
+        "feature_hashes": list(feature_hashes),
         "features": list(features),
         "labels": None if labels is None else list(labels),
         "threshold": float(threshold),

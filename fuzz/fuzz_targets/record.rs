@@ -151,7 +151,7 @@ fuzz_target!(|input: Input| {
     model[1].check(record.reverse());
     assert_eq!(record.frames(), model[0].frames + model[1].frames);
     for feature in FEATURES {
-        let value = (feature.value)(&Sample::of(&record));
+        let value = feature.value(&Sample::of(&record));
         assert!(!value.is_infinite(), "{} is {value}", feature.name);
         assert!(value.is_nan() || value >= 0.0 || feature.name.ends_with("_direction"), "{} is {value}", feature.name);
     }

@@ -46,7 +46,7 @@ fn flows(file: &[u8]) -> (HashMap<FlowKey, FlowRecord>, u64) {
 }
 
 fn value(record: &FlowRecord, feature: &str) -> f64 {
-    by_name(feature).map_or(f64::NAN, |feature| (feature.value)(&Sample::of(record)))
+    by_name(feature).map_or(f64::NAN, |feature| feature.value(&Sample::of(record)))
 }
 
 fn print(file: &[u8]) {

@@ -44,7 +44,12 @@ pub struct Control {
     pub exempt: [u64; EXEMPT_WORDS],
     /// Interfaces that may have neighbours with IPv4 link-local addresses, likewise ([`crate::verdict::Link`]).
     pub link_local: [u64; EXEMPT_WORDS],
+    /// Zero: room for fields of later versions, to which 0 must mean that nothing is asked.
+    pub spare: [u64; SPARE_WORDS],
 }
+
+/// Words of [`Control::spare`].
+const SPARE_WORDS: usize = 8;
 
 /// Words of [`Control::exempt`].
 pub const EXEMPT_WORDS: usize = MAX_INTERFACES as usize / 64;
@@ -74,8 +79,9 @@ impl Books {
     pub const FROM_RING: u64 = 1 << 63;
 }
 
-const _: () =
-    assert!(size_of::<Control>() == 128 + 2 * EXEMPT_WORDS * 8 && core::mem::offset_of!(Control, books) == 64);
+const _: () = assert!(
+    size_of::<Control>() == 128 + (2 * EXEMPT_WORDS + SPARE_WORDS) * 8 && core::mem::offset_of!(Control, books) == 64
+);
 
 impl Control {
     /// Bit of [`Control::source_maps`]: there are verdicts on single addresses.

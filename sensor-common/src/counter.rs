@@ -170,8 +170,9 @@ pub struct Volume {
     pub bytes: u64,
 }
 
-/// Slots of a table indexed by [`Cause`]: a power of two, so that a masked index is in bounds without a branch.
-pub const CAUSE_SLOTS: usize = 16;
+/// Slots of a table indexed by [`Cause`]: a power of two, so that a masked index is in bounds without a branch, with room
+/// for causes of later versions.
+pub const CAUSE_SLOTS: usize = 32;
 /// Slots of a table indexed by [`Action`], likewise.
 pub const ACTION_SLOTS: usize = 4;
 
@@ -236,6 +237,8 @@ pub struct InterfaceCounters {
     pub dropped_half_open: u64,
     /// Packets that passed a rate limit unasked because another CPU held it for too long.
     pub limit_busy: u64,
+    /// Zero: room for counters of later versions.
+    pub spare: [u64; 8],
 }
 
 impl InterfaceCounters {
@@ -268,14 +271,15 @@ impl InterfaceCounters {
             dropped_new,
             dropped_half_open,
             limit_busy,
+            spare,
         } = other;
         let volumes = self.seen.iter_mut().flatten().chain(&mut self.withheld);
         for (total, value) in volumes.zip(seen.iter().flatten().chain(withheld)) {
             total.packets += value.packets;
             total.bytes += value.bytes;
         }
-        let counts = self.unrecorded.iter_mut().chain(&mut self.drops_of);
-        for (total, value) in counts.zip(unrecorded.iter().chain(drops_of)) {
+        let counts = self.unrecorded.iter_mut().chain(&mut self.drops_of).chain(&mut self.spare);
+        for (total, value) in counts.zip(unrecorded.iter().chain(drops_of).chain(spare)) {
             *total += value;
         }
         self.flows_created += flows_created;

@@ -6,6 +6,7 @@
 //! Time never runs backwards in a record: a packet with an older time counts as of the record's last one.
 
 mod bins;
+mod derived;
 mod direction;
 mod hint;
 mod key;
@@ -13,21 +14,20 @@ mod opening;
 mod quick;
 mod record;
 mod shape;
-#[cfg(any(feature = "std", test))]
 mod view;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::bins::{IAT_BIN_EDGES_NS, IAT_BINS, SIZE_BINS, iat_bin, size_bin};
+pub use self::derived::{BOTH, Gaps};
 pub use self::direction::{Direction, icmp_kind, ip_seen};
 pub use self::hint::ENTROPY_UNIT;
 pub use self::key::{Domain, FlowKey};
 pub use self::opening::Opening;
 pub use self::quick::Quick;
-pub use self::record::{Arrival, FlowRecord, starts_high};
+pub use self::record::{Arrival, FlowRecord, Spare, starts_high};
 pub use self::shape::{BULK_GAP_NS, BULK_PACKETS, IDLE_NS, Pauses, SUBFLOW_GAP_NS};
-#[cfg(any(feature = "std", test))]
 pub use self::view::Periods;
 
 /// Arrivals whose size, spacing and flags are kept one by one.

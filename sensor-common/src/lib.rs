@@ -24,7 +24,7 @@
 //! # #[cfg(feature = "std")]
 //! # {
 //! use sensor_common::features::{Sample, by_name};
-//! let value = |name| (by_name(name).expect("a feature").value)(&Sample::of(&record));
+//! let value = |name| by_name(name).expect("a feature").value(&Sample::of(&record));
 //! assert_eq!((value("fwd_packets"), value("fwd_l3_bytes")), (1.0, 32.0));
 //! // Missing is not zero: nothing came back.
 //! assert!(value("bwd_l3_mean").is_nan());
@@ -52,3 +52,4 @@ pub mod schema;
 pub mod table;
 pub mod tcp;
 pub mod verdict;
+pub mod whole;

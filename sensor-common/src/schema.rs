@@ -2,7 +2,8 @@
 //!
 //! It follows from the names, offsets and types of all fields of all shared structs, nested ones included, so that a change
 //! of the layout changes it by itself: a field that is missing below does not compile, and the loader refuses an object with
-//! a map that is not in [`MAPS`]. Only a change of *meaning* that leaves all names and places as they are needs [`REVISION`].
+//! a map that is not in [`MAPS`]. Spare words are part of the layout: what is kept in them later, and a cause that is added,
+//! leaves the number as it is. Only a change of *meaning* that leaves all names and places as they are needs [`REVISION`].
 //! Called by `sensor::bpf::pins` and the loader.
 
 pub mod layout;
@@ -16,7 +17,7 @@ use self::layout::{Layout, START, layout_of, text, word};
 use crate::context::{self, Entry as ContextEntry, Set};
 use crate::control::{Books, Control};
 use crate::counter::{self, Cause, InterfaceCounters, MAX_INTERFACES, Volume};
-use crate::flow::{Arrival, Direction, FlowKey, FlowRecord, Opening, Pauses, note, state};
+use crate::flow::{Arrival, Direction, FlowKey, FlowRecord, Opening, Pauses, Spare, note, state};
 use crate::fragment::Slot;
 use crate::hash::{SEED_WORDS, Seed};
 use crate::table::{AGED, Bucket, EVICTED_BYTES, STAGE_HELD, STAGE_MASK, STAGE_PHASE, TICK_SHIFT, WAYS, phase};
@@ -37,7 +38,7 @@ pub const VERSION: u64 = {
         position += 1;
     }
     position = 0;
-    while position < Cause::ALL.len() {
+    while position < CAUSES {
         hash = text(hash, Cause::ALL[position].name());
         position += 1;
     }
@@ -63,6 +64,9 @@ pub const VERSION: u64 = {
     hash = word(hash, (AGED as u64) << 8 | note::ALL as u64);
     word(word(hash, (WAYS as u64) << 8 | TICK_SHIFT as u64), counter::interface_slot(777, 3, 1024) as u64)
 };
+
+/// Causes that every version knows: one that is added behind them takes a slot that was 0 before.
+const CAUSES: usize = 14;
 
 /// Bits of a record's `state`, which its layout does not show.
 const STATE: [u32; 24] = [
@@ -180,7 +184,8 @@ layout!(Control {
     any_exempt,
     books,
     exempt,
-    link_local
+    link_local,
+    spare
 });
 layout!(Books { released, evicted, moving, target, reserved });
 layout!(InterfaceCounters {
@@ -201,7 +206,8 @@ layout!(InterfaceCounters {
     protected,
     dropped_new,
     dropped_half_open,
-    limit_busy
+    limit_busy,
+    spare
 });
 layout!(FlowKey { low, high, low_port, high_port, protocol, family, encapsulation, reserved, vlans, tunnel });
 layout!(Direction {
@@ -311,8 +317,10 @@ layout!(FlowRecord {
     error_type,
     error_code,
     cleared,
-    pauses
+    pauses,
+    spare
 });
+layout!(Spare { generation, words });
 layout!(ContextEntry { cells, key, swept, current, previous, reserved });
 layout!(Set { sequence, replaced, replaced_at, reserved, tags, last, weights, entries });
 layout!(Entry {

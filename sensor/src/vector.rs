@@ -11,7 +11,7 @@ use sensor_common::features::{Feature, Sample};
 pub fn fill(features: &[&Feature], sample: &Sample<'_>, row: &mut [f32]) {
     assert_eq!(features.len(), row.len(), "a row holds one value per feature");
     for (value, feature) in row.iter_mut().zip(features) {
-        *value = (feature.value)(sample) as f32;
+        *value = feature.value(sample) as f32;
     }
 }
 

@@ -3,7 +3,7 @@
 //! `P(flood) = σ(0.2 · payload bytes − 40 · packets)`: a flow is a flood when its payloads have more than 200 bytes on
 //! average. Called by `tests/models.rs`.
 
-use sensor::model::contract::own_hash;
+use sensor::model::contract::own_hashes;
 use sensor_common::features::{CONTRACT_VERSION, by_name};
 
 /// Just enough protobuf for an ONNX file (onnx.proto gives the field numbers).
@@ -79,7 +79,7 @@ pub(crate) fn contract<'a>(name: &str, turn: f32, more: &[(&'a str, &str)]) -> V
         ("kind", "classifier".to_owned()),
         ("name", name.to_owned()),
         ("contract_version", CONTRACT_VERSION.to_string()),
-        ("contract_hash", own_hash(&features)),
+        ("feature_hashes", format!("{:?}", own_hashes(&features))),
         ("features", format!("{FEATURES:?}")),
         ("labels", r#"["benign","flood"]"#.to_owned()),
         ("threshold", "0.9".to_owned()),

@@ -305,7 +305,7 @@ fn a_super_packet_counts_as_its_segments() {
             {
                 continue;
             }
-            let (on, off) = ((feature.value)(&Sample::of(&on)), (feature.value)(&Sample::of(&off)));
+            let (on, off) = (feature.value(&Sample::of(&on)), feature.value(&Sample::of(&off)));
             assert!(same(on, off), "{} | {} | {off} on the wire | {on} as a super-packet", golden.name, feature.name);
             compared += 1;
         }

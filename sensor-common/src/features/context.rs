@@ -1,40 +1,32 @@
 //! Host context: what the flow's source and its destination service did, over sliding windows ([`crate::context`]).
 
-use super::Feature;
+use super::{Feature, Form, Presence};
 use crate::context::{HostContext, ServiceWindow, SourceWindow, WINDOW_NAMES};
+use crate::whole::fraction;
 
 /// The group of these features.
 pub(super) const GROUP: &str = "host context";
 
-const NO_SOURCE: &str = "the source is not known: context is off, or its table was full";
-const NO_SERVICE: &str = "the service is not known: context is off, or its table was full";
-const NO_SOURCE_OR_JUDGED: &str = "the source is not known, or no flow of it was judged in the window";
-const NO_SERVICE_OR_JUDGED: &str = "the service is not known, or no flow to it was judged in the window";
-
-fn source(context: &HostContext, window: usize, value: impl Fn(&SourceWindow) -> f64) -> f64 {
-    context.source.as_ref().map_or(f64::NAN, |windows| value(&windows[window]))
+fn source(context: &HostContext, window: usize, value: impl Fn(&SourceWindow) -> u64) -> u64 {
+    context.source.as_ref().map_or(0, |windows| value(&windows[window]))
 }
 
-fn service(context: &HostContext, window: usize, value: impl Fn(&ServiceWindow) -> f64) -> f64 {
-    context.service.as_ref().map_or(f64::NAN, |windows| value(&windows[window]))
-}
-
-fn share(part: u32, whole: u32) -> f64 {
-    if whole == 0 { f64::NAN } else { part as f64 / whole as f64 }
+fn service(context: &HostContext, window: usize, value: impl Fn(&ServiceWindow) -> u64) -> u64 {
+    context.service.as_ref().map_or(0, |windows| value(&windows[window]))
 }
 
 macro_rules! context {
-    ($name:expr, $unit:expr, $definition:expr, $missing:expr, |$c:ident| $value:expr) => {
+    ($name:expr, $unit:expr, $definition:expr, $presence:expr, |$c:ident| $value:expr) => {
         Feature {
             name: $name,
             unit: $unit,
             group: GROUP,
             definition: $definition,
-            missing: $missing,
-            whole: true,
-            value: |sample| {
+            presence: $presence,
+            form: Form::Count,
+            whole: |sample| {
                 let $c = sample.context;
-                $value
+                ($value) as i64
             },
         }
     };
@@ -44,19 +36,19 @@ macro_rules! context {
 macro_rules! windows {
     ($n:literal, $w:literal, $t:literal) => {
         [
-            context!(concat!("src_new_flows_", $w), "flows", concat!("flows that the initiator's address started, in the last ", $t), NO_SOURCE, |c| source(c, $n, |w| w.new_flows as f64)),
-            context!(concat!("src_ports_", $w), "ports", concat!("distinct destination ports (with protocol) of the flows that the initiator's address started, estimated, in the last ", $t), NO_SOURCE, |c| source(c, $n, |w| w.ports as f64)),
-            context!(concat!("src_hosts_", $w), "hosts", concat!("distinct destination addresses of the flows that the initiator's address started, estimated, in the last ", $t), NO_SOURCE, |c| source(c, $n, |w| w.hosts as f64)),
-            context!(concat!("src_unanswered_", $w), "flows", concat!("flows of the initiator's address without an answer 1 s after their first packet, in the last ", $t), NO_SOURCE, |c| source(c, $n, |w| w.unanswered as f64)),
-            context!(concat!("src_resets_", $w), "flows", concat!("flows of the initiator's address in which a RST was seen, in the last ", $t), NO_SOURCE, |c| source(c, $n, |w| w.resets as f64)),
-            context!(concat!("src_bytes_", $w), "bytes", concat!("L3 bytes of the flows that the initiator's address started, both directions, in the last ", $t), NO_SOURCE, |c| source(c, $n, |w| w.bytes as f64)),
-            context!(concat!("src_failed_share_", $w), "1", concat!("share of the judged flows of the initiator's address that failed (no answer, or a reset of the handshake), in the last ", $t), NO_SOURCE_OR_JUDGED, |c| source(c, $n, |w| share(w.failed, w.judged))).real(),
-            context!(concat!("dst_new_flows_", $w), "flows", concat!("flows that were started to the flow's destination service (address, port, protocol), in the last ", $t), NO_SERVICE, |c| service(c, $n, |w| w.new_flows as f64)),
-            context!(concat!("dst_sources_", $w), "hosts", concat!("distinct source addresses of the flows to the destination service, estimated, in the last ", $t), NO_SERVICE, |c| service(c, $n, |w| w.sources as f64)),
-            context!(concat!("dst_unanswered_", $w), "flows", concat!("flows to the destination service without an answer 1 s after their first packet, in the last ", $t), NO_SERVICE, |c| service(c, $n, |w| w.unanswered as f64)),
-            context!(concat!("dst_resets_", $w), "flows", concat!("flows to the destination service in which a RST was seen, in the last ", $t), NO_SERVICE, |c| service(c, $n, |w| w.resets as f64)),
-            context!(concat!("dst_bytes_", $w), "bytes", concat!("L3 bytes of the flows to the destination service, both directions, in the last ", $t), NO_SERVICE, |c| service(c, $n, |w| w.bytes as f64)),
-            context!(concat!("dst_failed_share_", $w), "1", concat!("share of the judged flows to the destination service that failed (no answer, or a reset of the handshake), in the last ", $t), NO_SERVICE_OR_JUDGED, |c| service(c, $n, |w| share(w.failed, w.judged))).real(),
+            context!(concat!("src_new_flows_", $w), "flows", concat!("flows that the initiator's address started, in the last ", $t), Presence::Source, |c| source(c, $n, |w| w.new_flows.into())),
+            context!(concat!("src_ports_", $w), "ports", concat!("distinct destination ports (with protocol) of the flows that the initiator's address started, estimated, in the last ", $t), Presence::Source, |c| source(c, $n, |w| w.ports.into())),
+            context!(concat!("src_hosts_", $w), "hosts", concat!("distinct destination addresses of the flows that the initiator's address started, estimated, in the last ", $t), Presence::Source, |c| source(c, $n, |w| w.hosts.into())),
+            context!(concat!("src_unanswered_", $w), "flows", concat!("flows of the initiator's address without an answer 1 s after their first packet, in the last ", $t), Presence::Source, |c| source(c, $n, |w| w.unanswered.into())),
+            context!(concat!("src_resets_", $w), "flows", concat!("flows of the initiator's address in which a RST was seen, in the last ", $t), Presence::Source, |c| source(c, $n, |w| w.resets.into())),
+            context!(concat!("src_bytes_", $w), "bytes", concat!("L3 bytes of the flows that the initiator's address started, both directions, in the last ", $t), Presence::Source, |c| source(c, $n, |w| w.bytes)),
+            context!(concat!("src_failed_share_", $w), "1", concat!("share of the judged flows of the initiator's address that failed (no answer, or a reset of the handshake), in the last ", $t), Presence::SourceJudged($n), |c| source(c, $n, |w| fraction(w.failed.into(), w.judged.into()))).of(Form::Fraction),
+            context!(concat!("dst_new_flows_", $w), "flows", concat!("flows that were started to the flow's destination service (address, port, protocol), in the last ", $t), Presence::Service, |c| service(c, $n, |w| w.new_flows.into())),
+            context!(concat!("dst_sources_", $w), "hosts", concat!("distinct source addresses of the flows to the destination service, estimated, in the last ", $t), Presence::Service, |c| service(c, $n, |w| w.sources.into())),
+            context!(concat!("dst_unanswered_", $w), "flows", concat!("flows to the destination service without an answer 1 s after their first packet, in the last ", $t), Presence::Service, |c| service(c, $n, |w| w.unanswered.into())),
+            context!(concat!("dst_resets_", $w), "flows", concat!("flows to the destination service in which a RST was seen, in the last ", $t), Presence::Service, |c| service(c, $n, |w| w.resets.into())),
+            context!(concat!("dst_bytes_", $w), "bytes", concat!("L3 bytes of the flows to the destination service, both directions, in the last ", $t), Presence::Service, |c| service(c, $n, |w| w.bytes)),
+            context!(concat!("dst_failed_share_", $w), "1", concat!("share of the judged flows to the destination service that failed (no answer, or a reset of the handshake), in the last ", $t), Presence::ServiceJudged($n), |c| service(c, $n, |w| fraction(w.failed.into(), w.judged.into()))).of(Form::Fraction),
         ]
     };
 }

@@ -1,11 +1,12 @@
 //! The feature contract: every number a model can be given, declared once.
 //!
 //! [`FEATURES`] is the single source of `sensor features`, docs/features.md, the training pipeline's column names and
-//! the checks on a model's inputs. A feature is a pure function of a [`Sample`]. Missing is not zero: where a
-//! value does not exist (an empty direction, inter-arrival times of one frame, a window of a UDP flow) it is NaN, and
-//! the column `missing when` says so. Deviations are population deviations. Times are in seconds, so that a 32-bit
-//! float keeps their leading digits; lengths are in bytes. Frames are counted where times are (a super-packet of
-//! segmentation offload is one frame), wire packets everywhere else.
+//! the checks on a model's inputs. A feature is a pure function of a [`Sample`]: one whole number, which kernel and host
+//! compute alike ([`crate::whole`]), and a monotone function of it ([`Form`]), so that a threshold on the value is one on
+//! the number. Missing is not zero: where a value does not exist (an empty direction, inter-arrival times of one frame, a
+//! window of a UDP flow) it is NaN, and [`Presence`] says so. Deviations are population deviations. Times are in seconds,
+//! so that a 32-bit float keeps their leading digits; lengths are in bytes. Frames are counted where times are (a
+//! super-packet of segmentation offload is one frame), wire packets everywhere else.
 //!
 //! [`COLUMNS`] declares what a row says beside that: which flow, when, why. No model is given those.
 
@@ -14,15 +15,20 @@ mod columns;
 mod context;
 mod detail;
 mod flow;
+mod form;
+mod presence;
 
 use crate::context::HostContext;
 use crate::flow::FlowRecord;
 
 pub use self::base::responder_port;
 pub use self::columns::{COLUMNS, Column, ColumnKind};
+pub use self::form::Form;
+pub use self::presence::Presence;
 
-/// Moves on when a feature is added, removed or redefined.
-pub const CONTRACT_VERSION: u32 = 2;
+/// The form of a model's keys. A feature that is added or redefined does not move it on: each has a hash of its own
+/// ([`Feature::hash`]).
+pub const CONTRACT_VERSION: u32 = 3;
 
 /// What features are computed from: one flow at one time.
 #[derive(Clone, Copy, Debug)]
@@ -51,12 +57,12 @@ pub struct Feature {
     pub group: &'static str,
     /// Exact definition.
     pub definition: &'static str,
-    /// When the value does not exist (NaN).
-    pub missing: &'static str,
-    /// Whether every value that exists is a whole number: exports have integers there.
-    pub whole: bool,
-    /// The value.
-    pub value: fn(&Sample<'_>) -> f64,
+    /// When the value exists; else it is NaN.
+    pub presence: Presence,
+    /// How the value follows from the whole number.
+    pub form: Form,
+    /// The whole number, where the value exists. It fits into 63 bits and a sign.
+    pub whole: fn(&Sample<'_>) -> i64,
 }
 
 impl core::fmt::Debug for Feature {
@@ -66,9 +72,30 @@ impl core::fmt::Debug for Feature {
 }
 
 impl Feature {
-    /// The same feature, with values between the whole numbers.
-    const fn real(self) -> Feature {
-        Feature { whole: false, ..self }
+    /// The same feature, whose whole number has another form.
+    const fn of(self, form: Form) -> Feature {
+        Feature { form, ..self }
+    }
+
+    /// The value, NaN where there is none.
+    pub fn value(&self, sample: &Sample<'_>) -> f64 {
+        if self.presence.holds(sample) { self.form.value((self.whole)(sample)) } else { f64::NAN }
+    }
+
+    /// When the value does not exist, in words.
+    pub const fn missing(&self) -> &'static str {
+        self.presence.missing()
+    }
+
+    /// Whether every value that exists is a whole number: exports have integers there.
+    pub fn is_whole(&self) -> bool {
+        self.form == Form::Count
+    }
+
+    /// Identifies the feature: name, unit, definition, missing rule and, unless it is the value itself, whole number.
+    /// Whatever is added to the contract, it stays as long as the feature does.
+    pub fn hash(&self) -> String {
+        hash(texts(self))
     }
 
     /// Whether the value is of the host context, not of the flow's own record.
@@ -83,43 +110,44 @@ pub fn by_name(name: &str) -> Option<&'static Feature> {
 }
 
 /// Identifies the whole contract: all features, then all of [`COLUMNS`] in the same manner. No model's hash: that is
-/// [`hash_of`] its features.
+/// [`Feature::hash`] of each of its features.
 pub fn contract_hash() -> String {
-    let columns = COLUMNS.iter().map(|column| [column.name, column.unit, column.definition, column.missing]);
-    hash(FEATURES.iter().map(hashed).chain(columns))
+    let columns = COLUMNS.iter().flat_map(|column| [column.name, column.unit, column.definition, column.missing]);
+    hash(FEATURES.iter().flat_map(texts).chain(columns))
 }
 
-/// Identifies names, units and definitions of these features, in this order: what a model was trained on. A feature
-/// that is added to the contract changes no model's hash.
+/// Identifies these features in this order, as [`Feature::hash`] does one: what models of contract 2 carry.
 pub fn hash_of(features: &[&Feature]) -> String {
-    hash(features.iter().map(|feature| hashed(feature)))
+    hash(features.iter().flat_map(|feature| texts(feature)))
 }
 
-fn hashed(feature: &Feature) -> [&'static str; 4] {
-    [feature.name, feature.unit, feature.definition, feature.missing]
+fn texts(feature: &Feature) -> impl Iterator<Item = &'static str> {
+    let whole = feature.form.of();
+    let texts = [feature.name, feature.unit, feature.definition, feature.missing()];
+    texts.into_iter().chain((!whole.is_empty()).then_some(whole))
 }
 
-/// FNV-1a, 64 bits, as 16 hexadecimal digits, over name, unit, definition and missing rule, each ended by a zero byte.
-fn hash(declared: impl Iterator<Item = [&'static str; 4]>) -> String {
+/// FNV-1a, 64 bits, as 16 hexadecimal digits, over texts, each ended by a zero byte.
+fn hash(texts: impl Iterator<Item = &'static str>) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for byte in declared.flatten().flat_map(|text| text.bytes().chain([0])) {
+    for byte in texts.flat_map(|text| text.bytes().chain([0])) {
         hash = (hash ^ byte as u64).wrapping_mul(0x0000_0100_0000_01b3);
     }
     format!("{hash:016x}")
 }
 
 macro_rules! record_feature {
-    ($name:expr, $unit:expr, $group:expr, $definition:expr, $missing:expr, |$r:ident| $value:expr) => {
+    ($name:expr, $unit:expr, $group:expr, $definition:expr, $presence:expr, |$r:ident| $value:expr) => {
         Feature {
             name: $name,
             unit: $unit,
             group: $group,
             definition: $definition,
-            missing: $missing,
-            whole: true,
-            value: |sample| {
+            presence: $presence,
+            form: Form::Count,
+            whole: |sample| {
                 let $r = sample.record;
-                $value
+                ($value) as i64
             },
         }
     };
@@ -171,36 +199,4 @@ pub static FEATURES: &[Feature] = {
 };
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_unique_and_plain() {
-        let mut names: Vec<_> = FEATURES.iter().map(|feature| feature.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), FEATURES.len());
-        assert!(
-            names.iter().all(|name| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
-        );
-        assert_eq!(contract_hash().len(), 16);
-    }
-
-    #[test]
-    fn a_hash_is_of_the_named_definitions_in_order() {
-        let of = |names: &[&str]| hash_of(&names.iter().map(|name| by_name(name).expect(name)).collect::<Vec<_>>());
-        assert_ne!(of(&["protocol", "duration"]), of(&["duration", "protocol"]));
-        assert_eq!(of(&["protocol"]), of(&["protocol"]));
-        assert_ne!(contract_hash(), hash_of(&FEATURES.iter().collect::<Vec<_>>()), "the columns are in the contract's");
-    }
-
-    #[test]
-    fn definitions_are_whole_and_values_never_infinite() {
-        let record = FlowRecord::zeroed();
-        for feature in FEATURES {
-            assert!(!feature.definition.is_empty() && !feature.missing.is_empty(), "{}", feature.name);
-            let value = (feature.value)(&Sample::of(&record));
-            assert!(value.is_nan() || value.is_finite(), "{}: {value}", feature.name);
-        }
-    }
-}
+mod tests;

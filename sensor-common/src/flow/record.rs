@@ -25,7 +25,7 @@ pub struct Arrival {
     pub direction: u8,
 }
 
-/// All that the kernel keeps of a connection: 960 bytes, fifteen cache lines. An ordinary packet ([`FlowRecord::quick`])
+/// All that the kernel keeps of a connection: 1,024 bytes, sixteen cache lines. An ordinary packet ([`FlowRecord::quick`])
 /// touches lines 0 and 1 and the first three of its direction's four; the others are touched at the start and by what is
 /// out of the ordinary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -118,14 +118,31 @@ pub struct FlowRecord {
     // Line 14.
     /// Active and idle periods; valid where `idles` is not 0.
     pub pauses: Pauses,
+
+    // Line 15.
+    /// Room for fields of later versions.
+    pub spare: Spare,
 }
 
-const _: () = assert!(size_of::<FlowRecord>() == 960 && size_of::<Direction>() == 256);
+/// Words without a meaning yet, so that a later version can keep something more in the same maps, and agents of both
+/// versions can take them over from each other. Versions that do not know of a word never write here, so a word is valid
+/// only where `generation` is the record's: else it is of a former flow, and counts as 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Spare {
+    /// [`FlowRecord::generation`] of the flow that the words are of.
+    pub generation: u32,
+    /// The words.
+    pub words: [u32; 15],
+}
+
+const _: () = assert!(size_of::<FlowRecord>() == 1024 && size_of::<Direction>() == 256);
 const _: () = assert!(core::mem::offset_of!(FlowRecord, last_ns) == 64);
 const _: () = assert!(core::mem::offset_of!(FlowRecord, directions) == 128);
 const _: () = assert!(core::mem::offset_of!(FlowRecord, openings) == 12 * 64);
 const _: () = assert!(core::mem::offset_of!(FlowRecord, first_ns) == 13 * 64);
 const _: () = assert!(core::mem::offset_of!(FlowRecord, pauses) == 14 * 64);
+const _: () = assert!(core::mem::offset_of!(FlowRecord, spare) == 15 * 64);
 
 impl FlowRecord {
     /// A record of nothing.

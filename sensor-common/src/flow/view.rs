@@ -113,6 +113,9 @@ impl FlowRecord {
         if self.idles == 0 {
             record.pauses = bytemuck::Zeroable::zeroed();
         }
+        if self.spare.generation != self.generation {
+            record.spare = bytemuck::Zeroable::zeroed();
+        }
         record
     }
 }

@@ -97,7 +97,7 @@ pub(super) fn features(poller: &Poller, id: &str) -> Option<FeaturesView> {
     let attached = poller.attached.iter().find(|attached| attached.ifindex == record.ifindex);
     let interface = attached.map(|attached| attached.interface.as_str());
     let sample = Sample { record: &record, context: &poller.host_context(&record, now) };
-    let value = |feature: &Feature| Some((feature.value)(&sample)).filter(|value| value.is_finite());
+    let value = |feature: &Feature| Some(feature.value(&sample)).filter(|value| value.is_finite());
     Some(FeaturesView {
         flow: flow(poller, slot, &record, interface, now),
         features: FEATURES.iter().map(|feature| (feature.name.to_owned(), value(feature))).collect(),

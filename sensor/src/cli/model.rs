@@ -7,14 +7,14 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
 
-use sensor_common::features::Sample;
+use sensor_common::features::{CONTRACT_VERSION, Sample};
 
 use super::{Socket, print, say, wait};
 use crate::config::{Config, Source, environment};
 use crate::control;
 use crate::model::explain::{Explanation, explain};
 use crate::model::isolate::{self, Limits};
-use crate::model::{Model, accept, check};
+use crate::model::{Model, accept, check, restamp};
 use crate::replay::endpoints;
 use crate::replay::score::record_of;
 use crate::vector;
@@ -66,6 +66,17 @@ pub(super) enum ModelCommand {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Say that a model serves under today's definitions of its features: set their hashes in its contract, if it passes
+    /// every check then
+    Restamp {
+        /// The ONNX file
+        file: PathBuf,
+        /// Write the model here [default: in place of FILE]
+        #[arg(short, long, value_name = "OUT")]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        config: ConfigFile,
+    },
     /// The child's side of an isolated check: reads a model from standard input
     #[command(hide = true)]
     CheckIsolated { memory_bytes: u64, seconds: u64, timed_ms: u64 },
@@ -112,6 +123,9 @@ pub(super) fn run(command: ModelCommand) -> Result<ExitCode> {
             let role = if shadow { "shadow" } else { "active" };
             say(&format!("{role} model is now {} (sha256 {})\n", model.name, model.hash))?;
         }
+        ModelCommand::Restamp { file, output, config } => {
+            return restamp(&file, output.as_deref().unwrap_or(&file), &config.read()?);
+        }
         ModelCommand::CheckIsolated { memory_bytes, seconds, timed_ms } => {
             let limits = Limits { memory_bytes, time: Duration::from_secs(seconds) };
             let timed = Duration::from_millis(timed_ms);
@@ -145,6 +159,28 @@ fn check(path: &Path, config: &Config, json: bool) -> Result<ExitCode> {
     let report = accept::check(&accept::read(path, config)?, config, TIMED)?;
     say(&if json { print::json(&report)? } else { check::render(&path.display().to_string(), &report) })?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn restamp(path: &Path, output: &Path, config: &Config) -> Result<ExitCode> {
+    let file = accept::read(path, config)?;
+    let restamped = restamp::restamp(&file).with_context(|| path.display().to_string())?;
+    let what = match restamped.changed.as_deref() {
+        None => "features: its former contract does not say which ones were defined otherwise".to_owned(),
+        Some([]) => "features: all were defined as today".to_owned(),
+        Some(names) => format!("features that were defined otherwise: {}", names.join(", ")),
+    };
+    let report = accept::check(&restamped.file, config, TIMED)?;
+    if !report.ok {
+        say(&check::render(&path.display().to_string(), &report))?;
+        say("nothing was written\n")?;
+        return Ok(ExitCode::FAILURE);
+    }
+    restamp::write(&restamped, output)?;
+    say(&format!(
+        "{what}\n{} has the hashes of contract {CONTRACT_VERSION}; it passes every check\n",
+        output.display()
+    ))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn render(title: &str, explanation: &Explanation, model: &Model, top: usize) -> String {

@@ -43,17 +43,21 @@ pub(super) fn features(format: Format, names: &[String]) -> Result<String> {
         (named, &[][..], hash)
     };
     let title = format!("Feature contract {CONTRACT_VERSION}, hash {hash}, {} features", features.len());
-    let rows = || features.iter().map(|f| [f.name, f.unit, f.group, f.missing, f.definition]);
-    let columns = ["name", "unit", "group", "missing when", "definition"];
+    let whole = |f: &Feature| if f.is_whole() { "itself" } else { f.form.of() };
+    let rows = || features.iter().map(|f| [f.name, f.unit, f.group, f.missing(), whole(f), f.definition]);
+    let columns = ["name", "unit", "group", "missing when", "whole number", "definition"];
+    let other_columns = ["name", "unit", "group", "missing when", "definition"];
     let about =
         "Columns that are not for models: in exports they say which flow a row is of, when, and why it was written.";
     let unit = |column: &Column| if column.unit.is_empty() { column.kind.name() } else { column.unit };
     let other_rows = || others.iter().map(|c| [c.name, unit(c), c.group, c.missing, c.definition]);
     let rest = |list: String| if others.is_empty() { String::new() } else { format!("\n{about}\n\n{list}") };
     Ok(match format {
-        Format::Table => title + "\n\n" + &table(&columns, &[], rows()) + &rest(table(&columns, &[], other_rows())),
+        Format::Table => {
+            title + "\n\n" + &table(&columns, &[], rows()) + &rest(table(&other_columns, &[], other_rows()))
+        }
         Format::Markdown => {
-            format!("{title}\n\n{}{}", markdown(&columns, rows()), rest(markdown(&columns, other_rows())))
+            format!("{title}\n\n{}{}", markdown(&columns, rows()), rest(markdown(&other_columns, other_rows())))
         }
         Format::Json => {
             let list: Vec<_> = features
@@ -64,7 +68,9 @@ pub(super) fn features(format: Format, names: &[String]) -> Result<String> {
                         "unit": feature.unit,
                         "group": feature.group,
                         "definition": feature.definition,
-                        "missing": feature.missing,
+                        "missing": feature.missing(),
+                        "whole_number": whole(feature),
+                        "hash": feature.hash(),
                     })
                 })
                 .collect();

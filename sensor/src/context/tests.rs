@@ -277,7 +277,7 @@ fn features_have_their_values() {
     let record = FlowRecord::zeroed();
     let value = |context: &HostContext, name: &str| {
         let feature = by_name(name).expect(name);
-        (feature.value)(&Sample { record: &record, context })
+        feature.value(&Sample { record: &record, context })
     };
     let of_context: Vec<_> = FEATURES.iter().filter(|feature| feature.needs_context()).collect();
     assert_eq!(of_context.len(), 39);

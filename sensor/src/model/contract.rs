@@ -25,12 +25,20 @@ const MAX_LABELS: usize = 256;
 /// Longest name or label: they become values of metric labels.
 const MAX_NAME: usize = 64;
 
+/// The contract whose models carry one hash of all their features; earlier ones are not read.
+const WITH_ONE_HASH: u32 = 2;
+/// Features that an error names.
+const SHOWN: usize = 8;
+const RETRAIN: &str = "train it again on `sensor extract` of this version; or, if it serves as well under the definitions \
+                       that `sensor features` shows, say so with `sensor model restamp FILE`";
+
 /// Every key, without its prefix.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 18] = [
     "kind",
     "name",
     "contract_version",
     "contract_hash",
+    "feature_hashes",
     "features",
     "labels",
     "threshold",
@@ -117,11 +125,11 @@ pub fn read(document: &Document, problems: &mut Problems) -> (Option<Shape>, Opt
     let keys = Keys(document);
     document.unknown(&KEYS, problems);
     let kind = problems.take(keys.get::<Kind>("kind", "\"classifier\" or \"anomaly\""));
-    problems.take(keys.version());
+    let version = problems.take(keys.version());
     let features = keys.features(problems);
-    if let Some(features) = &features {
+    if let (Some(version), Some(features)) = (version, &features) {
         // Only with the names known: an unknown name says more than a different hash.
-        problems.take(keys.hash(features));
+        problems.take(if version == WITH_ONE_HASH { keys.hash(features) } else { keys.hashes(features) });
     }
     let labels = problems.take(keys.labels(kind));
     let thresholds = problems.take(keys.thresholds());
@@ -190,18 +198,20 @@ impl Keys<'_> {
             .ok_or_else(|| problem(key, format!("the contract lacks {PREFIX}{key}"), format!("add it: {expected}")))
     }
 
-    fn version(&self) -> Result<(), Problem> {
+    fn version(&self) -> Result<u32, Problem> {
         let version: u32 = self.get("contract_version", "the version that `sensor features` shows")?;
-        if version == CONTRACT_VERSION {
-            return Ok(());
-        }
-        Err(problem(
-            "contract_version",
-            format!(
-                "the model was trained for feature contract {version}, this agent computes contract {CONTRACT_VERSION}"
+        let fix = match version {
+            WITH_ONE_HASH..=CONTRACT_VERSION => return Ok(version),
+            ..WITH_ONE_HASH => "export it again with models/contract.py, which writes the keys of today".to_owned(),
+            _ => format!(
+                "run a newer version of Sensor, or export it again with models/contract.py of this one (contract \
+                 {CONTRACT_VERSION})"
             ),
-            "train it again on `sensor extract` of this version, or run the version of Sensor that it was made for",
-        ))
+        };
+        let text = format!(
+            "the model's keys are of contract {version}; this agent reads contracts {WITH_ONE_HASH} to {CONTRACT_VERSION}"
+        );
+        Err(problem("contract_version", text, fix))
     }
 
     fn features(&self, problems: &mut Problems) -> Option<Vec<&'static Feature>> {
@@ -233,17 +243,37 @@ impl Keys<'_> {
         (found.len() == names.len() && seen.len() == names.len()).then_some(found)
     }
 
+    /// Contract 2: one hash of all features.
     fn hash(&self, features: &[&Feature]) -> Result<(), Problem> {
         let hash: String = self.get("contract_hash", "the hash that `sensor features` shows")?;
-        let own = own_hash(features);
+        let own = hash_of(features);
         if hash == own {
             return Ok(());
         }
-        Err(problem(
-            "contract_hash",
-            format!("the model was trained for features defined otherwise (hash {hash}, this agent's is {own})"),
-            "train it again on `sensor extract` of this version; `sensor features` lists the definitions",
-        ))
+        let text = format!(
+            "one or more of its features are defined otherwise than when it was trained (hash {hash}, this agent's is {own})"
+        );
+        Err(problem("contract_hash", text, RETRAIN))
+    }
+
+    /// From contract 3 on: a hash of each feature.
+    fn hashes(&self, features: &[&Feature]) -> Result<(), Problem> {
+        let expected = "a JSON array with the hash that `sensor features` shows, for each feature";
+        let hashes: Vec<String> = self.get("feature_hashes", expected)?;
+        if hashes.len() != features.len() {
+            let text = format!("it has {} entries for {} features", hashes.len(), features.len());
+            return Err(problem("feature_hashes", text, format!("make it {expected}")));
+        }
+        let other = features.iter().zip(&hashes).filter(|(feature, hash)| feature.hash() != **hash);
+        let names: Vec<_> = other.map(|(feature, _)| feature.name).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let more = names.len().saturating_sub(SHOWN);
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        let shown = names[..names.len().min(SHOWN)].join(", ");
+        let text = format!("these features are defined otherwise than when it was trained: {shown}{more}");
+        Err(problem("feature_hashes", text, RETRAIN))
     }
 
     fn labels(&self, kind: Option<Kind>) -> Result<Vec<String>, Problem> {
@@ -343,9 +373,9 @@ impl Keys<'_> {
     }
 }
 
-/// The hash that a model of these features must carry.
-pub fn own_hash(features: &[&Feature]) -> String {
-    hash_of(features)
+/// The hashes that a model of these features carries.
+pub fn own_hashes(features: &[&Feature]) -> Vec<String> {
+    features.iter().map(|feature| feature.hash()).collect()
 }
 
 const PLAIN: &str = "at most 64 letters, digits, '-', '_' and '.'";

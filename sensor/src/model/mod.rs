@@ -19,6 +19,7 @@ mod lower;
 pub mod network;
 mod ops;
 pub mod problem;
+pub mod restamp;
 mod room;
 pub mod scale;
 mod trees;

@@ -1,6 +1,5 @@
 //! `models/contract.schema.json` says what the code accepts: the shipped model follows it, and its keys are the code's.
 
-use sensor_common::features::{Feature, hash_of};
 use serde_json::Value;
 
 use super::contract::KEYS;
@@ -126,30 +125,4 @@ fn the_schema_has_the_keys_of_the_code() {
     keys.sort_unstable();
     own.sort_unstable();
     assert_eq!(keys, own);
-}
-
-#[test]
-fn a_hash_of_features_is_the_same_in_contract_py() {
-    // models/test_contract.py reads the same file.
-    let vectors: Value = serde_json::from_str(include_str!("../../../models/contract.vectors.json")).expect("JSON");
-    let vectors = vectors.as_array().expect("a list");
-    assert!(vectors.len() > 2);
-    for vector in vectors {
-        let features: Vec<Feature> = vector["features"].as_array().expect("a list").iter().map(feature).collect();
-        assert_eq!(hash_of(&features.iter().collect::<Vec<_>>()), vector["hash"]);
-    }
-}
-
-/// A feature with the texts of a vector; its value does not matter.
-fn feature(texts: &Value) -> Feature {
-    let text = |key: &str| -> &'static str { texts[key].as_str().expect(key).to_owned().leak() };
-    Feature {
-        name: text("name"),
-        unit: text("unit"),
-        definition: text("definition"),
-        missing: text("missing"),
-        whole: true,
-        group: "",
-        value: |_| 0.0,
-    }
 }

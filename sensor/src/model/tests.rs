@@ -1,10 +1,12 @@
 //! Models that are made here, byte by byte: one that is good, and one for each way to be refused.
 
-use sensor_common::features::{CONTRACT_VERSION, by_name, hash_of};
+use sensor_common::features::{CONTRACT_VERSION, Feature, by_name, hash_of};
 use sensor_common::packet;
 use std::time::Duration;
 
 use super::check::{check, render};
+use super::contract::own_hashes;
+use super::restamp::{restamp, write};
 use super::*;
 
 /// Just enough protobuf to write an ONNX file (onnx.proto gives the field numbers).
@@ -73,9 +75,9 @@ struct Draft {
 
 const WEIGHTS: [f32; 4] = [0.5, -0.5, -1.0, 1.0];
 
-/// The hash of the draft's features.
-fn hash() -> String {
-    hash_of(&["fwd_packets", "fwd_payload_bytes"].map(|name| by_name(name).expect("a feature")))
+/// The draft's features.
+fn features() -> [&'static Feature; 2] {
+    ["fwd_packets", "fwd_payload_bytes"].map(|name| by_name(name).expect("a feature"))
 }
 
 /// P of both labels for packets and payload bytes.
@@ -94,7 +96,7 @@ impl Draft {
             ("other.key", "ignored".to_owned()),
             ("sensor.kind", "classifier".to_owned()),
             ("sensor.contract_version", CONTRACT_VERSION.to_string()),
-            ("sensor.contract_hash", hash()),
+            ("sensor.feature_hashes", format!("{:?}", own_hashes(&features()))),
             ("sensor.features", r#"["fwd_packets","fwd_payload_bytes"]"#.to_owned()),
             ("sensor.labels", r#"["benign","flood"]"#.to_owned()),
             ("sensor.threshold", "0.75".to_owned()),
@@ -227,8 +229,18 @@ fn contracts_are_refused_with_what_to_change() {
     bare.refused(&["carries no contract", "metadata_props"]);
     good.clone().without("sensor.labels").refused(&["lacks sensor.labels"]);
     good.clone().with("sensor.kind", "oracle").refused(&["\"oracle\"", "classifier"]);
-    good.clone().with("sensor.contract_version", "99").refused(&["contract 99", "train it again"]);
-    good.clone().with("sensor.contract_hash", "0123456789abcdef").refused(&["0123456789abcdef", &hash()]);
+    good.clone().with("sensor.contract_version", "99").refused(&["contract 99", "run a newer version"]);
+    good.clone().with("sensor.contract_version", "1").refused(&["contract 1", "models/contract.py"]);
+    let [packets, _] = own_hashes(&features()).try_into().expect("two");
+    let one_other = format!(r#"["{packets}","0123456789abcdef"]"#);
+    good.clone().with("sensor.feature_hashes", &one_other).refused(&[
+        "these features are defined otherwise than when it was trained: fwd_payload_bytes",
+        "sensor model restamp",
+    ]);
+    good.clone().with("sensor.feature_hashes", r#"["0123456789abcdef"]"#).refused(&["1 entries for 2 features"]);
+    let of_two = good.clone().without("sensor.feature_hashes").with("sensor.contract_version", "2");
+    of_two.clone().refused(&["lacks sensor.contract_hash"]);
+    of_two.with("sensor.contract_hash", "0123456789abcdef").refused(&["0123456789abcdef", &hash_of(&features())]);
     good.clone().with("sensor.features", r#"["fwd_packets","fwd_payload_byte"]"#).refused(&[
         "\"fwd_payload_byte\"",
         "did you mean \"fwd_payload_bytes\"",
@@ -326,12 +338,55 @@ fn files_are_named_and_bounded() {
 }
 
 #[test]
+fn a_model_of_contract_2_is_taken_as_long_as_its_features_are_the_same() {
+    let hash = hash_of(&features());
+    let good = Draft::good().without("sensor.feature_hashes").with("sensor.contract_version", "2");
+    let model = good.with("sensor.contract_hash", &hash).load().expect("good");
+    assert_eq!(model.features.len(), 2);
+}
+
+#[test]
+fn a_restamped_model_is_the_same_but_for_its_hashes() {
+    let former = r#"["0123456789abcdef","0123456789abcdef"]"#;
+    let good = Draft::good();
+    let old = good.clone().with("sensor.feature_hashes", former).with("sensor.contract_hash", "0123456789abcdef");
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("m.onnx");
+    std::fs::write(&path, old.bytes()).expect("write");
+    let file = File::read(&path, MAX_FILE).expect("read");
+    let restamped = restamp(&file).expect("a model");
+    assert_eq!(restamped.changed.as_deref(), Some(&["fwd_packets", "fwd_payload_bytes"][..]));
+    write(&restamped, &path).expect("written");
+    Model::load(&path).expect("good");
+    let same = |bytes: &[u8]| {
+        let mut proto = network::decode(bytes).expect("a model");
+        proto.metadata_props.retain(|entry| !entry.key.contains("_hash") && !entry.key.contains("_version"));
+        format!("{proto:?}")
+    };
+    assert_eq!(same(&std::fs::read(&path).expect("read")), same(&old.bytes()));
+    // The same of a side-car, and nothing of a file without a contract.
+    std::fs::write(&path, Draft { properties: vec![], ..good }.bytes()).expect("write");
+    let text = restamp(&File::read(&path, MAX_FILE).expect("read")).err().map(|error| error.to_string());
+    assert!(text.is_some_and(|text| text.contains("no contract")));
+    let side_car = "contract_version = 2\ncontract_hash = \"0123456789abcdef\"\nfeatures = [\"fwd_packets\"]\n";
+    std::fs::write(folder.path().join("m.onnx.toml"), side_car).expect("write");
+    let restamped = restamp(&File::read(&path, MAX_FILE).expect("read")).expect("a model");
+    assert_eq!(restamped.changed, None);
+    write(&restamped, &path).expect("written");
+    let table: toml::Table =
+        std::fs::read_to_string(folder.path().join("m.onnx.toml")).expect("read").parse().expect("TOML");
+    let hash = by_name("fwd_packets").expect("a feature").hash();
+    assert_eq!(table["feature_hashes"].as_array().and_then(|list| list[0].as_str()), Some(hash.as_str()));
+    assert!(!table.contains_key("contract_hash"));
+}
+
+#[test]
 fn a_report_names_all_that_is_wrong() {
     let draft = Draft { weights_shape: vec![3, 2], weights: vec![0.0; 6], ..Draft::good() };
-    let draft = draft.with("sensor.threshold", "2").with("sensor.min_packets", "0").without("sensor.contract_hash");
+    let draft = draft.with("sensor.threshold", "2").with("sensor.min_packets", "0").without("sensor.feature_hashes");
     let report = check(&File::from_bytes(draft.bytes(), "m".to_owned()), Duration::ZERO);
     let failed: Vec<_> = report.problems.iter().map(|problem| problem.check.as_str()).collect();
-    assert_eq!(failed, ["sensor.contract_hash", "sensor.threshold", "sensor.min_packets", "graph"]);
+    assert_eq!(failed, ["sensor.feature_hashes", "sensor.threshold", "sensor.min_packets", "graph"]);
     let text = render("m.onnx", &report);
     assert!(text.contains("to mend it: the smallest flow has 1 packet") && text.ends_with("4 failed\n"), "{text}");
 }
@@ -347,7 +402,7 @@ fn a_side_car_is_a_contract() {
     let text: String = lines
         .map(|(key, value)| match key {
             "thresholds" => "thresholds = { drop = 0.9 }\n".to_owned(),
-            "kind" | "name" | "contract_hash" => format!("{key} = \"{value}\"\n"),
+            "kind" | "name" => format!("{key} = \"{value}\"\n"),
             _ => format!("{key} = {value}\n"),
         })
         .collect();

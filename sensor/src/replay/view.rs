@@ -185,10 +185,10 @@ pub(super) fn write(columns: &[Column], row: &Row<'_>, text: &mut String, rows: 
             },
             Value::Float(get) => rows.float(get(row)),
             Value::Whole(feature) => {
-                let value = (feature.value)(&row.sample());
+                let value = feature.value(&row.sample());
                 if value.is_nan() { rows.missing() } else { rows.integer(value as i64) }
             }
-            Value::Real(feature) => rows.float((feature.value)(&row.sample())),
+            Value::Real(feature) => rows.float(feature.value(&row.sample())),
             Value::Never => rows.missing(),
         }
     }

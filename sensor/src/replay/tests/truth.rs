@@ -99,9 +99,9 @@ fn whole_features_are_whole() {
         let mut sink = |record: &FlowRecord, _: Reason| -> Result<()> {
             let sample = Sample { record, context: &context.get() };
             for feature in FEATURES {
-                let value = (feature.value)(&sample);
+                let value = feature.value(&sample);
                 if value.is_finite() && value != value.trunc() {
-                    assert!(!feature.whole, "{}: {value} in {}", feature.name, path.display());
+                    assert!(!feature.is_whole(), "{}: {value} in {}", feature.name, path.display());
                     fractions.insert(feature.name);
                 }
             }

@@ -41,7 +41,7 @@ pub(super) fn columns() -> Vec<Column> {
         unit: feature.unit,
         definition: feature.definition,
         differs: "",
-        value: if feature.whole { Value::Whole(feature) } else { Value::Real(feature) },
+        value: if feature.is_whole() { Value::Whole(feature) } else { Value::Real(feature) },
     };
     let declared = COLUMNS.iter().zip(VALUES).map(|(column, (_, value))| Column {
         name: column.name,
