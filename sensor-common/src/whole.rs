@@ -13,6 +13,13 @@ const KEPT: u32 = 55;
 /// Largest whole part of a fraction.
 const MOST: u64 = (1 << (62 - FRACTION_BITS)) - 1;
 
+/// `a / b`, rounded down, and what is left; 0 where `b` is 0, also where the compiler cannot see that it is not: a panic
+/// cannot be compiled for the kernel.
+#[inline(always)]
+fn divide(a: u64, b: u64) -> (u64, u64) {
+    (a.checked_div(b).unwrap_or(0), a.checked_rem(b).unwrap_or(0))
+}
+
 /// `part / whole` in steps of 2⁻¹⁶, rounded down; 0 where `whole` is 0. Exact below `whole` = 2⁴⁸; the result is at
 /// most 2⁶² − 1.
 #[inline(always)]
@@ -20,13 +27,13 @@ pub fn fraction(part: u64, whole: u64) -> u64 {
     if whole == 0 {
         return 0;
     }
-    let (quotient, rest) = (part / whole, part % whole);
+    let (quotient, rest) = divide(part, whole);
     if quotient > MOST {
         return (MOST << FRACTION_BITS) | 0xffff;
     }
     // Beyond 2⁴⁸ the lowest bits of `whole` are left out, and the rest may reach it.
     let coarse = whole >> FRACTION_BITS;
-    let fine = if whole >> 48 == 0 { (rest << FRACTION_BITS) / whole } else { rest / coarse };
+    let (fine, _) = if whole >> 48 == 0 { divide(rest << FRACTION_BITS, whole) } else { divide(rest, coarse) };
     (quotient << FRACTION_BITS) + if fine > 0xffff { 0xffff } else { fine }
 }
 
@@ -41,15 +48,14 @@ pub fn rate(count: u64, ns: u64) -> u64 {
     }
     let ns = if ns > LONGEST { LONGEST } else { ns };
     let count = if count >> 47 == 0 { count << FRACTION_BITS } else { LARGEST };
-    let (mut whole, mut rest) = (count / ns, count % ns);
+    let (mut whole, mut rest) = divide(count, ns);
     // Times 10⁹, in three steps that fit into 64 bits.
     for _ in 0..3 {
         if whole > LARGEST / 1000 - 1 {
             return LARGEST;
         }
-        rest *= 1000;
-        whole = whole * 1000 + rest / ns;
-        rest %= ns;
+        let (more, left) = divide(rest * 1000, ns);
+        (whole, rest) = (whole * 1000 + more, left);
     }
     whole
 }
@@ -110,12 +116,11 @@ impl Wide {
     /// `self / divisor`, rounded down; the divisor is from 1 to 2³² − 1.
     #[inline(always)]
     fn divided(self, divisor: u64) -> Wide {
-        let divisor = if divisor == 0 { 1 } else { divisor };
-        let high = self.high / divisor;
-        let rest = self.high % divisor;
-        let first = (rest << 32) | (self.low >> 32);
-        let second = ((first % divisor) << 32) | (self.low & u32::MAX as u64);
-        Wide { high, low: ((first / divisor) << 32) | (second / divisor) }
+        const LOW: u64 = u32::MAX as u64;
+        let (high, rest) = divide(self.high, divisor);
+        let (middle, rest) = divide((rest << 32) | (self.low >> 32), divisor);
+        let (low, _) = divide((rest << 32) | (self.low & LOW), divisor);
+        Wide { high, low: (middle << 32) | low }
     }
 }
 
@@ -128,7 +133,7 @@ pub fn variance(count: u64, sum: u64, square: Wide, scale: u32) -> u64 {
         return 0;
     }
     // sum² / count = quotient · sum + quotient · rest + rest² / count: the first two are whole, the last is small.
-    let (quotient, rest) = (sum / count, sum % count);
+    let (quotient, rest) = divide(sum, count);
     let whole = Wide::product(quotient, sum).plus(Wide::product(quotient, rest));
     let rest_square = rest.wrapping_mul(rest);
     let (spread, small) = if scale == 0 && count >> 32 == 0 {
@@ -146,8 +151,9 @@ pub fn variance(count: u64, sum: u64, square: Wide, scale: u32) -> u64 {
 }
 
 #[inline(always)]
-const fn divided_up(value: u64, divisor: u64) -> u64 {
-    value.div_ceil(divisor)
+fn divided_up(value: u64, divisor: u64) -> u64 {
+    let (quotient, rest) = divide(value, divisor);
+    quotient + (rest > 0) as u64
 }
 
 /// A wide number in an `i64`, in the same order: as it is below 2⁵⁵, with its 55 leading binary digits from there on.

@@ -9,6 +9,7 @@ mod aggregate;
 mod floor;
 mod shared;
 mod vary;
+mod whole;
 
 /// How far packets go, a number of [`Cut`], 0 = to the end.
 #[unsafe(no_mangle)]
