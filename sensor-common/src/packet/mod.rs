@@ -37,7 +37,7 @@ pub use self::frame::{Captured, Frame, SAMPLE_BYTES, Window};
 #[cfg(any(feature = "std", test))]
 pub use self::host::Parser;
 pub use self::names::{Encapsulation, extension, mark, protocol, tcp_option};
-pub use self::options::{MAX_PORTS, Options, Ports};
+pub use self::options::{GENEVE_PORTS, MAX_PORTS, Options, Ports, VXLAN_PORTS};
 pub use self::plain::{plain, syn_options};
 pub use self::quote::{quoted, quoted_key};
 pub use self::walk::{MAX_TUNNELS, Place, Progress, Stages, parse, parse_with, read_sample, stage, walk};

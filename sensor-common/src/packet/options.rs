@@ -5,20 +5,31 @@ use super::Encapsulation;
 /// Most UDP ports of one kind of tunnel.
 pub const MAX_PORTS: usize = 4;
 
+/// UDP ports of VXLAN, unless told otherwise: IANA's, and that which Linux takes unless told otherwise.
+pub const VXLAN_PORTS: [u16; 2] = [4789, 8472];
+/// UDP port of Geneve, unless told otherwise: IANA's.
+pub const GENEVE_PORTS: [u16; 1] = [6081];
+
 /// UDP ports by which datagrams go to the end of a tunnel, 1 to [`MAX_PORTS`] of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ports(u64);
 
 impl Ports {
-    /// VXLAN: IANA's, and that which Linux takes unless told otherwise.
-    pub const VXLAN: Ports = Ports::of([4789, 8472, 4789, 4789]);
-    /// Geneve: IANA's.
-    pub const GENEVE: Ports = Ports::of([6081; MAX_PORTS]);
+    /// [`VXLAN_PORTS`].
+    pub const VXLAN: Ports = Ports::of(&VXLAN_PORTS);
+    /// [`GENEVE_PORTS`].
+    pub const GENEVE: Ports = Ports::of(&GENEVE_PORTS);
 
-    /// These ports. In place of one that is missing stands another one again.
-    pub const fn of(ports: [u16; MAX_PORTS]) -> Ports {
-        let [a, b, c, d] = ports;
-        Ports(a as u64 | (b as u64) << 16 | (c as u64) << 32 | (d as u64) << 48)
+    /// These ports, at most [`MAX_PORTS`]. In place of those that are missing stands the first one again.
+    pub const fn of(ports: &[u16]) -> Ports {
+        let mut packed = 0;
+        let mut position = 0;
+        while position < MAX_PORTS && !ports.is_empty() {
+            let port = if position < ports.len() { ports[position] } else { ports[0] };
+            packed |= (port as u64) << (16 * position);
+            position += 1;
+        }
+        Ports(packed)
     }
 
     /// Ports as they were packed by [`Ports::packed`].

@@ -528,11 +528,8 @@ fn tunnels_are_known_by_the_ports_of_their_setting() {
         let packet = all(&frame);
         assert!(is_inner(&packet) && packet.key.tunnel == 42);
     }
-    let others = Options {
-        vxlan_ports: Ports::of([4790; 4]),
-        geneve_ports: Ports::of([6082, 6083, 6084, 6085]),
-        ..Options::ALL
-    };
+    let others =
+        Options { vxlan_ports: Ports::of(&[4790]), geneve_ports: Ports::of(&[6082, 6083, 6084, 6085]), ..Options::ALL };
     for (frame, is_tunnel) in [(vxlan(4789), false), (vxlan(4790), true), (geneve(6081), false), (geneve(6085), true)] {
         assert_eq!(is_inner(&parse_with(&frame[..], others).expect("a packet")), is_tunnel);
     }
