@@ -35,11 +35,12 @@ impl Stages for Long<'_> {
 
 /// What [`packet`] promises of every packet. `wire_len`: that of the frame.
 fn check(packet: &Packet, wire_len: u32) {
-    let Packet { key, frame_len, l3_offset, header_len, payload_len, segments, segment_size, .. } = *packet;
+    let Packet { key, frame_len, l3_offset, payload_offset, header_len, payload_len, segments, segment_size, .. } = *packet;
     assert_eq!(frame_len, wire_len);
     assert_eq!((segments, segment_size), (1, 0), "no frame here says that it is a super-packet");
     assert!(l3_offset as u64 + packet.l3_len() <= wire_len as u64, "the datagram ends inside the frame: {packet:?}");
-    assert!(header_len >= 20 && header_len <= packet::MAX_HEADER_OFFSET + 60, "{packet:?}");
+    assert!(header_len >= 20 && payload_offset > l3_offset, "{packet:?}");
+    assert!(payload_offset as u32 <= packet::MAX_HEADER_OFFSET + 60 && payload_offset as u32 + payload_len <= wire_len, "{packet:?}");
     assert_eq!(packet.last_segment(), payload_len);
     assert!(key.family == 4 || key.family == 6);
     assert!((key.low, key.low_port) <= (key.high, key.high_port), "the key is the same for both directions");
@@ -50,7 +51,7 @@ fn check(packet: &Packet, wire_len: u32) {
 fuzz_target!(|data: &[u8]| {
     // The first bytes say how much longer the frame was on the wire than what was kept of it, and what is to be read.
     let [high, low, choice, bytes @ ..] = data else { return };
-    let options = Options { tunnels: choice & Options::ALL.tunnels, payload_hints: choice & 1 != 0 };
+    let options = Options { tunnels: choice & Options::ALL.tunnels, payload_hints: choice & 1 != 0, ..Options::NONE };
     let wire_len = bytes.len() as u32 + u16::from_be_bytes([*high, *low]) as u32;
     let frame = Captured { bytes, wire_len };
     let parsed = packet::parse_with(frame, options);
@@ -69,7 +70,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(later || fragments.pass(&mut packet, 2).is_ok());
     }
     let mut quoted = packet;
-    if packet::quoted(frame, &mut quoted) {
+    if packet::quoted(frame, Long(frame, options), &mut quoted) {
         assert!((quoted.key.low, quoted.key.low_port) <= (quoted.key.high, quoted.key.high_port));
     }
 });

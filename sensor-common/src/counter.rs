@@ -48,7 +48,7 @@ impl Hook {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Cause {
-    /// Not IPv4 or IPv6 (ARP, LLDP, 802.3 …).
+    /// Not IPv4 or IPv6 (ARP, LLDP, 802.3 …); in captures also: of a link type that is not read.
     NotIp = 0,
     /// The frame ends inside the link header.
     TruncatedLink = 1,

@@ -78,6 +78,13 @@ fn reload(place: &u32) -> u32 {
     unsafe { core::ptr::from_ref(place).read_volatile() }
 }
 
+/// As [`reload`].
+#[inline(always)]
+fn reload16(place: &u16) -> u32 {
+    // SAFETY: as there.
+    unsafe { core::ptr::from_ref(place).read_volatile() as u32 }
+}
+
 /// A received frame. Headers are in its first buffer.
 #[derive(Clone, Copy)]
 pub(crate) struct XdpFrame {
@@ -124,6 +131,10 @@ impl Frame for XdpFrame {
     #[inline(always)]
     fn reload(place: &u32) -> u32 {
         reload(place)
+    }
+    #[inline(always)]
+    fn reload16(place: &u16) -> u32 {
+        reload16(place)
     }
 }
 
@@ -237,6 +248,10 @@ impl Frame for SkbFrame {
     fn reload(place: &u32) -> u32 {
         reload(place)
     }
+    #[inline(always)]
+    fn reload16(place: &u16) -> u32 {
+        reload16(place)
+    }
 }
 
 /// A link header that was read apart from the frame it belongs to.
@@ -299,5 +314,9 @@ impl Frame for SplitFrame<'_> {
     #[inline(always)]
     fn reload(place: &u32) -> u32 {
         reload(place)
+    }
+    #[inline(always)]
+    fn reload16(place: &u16) -> u32 {
+        reload16(place)
     }
 }

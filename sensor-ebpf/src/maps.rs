@@ -11,7 +11,7 @@ use sensor_common::flow::{FlowKey, FlowRecord};
 use sensor_common::fragment;
 use sensor_common::hash::{SEED_WORDS, Seed};
 use sensor_common::lock::PATIENCE_NS;
-use sensor_common::packet::Options;
+use sensor_common::packet::{Options, Ports};
 use sensor_common::table::{Bucket, EVICTED_BYTES, MIN_BUCKETS, WAYS};
 use sensor_common::verdict::{
     Entry, KNOWN_SETS, KnownSet, MAX_ALLOWED, MAX_SERVICES, PORT_WORDS, PrefixData, REPEAT_SETS, RepeatSet, ServiceKey,
@@ -112,10 +112,27 @@ static TUNNELS: Global<u8> = Global::new(0);
 #[unsafe(no_mangle)]
 static PAYLOAD_HINTS: Global<u8> = Global::new(0);
 
+/// UDP ports of VXLAN and of Geneve (`sensor_common::packet::Ports::packed`).
+#[unsafe(no_mangle)]
+static VXLAN_PORTS: Global<u64> = Global::new(Ports::VXLAN.packed());
+
+/// See [`VXLAN_PORTS`].
+#[unsafe(no_mangle)]
+static GENEVE_PORTS: Global<u64> = Global::new(Ports::GENEVE.packed());
+
 /// What the parser reads. The verifier knows these numbers, and does not walk what they switch off.
 #[inline(always)]
 pub(crate) fn parser_options() -> Options {
-    Options { tunnels: TUNNELS.load(), payload_hints: PAYLOAD_HINTS.load() != 0 }
+    let options = Options { tunnels: TUNNELS.load(), payload_hints: PAYLOAD_HINTS.load() != 0, ..Options::NONE };
+    if options.tunnels == 0 {
+        // Ports are not loaded for nothing.
+        return options;
+    }
+    Options {
+        vxlan_ports: Ports::from_packed(VXLAN_PORTS.load()),
+        geneve_ports: Ports::from_packed(GENEVE_PORTS.load()),
+        ..options
+    }
 }
 
 /// How long a packet waits for a lock at most, ns. Benches try others.

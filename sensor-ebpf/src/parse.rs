@@ -217,7 +217,7 @@ macro_rules! source {
             }
             // SAFETY: see above.
             let (frame, packet) = unsafe { ($frame(ctx$(, $missing)?), &mut *packet) };
-            packet::quoted(frame, packet) as u64
+            packet::quoted(frame, $source { ctx$(, $missing)? }, packet) as u64
         }
     };
     (@stage [$($missing:ident)?] $name:ident, $context:ty, |$ctx:ident, $packet:ident, $place:ident| $body:expr) => {

@@ -51,7 +51,7 @@ pub(crate) fn tag(ctx: &TcContext, counters: &mut InterfaceCounters) {
     }
     // What a tunnel carries is its sender's, and under checksums that are not mended here.
     if control.tag_dscp != NO_DSCP && visit.packet.marks & mark::TUNNELLED == 0 {
-        set_dscp(skb, &visit.packet, visit.packet.l3_offset - missing, control);
+        set_dscp(skb, &visit.packet, visit.packet.l3_offset as u32 - missing, control);
     }
     counters.tagged += 1;
 }

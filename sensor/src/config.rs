@@ -27,7 +27,7 @@ use sensor_common::table::{MAX_BUCKETS, MIN_BUCKETS, WAYS};
 use serde::{Deserialize, Serialize};
 
 pub use self::file::read;
-pub use self::flows::{ContextConfig, FlowsConfig};
+pub use self::flows::{ContextConfig, FlowsConfig, check_ports};
 use self::forms::{duration, empty_is_none};
 pub use self::kinds::{ActionName, AgentLoss, BpfLog, HostEntry, LogFormat, Mode, OriginName, Tunnel, XdpMode};
 pub use self::model::ModelConfig;
@@ -291,7 +291,7 @@ impl Config {
             mode: _,
             kernel,
             context,
-            flows: _,
+            flows,
             agent,
             model,
             policy,
@@ -310,6 +310,7 @@ impl Config {
             }
         }
         context.check(&mut checks);
+        flows.check(&mut checks);
         agent.check(&mut checks);
         model.check(&mut checks);
         policy.check(&mut checks);

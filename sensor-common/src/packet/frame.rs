@@ -30,6 +30,12 @@ pub trait Frame: Copy {
     fn segments(self) -> (u32, u32) {
         (1, 0)
     }
+    /// Whether this may be a frame before its network card cut it into segments and filled in their lengths: an IP length of
+    /// 0 is no fault of it then, and its own end is that of the datagram.
+    #[inline(always)]
+    fn is_unsegmented(self) -> bool {
+        self.segments().1 != 0
+    }
     /// Copies the `len` bytes at `offset` to the front of `to` (1 ≤ `len` ≤ [`SAMPLE_BYTES`]); whether they could be read.
     #[inline(always)]
     fn copy(self, offset: u32, len: u32, to: &mut [u8; SAMPLE_BYTES]) -> bool {
@@ -47,6 +53,11 @@ pub trait Frame: Copy {
     #[inline(always)]
     fn reload(place: &u32) -> u32 {
         *place
+    }
+    /// As [`Frame::reload`], 16 bits.
+    #[inline(always)]
+    fn reload16(place: &u16) -> u32 {
+        *place as u32
     }
     /// VLAN tag that hardware took out of the frame (TCI, 16 bits), if any.
     #[inline(always)]
@@ -82,6 +93,9 @@ impl<'a> Frame for &'a [u8] {
     }
 }
 
+/// Longest frame that may be padded (IEEE 802.3: 64 bytes with the check sequence): its end says nothing of a datagram.
+const PADDED: u32 = 60;
+
 /// A frame of a capture that may have been cut at the snap length.
 #[derive(Clone, Copy, Debug)]
 pub struct Captured<'a> {
@@ -100,5 +114,10 @@ impl<'a> Frame for Captured<'a> {
     #[inline(always)]
     fn wire_len(self) -> u32 {
         self.wire_len
+    }
+    /// A capture on a sender has what the stack gave to the card, and does not say so.
+    #[inline(always)]
+    fn is_unsegmented(self) -> bool {
+        self.wire_len > PADDED
     }
 }

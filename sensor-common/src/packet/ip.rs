@@ -4,6 +4,21 @@
 use super::{Frame, MAX_EXTENSION_HEADERS, Packet, Place, Refusal, Window as _, extension, mark, protocol};
 use crate::counter::Cause;
 
+/// Longest IPv6 datagram whose length its header can state, bytes.
+const LONGEST_IPV6: u32 = u16::MAX as u32 + 40;
+
+/// Bytes of a hop-by-hop header with nothing but the option of a jumbogram.
+const JUMBO_HEADER: u16 = 8;
+
+/// A header of that kind in front of TCP: next header, its length, type and length of the option (RFC 2675).
+const JUMBO_BEFORE_TCP: u32 = (protocol::TCP as u32) << 24 | 0xc2 << 8 | 4;
+
+/// Whether network cards segment this protocol.
+#[inline(always)]
+fn is_segmented(protocol: u8) -> bool {
+    matches!(protocol, protocol::TCP | protocol::UDP)
+}
+
 /// RFC 791. The total length, not the frame's end, bounds the datagram: short frames are padded on Ethernet.
 #[inline(always)]
 pub(super) fn ipv4<F: Frame>(frame: F, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
@@ -13,9 +28,12 @@ pub(super) fn ipv4<F: Frame>(frame: F, packet: &mut Packet, place: &mut Place) -
     if ip.byte::<0>() >> 4 != 4 || header_len < 20 {
         return Err(Cause::MalformedNetwork);
     }
-    // A length of 0 is BIG TCP, and then the frame is larger than the field could say.
+    // A length of 0 is BIG TCP, and then the frame is larger than the field could say; or its card fills it in.
     let stated = ip.be16::<2>() as u32;
-    if stated == 0 && place.end.saturating_sub(start) <= u16::MAX as u32 {
+    if stated == 0
+        && place.end.saturating_sub(start) <= u16::MAX as u32
+        && !(is_segmented(ip.byte::<9>()) && frame.is_unsegmented())
+    {
         return Err(Cause::MalformedNetwork);
     }
     let len = datagram_len(place.end, start, stated)?;
@@ -44,7 +62,8 @@ pub(super) fn ipv4<F: Frame>(frame: F, packet: &mut Packet, place: &mut Place) -
     packet.traffic_class = ip.byte::<1>();
     packet.flow_label = 0;
     packet.extensions = 0;
-    packet.l3_offset = start;
+    packet.l3_offset = start as u16;
+    place.local = 0;
     place.protocol = ip.byte::<9>() as u32;
     place.offset = start + header_len;
     place.end = start + len;
@@ -59,9 +78,11 @@ pub(super) fn ipv6<F: Frame>(frame: F, packet: &mut Packet, place: &mut Place) -
     if ip.byte::<0>() >> 4 != 6 {
         return Err(Cause::MalformedNetwork);
     }
-    // A length of 0 is a jumbogram or BIG TCP if the frame is larger than the field could say, else an empty payload.
+    // A length of 0 is a jumbogram or BIG TCP if the frame is larger than the field could say, else an empty payload; or
+    // its card fills it in.
     let stated = match ip.be16::<4>() as u32 {
-        0 if place.end.saturating_sub(start) > u16::MAX as u32 + 40 => 0,
+        0 if place.end.saturating_sub(start) > LONGEST_IPV6 => 0,
+        0 if is_segmented(ip.byte::<6>()) && frame.is_unsegmented() => 0,
         payload => payload + 40,
     };
     let len = datagram_len(place.end, start, stated)?;
@@ -75,7 +96,8 @@ pub(super) fn ipv6<F: Frame>(frame: F, packet: &mut Packet, place: &mut Place) -
     packet.flow_label = word & 0x000f_ffff;
     packet.fragment_id = 0;
     packet.extensions = 0;
-    packet.l3_offset = start;
+    packet.l3_offset = start as u16;
+    place.local = 0;
     place.protocol = ip.byte::<6>() as u32;
     place.offset = start + 40;
     place.end = start + len;
@@ -132,6 +154,14 @@ pub(super) fn extensions<F: Frame>(frame: F, packet: &mut Packet, place: &mut Pl
         let mut len = (header.byte::<1>() as u32 + 1) * 8;
         let mut later = false;
         packet.extensions |= match kind as u8 {
+            protocol::HOP_BY_HOP
+                if header.be32::<0>() == JUMBO_BEFORE_TCP
+                    && place.end.wrapping_sub(packet.l3_offset as u32) > LONGEST_IPV6 =>
+            {
+                // BIG TCP: Linux adds it for itself, and takes it out before it cuts the packet into segments.
+                place.local = JUMBO_HEADER;
+                0
+            }
             protocol::HOP_BY_HOP => extension::HOP_BY_HOP,
             protocol::ROUTING => extension::ROUTING,
             protocol::DESTINATION_OPTIONS => extension::DESTINATION,

@@ -37,7 +37,7 @@ pub use self::frame::{Captured, Frame, SAMPLE_BYTES, Window};
 #[cfg(any(feature = "std", test))]
 pub use self::host::Parser;
 pub use self::names::{Encapsulation, extension, mark, protocol, tcp_option};
-pub use self::options::Options;
+pub use self::options::{GENEVE_PORTS, MAX_PORTS, Options, Ports, VXLAN_PORTS};
 pub use self::plain::{plain, syn_options};
 pub use self::quote::{quoted, quoted_key};
 pub use self::walk::{MAX_TUNNELS, Place, Progress, Stages, parse, parse_with, read_sample, stage, walk};
@@ -75,8 +75,11 @@ pub struct Packet {
     /// Frame length on the wire in bytes, link header included.
     pub frame_len: u32,
     /// Offset of the IP header (of a tunnelled flow: the inner one) from the start of the frame, in bytes.
-    pub l3_offset: u32,
-    /// Length of one wire segment's headers from the start of L3 to the start of the L4 payload, in bytes.
+    pub l3_offset: u16,
+    /// Offset of the L4 payload from the start of the frame, in bytes.
+    pub payload_offset: u16,
+    /// Bytes of one wire segment's L3 length that are no payload: the headers from the start of L3 to the payload, and what
+    /// UDP leaves over behind it.
     pub header_len: u32,
     /// L4 payload in bytes (all segments together).
     pub payload_len: u32,

@@ -103,14 +103,16 @@ fn read<F: Frame>(frame: F, options: Options, packet: &mut Packet) -> Option<Pro
             packet.key.low_port = udp.be16::<0>();
             packet.key.high_port = dst_port;
             header = 8;
-            if is_tunnel_port(dst_port, options) {
+            // What IP carries behind the datagram, if anything, is not its payload.
+            if udp.be16::<4>() as u32 + before != len || is_tunnel_port(dst_port, options) {
                 return None;
             }
         }
         _ => return None,
     }
     packet.payload_len = len.checked_sub(before + header)?;
-    packet.l3_offset = start;
+    packet.l3_offset = start as u16;
+    packet.payload_offset = (offset + header) as u16;
     packet.header_len = before + header;
     packet.key.protocol = number;
     packet.key.vlans[0] = vlan;
@@ -126,7 +128,7 @@ pub fn syn_options(packet: &Packet) -> Place {
     // Nothing lies between IP's fixed header and TCP.
     let before = if packet.key.family == 4 { 20 } else { 40 };
     let mut place = Place::start(packet.frame_len);
-    place.offset = packet.l3_offset + before + 20;
+    place.offset = packet.l3_offset as u32 + before + 20;
     place.options = packet.header_len.wrapping_sub(before + 20);
     place
 }

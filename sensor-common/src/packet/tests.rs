@@ -69,31 +69,33 @@ fn plain(frame: &[u8]) -> Packet {
     parse(frame).unwrap_or_else(|cause| panic!("{}: {frame:02x?}", cause.name()))
 }
 
+/// The long way, whatever the frame.
+#[derive(Clone, Copy)]
+struct Long<'a>(&'a [u8]);
+impl Stages for Long<'_> {
+    fn link(self, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
+        stage::link(self.0, packet, place)
+    }
+    fn network(self, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
+        stage::network(self.0, packet, place)
+    }
+    fn extensions(self, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
+        stage::extensions(self.0, packet, place)
+    }
+    fn tunnel(self, packet: &mut Packet, place: &mut Place) -> bool {
+        stage::tunnel(self.0, Options::NONE, packet, place)
+    }
+    fn transport(self, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
+        stage::transport(self.0, packet, place)
+    }
+    fn tcp_options(self, packet: &mut Packet, place: &mut Place) {
+        stage::tcp_options(self.0, packet, place)
+    }
+}
+
 /// The short way and the long way must say the same of what both can read.
 #[test]
 fn both_ways_agree() {
-    #[derive(Clone, Copy)]
-    struct Long<'a>(&'a [u8]);
-    impl Stages for Long<'_> {
-        fn link(self, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
-            stage::link(self.0, packet, place)
-        }
-        fn network(self, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
-            stage::network(self.0, packet, place)
-        }
-        fn extensions(self, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
-            stage::extensions(self.0, packet, place)
-        }
-        fn tunnel(self, packet: &mut Packet, place: &mut Place) -> bool {
-            stage::tunnel(self.0, Options::NONE, packet, place)
-        }
-        fn transport(self, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
-            stage::transport(self.0, packet, place)
-        }
-        fn tcp_options(self, packet: &mut Packet, place: &mut Place) {
-            stage::tcp_options(self.0, packet, place)
-        }
-    }
     let v4 = ipv4([B, A], protocol::TCP, &tcp(0x18, &[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2], b"hello"));
     let v6 = ipv6(protocol::UDP, &udp([5000, 53], b"hello"));
     let syn = [2, 4, 5, 180, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7];
@@ -157,7 +159,7 @@ fn pppoe_and_mpls_lead_to_ip() {
     for labels in [1, 3, MAX_MPLS_LABELS] {
         let stack: Vec<u8> = (1..=labels).flat_map(|number| label(number == labels)).collect();
         let packet = plain(&ethernet(0x8847, &[&stack, &inner()[..]].concat()));
-        assert_eq!((packet.marks & mark::MPLS, packet.l3_offset), (mark::MPLS, 14 + 4 * labels as u32));
+        assert_eq!((packet.marks & mark::MPLS, packet.l3_offset), (mark::MPLS, 14 + 4 * labels as u16));
     }
     let endless: Vec<u8> = (0..=MAX_MPLS_LABELS).flat_map(|_| label(false)).collect();
     assert_eq!(parse(&ethernet(0x8847, &[&endless, &inner()[..]].concat())[..]), Err(Cause::HeaderChain));
@@ -246,7 +248,7 @@ fn inner_flows_are_read_where_they_are_asked_for() {
         assert_eq!((packet.sample_len, packet.sample[0]), (4, 0x0102_0304), "{kind:?}");
         assert_eq!(packet.frame_len as usize, frame.len());
         // Not asked for, or another kind asked for: the outer flow.
-        let others = Options { tunnels: Options::ALL.tunnels & !kind.bit(), payload_hints: false };
+        let others = Options { tunnels: Options::ALL.tunnels & !kind.bit(), ..Options::NONE };
         for options in [Options::NONE, others] {
             let packet = parse_with(&frame[..], options).expect("the outer flow");
             assert_eq!((packet.key.encapsulation, packet.marks & mark::TUNNELLED), (0, 0), "{kind:?}");
@@ -334,6 +336,13 @@ fn later_fragments_find_the_flow_of_the_first() {
     assert_eq!(parser.parse(&atomic[..], 9).expect("whole").marks, 0);
 }
 
+/// The flow that an ICMP error quotes.
+fn quoted_by(frame: &[u8]) -> Option<(FlowKey, bool)> {
+    let mut packet = plain(frame);
+    assert_eq!(packet.marks & mark::ICMP_ERROR, mark::ICMP_ERROR);
+    quoted(frame, Long(frame), &mut packet).then_some((packet.key, packet.from_low))
+}
+
 #[test]
 fn icmp_errors_name_the_flow_they_quote() {
     let sent = ipv4([A, B], protocol::UDP, &udp([5000, 53], &[1; 40]));
@@ -343,27 +352,187 @@ fn icmp_errors_name_the_flow_they_quote() {
         ethernet(0x0800, &ipv4([[198, 18, 9, 9], A], protocol::ICMP, &message))
     };
     let frame = error(3, &sent[..28]);
-    let mut packet = plain(&frame);
+    let packet = plain(&frame);
     assert_eq!((packet.icmp_type, packet.icmp_code), (3, 3));
-    assert_eq!(packet.marks & mark::ICMP_ERROR, mark::ICMP_ERROR);
     assert_eq!((packet.key.protocol, packet.key.low_port), (protocol::ICMP, 0), "counted in a flow of its own");
-    assert!(quoted(&frame[..], &mut packet));
-    assert_eq!((packet.key, packet.from_low), (flow.key, flow.from_low));
-    for (what, frame) in [
-        ("an echo request", error(8, &sent[..28])),
-        ("a quote that is cut short", error(3, &sent[..27])),
-        ("a quote that is not IP", error(11, &[0; 28])),
-    ] {
-        let mut packet = plain(&frame);
-        assert!(!quoted(&frame[..], &mut packet), "{what}");
-    }
-    // ICMPv6: time exceeded, quoting TCP.
+    assert_eq!(quoted_by(&frame), Some((flow.key, flow.from_low)));
+    assert_eq!(quoted_by(&error(3, &sent[..27])), None, "a quote that is cut short");
+    assert_eq!(quoted_by(&error(11, &[0; 28])), None, "a quote that is not IP");
+    let echo = error(8, &sent[..28]);
+    assert!(!quoted(&echo[..], Long(&echo), &mut plain(&echo)), "an echo request");
+    // With an authentication header.
+    let ah = [protocol::UDP, 4, 0, 0, 0, 0, 0, 7, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+    let sent = ipv4([A, B], protocol::AH, &[&ah[..], &udp([5000, 53], &[1; 40])].concat());
+    assert_eq!(quoted_by(&error(3, &sent[..52])), Some((flow.key, flow.from_low)));
+    assert_eq!(quoted_by(&error(3, &sent[..28])), None, "no more than 8 bytes behind IP");
+}
+
+#[test]
+fn icmpv6_errors_find_the_flow_behind_extension_headers() {
+    let error = |sent: &[u8]| ethernet(0x86dd, &ipv6(protocol::ICMPV6, &[&[3, 0, 0, 0, 0, 0, 0, 0], sent].concat()));
     let sent = ipv6(protocol::TCP, &tcp(0x10, &[], &[1; 20]));
     let flow = plain(&ethernet(0x86dd, &sent));
-    let frame = ethernet(0x86dd, &ipv6(protocol::ICMPV6, &[&[3, 0, 0, 0, 0, 0, 0, 0], &sent[..48]].concat()));
-    let mut packet = plain(&frame);
-    assert!(quoted(&frame[..], &mut packet));
-    assert_eq!(packet.key, flow.key);
+    assert_eq!(quoted_by(&error(&sent[..48])), Some((flow.key, flow.from_low)));
+    let datagram = udp([5000, 53], &[1; 40]);
+    let behind = |headers: &[(u8, &[u8])]| {
+        let mut rest = datagram.clone();
+        let mut next = protocol::UDP;
+        for (kind, header) in headers.iter().rev() {
+            rest = [&[next], &header[1..], &rest].concat();
+            next = *kind;
+        }
+        ipv6(next, &rest)
+    };
+    let options = [0, 0, 1, 4, 0, 0, 0, 0];
+    let [atomic, first, later] = [0, 1, 8].map(|offset| [0, 0, 0, offset, 1, 2, 3, 4]);
+    let long = [&[0, 2, 1, 20][..], &[0; 20]].concat();
+    let udp = plain(&ethernet(0x86dd, &ipv6(protocol::UDP, &datagram)));
+    let chains: [(&str, Vec<(u8, &[u8])>, bool); 8] = [
+        ("hop by hop", vec![(protocol::HOP_BY_HOP, &options)], true),
+        ("destination", vec![(protocol::DESTINATION_OPTIONS, &long)], true),
+        ("routing", vec![(protocol::ROUTING, &options)], true),
+        ("an atomic fragment", vec![(protocol::FRAGMENT, &atomic)], true),
+        ("a first fragment", vec![(protocol::FRAGMENT, &first)], true),
+        ("a later fragment", vec![(protocol::FRAGMENT, &later)], false),
+        ("all of them", vec![(0, &options), (60, &long), (43, &options), (44, &first), (60, &options)], true),
+        ("more than are followed", vec![(60, &options); MAX_EXTENSION_HEADERS + 1], false),
+    ];
+    for (what, headers, found) in chains {
+        let sent = behind(&headers);
+        assert_eq!(quoted_by(&error(&sent)), found.then_some((udp.key, udp.from_low)), "{what}");
+        // Ends anywhere: at worst nothing is found.
+        for len in 0..sent.len() {
+            let _any = quoted_by(&error(&sent[..len]));
+        }
+    }
+}
+
+#[test]
+fn a_udp_datagram_ends_where_its_length_says() {
+    let of = |stated: u16, carried: usize, rest: fn(u8, &[u8]) -> Vec<u8>, kind| {
+        let mut datagram = udp([5000, 53], &vec![7; carried]);
+        datagram[4..6].copy_from_slice(&stated.to_be_bytes());
+        ethernet(kind, &rest(protocol::UDP, &datagram))
+    };
+    let v4: fn(u8, &[u8]) -> Vec<u8> = |number, rest| ipv4([A, B], number, rest);
+    for (rest, kind, ip) in [(v4, 0x0800, 20), (ipv6 as fn(u8, &[u8]) -> Vec<u8>, 0x86dd, 40)] {
+        let packet = all(&of(28, 100, rest, kind));
+        assert_eq!((packet.payload_len, packet.l3_len(), packet.sample_len), (20, ip + 108, 16));
+        assert_eq!((packet.payload_offset as u64, packet.sample[0]), (14 + ip + 8, 0x0707_0707));
+        let packet = all(&of(9, 18, rest, kind));
+        assert_eq!((packet.payload_len, packet.l3_len(), packet.sample_len), (1, ip + 26, 1));
+        assert_eq!(all(&of(8, 18, rest, kind)).payload_len, 0);
+        // More than there is: the rest was never sent, or is in other fragments.
+        assert_eq!(all(&of(2000, 18, rest, kind)).payload_len, 18);
+        for below in 0..8 {
+            assert_eq!(parse(&of(below, 18, rest, kind)[..]), Err(Cause::MalformedTransport), "{below}");
+        }
+    }
+    // UDP-Lite states the reach of its checksum there, of which 0 is all.
+    for reach in [0u16, 8, 12] {
+        let mut lite = udp([5000, 53], &[7; 30]);
+        lite[4..6].copy_from_slice(&reach.to_be_bytes());
+        assert_eq!(plain(&ethernet(0x0800, &ipv4([A, B], protocol::UDP_LITE, &lite))).payload_len, 30);
+    }
+    // A super-packet: the field may be that of one segment, or anything, for segmentation writes it.
+    for stated in [0u16, 108, 308] {
+        let frame = of(stated, 300, v4, 0x0800);
+        let packet = parse(Super(&frame, (3, 100))).expect("a packet");
+        assert_eq!((packet.payload_len, packet.segments, packet.l3_len()), (300, 3, 3 * 28 + 300), "{stated}");
+    }
+    // A jumbogram (RFC 2675).
+    let mut datagram = udp([5000, 53], &[]);
+    datagram[4..6].copy_from_slice(&[0, 0]);
+    datagram.extend(vec![7; 70_000]);
+    let jumbo = [&[protocol::UDP, 0, 0xc2, 4, 0, 1, 0x11, 0x80][..], &datagram].concat();
+    let mut frame = ethernet(0x86dd, &ipv6(protocol::HOP_BY_HOP, &[]));
+    frame.extend(&jumbo);
+    let packet = plain(&frame);
+    assert_eq!((packet.payload_len, packet.extensions), (70_000, extension::HOP_BY_HOP), "a jumbogram's own header");
+    // A first fragment.
+    let mut first = udp([5000, 53], &[7; 16]);
+    first[4..6].copy_from_slice(&3000u16.to_be_bytes());
+    let packet = plain(&ethernet(0x0800, &ipv4_fragment([A, B], protocol::UDP, 9, 0x2000, &first)));
+    assert_eq!(packet.payload_len, 16);
+}
+
+#[test]
+fn a_length_that_the_card_fills_in_is_that_of_the_frame() {
+    let captured = |bytes: &[u8]| parse(super::Captured { bytes, wire_len: bytes.len() as u32 });
+    let mut v4 = ethernet(0x0800, &ipv4([A, B], protocol::TCP, &tcp(0x18, &[], &[7; 3000])));
+    v4[16..18].fill(0);
+    let mut v6 = ethernet(0x86dd, &ipv6(protocol::TCP, &tcp(0x18, &[], &[7; 3000])));
+    v6[18..20].fill(0);
+    let mut datagrams = ethernet(0x0800, &ipv4([A, B], protocol::UDP, &udp([1, 2], &[7; 3000])));
+    datagrams[16..18].fill(0);
+    for frame in [&v4, &v6, &datagrams] {
+        let packet = captured(frame).expect("a sender's frame");
+        assert_eq!((packet.payload_len, packet.frame_len), (3000, frame.len() as u32));
+        // The kernel says of a frame whether it is one. On the wire, hosts drop what states no length.
+        let packet = parse(Super(frame, (3, 1000))).expect("a super-packet");
+        assert_eq!((packet.payload_len, packet.segments), (3000, 3));
+        assert!(matches!(parse(&frame[..]), Err(Cause::MalformedNetwork | Cause::MalformedTransport)));
+    }
+    // Padding cannot be told from payload.
+    let mut short = ethernet(0x0800, &ipv4([A, B], protocol::TCP, &tcp(0x10, &[], &[])));
+    short[16..18].fill(0);
+    short.resize(60, 0);
+    assert_eq!(captured(&short), Err(Cause::MalformedNetwork));
+    // No card segments these.
+    let mut ping = ethernet(0x0800, &ipv4([A, B], protocol::ICMP, &[8; 3000]));
+    ping[16..18].fill(0);
+    assert_eq!(captured(&ping), Err(Cause::MalformedNetwork));
+    let nothing = ethernet(0x86dd, &ipv6(59, &[]));
+    assert_eq!(captured(&[&nothing[..], &[0; 40]].concat()).expect("no next header").payload_len, 0);
+}
+
+#[test]
+fn a_header_of_big_tcp_is_on_no_wire() {
+    let segment = tcp(0x10, &[1; 12], &vec![7; 70_000]);
+    let frame = |next, header: [u8; 8]| {
+        let mut frame = ethernet(0x86dd, &ipv6(next, &[]));
+        frame.extend(if next == protocol::TCP { &[][..] } else { &header[..] });
+        frame.extend(&segment);
+        frame
+    };
+    let jumbo = [protocol::TCP, 0, 0xc2, 4, 0, 1, 0x11, 0x98];
+    let size = (70_000u32.div_ceil(1428), 1428);
+    // Linux before 6.20 or so, and after it: the header is not even there.
+    for frame in [frame(protocol::HOP_BY_HOP, jumbo), frame(protocol::TCP, jumbo)] {
+        let packet = parse_with(Super(&frame, size), Options::ALL).expect("a super-packet");
+        assert_eq!((packet.header_len, packet.extensions, packet.payload_len), (72, 0, 70_000));
+        assert_eq!((packet.segments, packet.sample[0]), (50, 0x0707_0707));
+    }
+    // Any other option is the sender's own.
+    let packet = parse(Super(&frame(0, [protocol::TCP, 0, 5, 2, 0, 0, 1, 0]), size)).expect("a super-packet");
+    assert_eq!((packet.header_len, packet.extensions), (80, extension::HOP_BY_HOP));
+}
+
+#[test]
+fn tunnels_are_known_by_the_ports_of_their_setting() {
+    let vni = [0x08, 0, 0, 0, 0, 0, 42, 0];
+    let vxlan = |port| {
+        ethernet(
+            0x0800,
+            &ipv4([A, B], protocol::UDP, &udp([1, port], &[&vni[..], &ethernet(0x0800, &inner())].concat())),
+        )
+    };
+    let geneve = |port| {
+        let header = [0, 0, 0x65, 0x58, 0, 0, 42, 0];
+        ethernet(
+            0x0800,
+            &ipv4([A, B], protocol::UDP, &udp([1, port], &[&header[..], &ethernet(0x0800, &inner())].concat())),
+        )
+    };
+    for frame in [vxlan(4789), vxlan(8472), geneve(6081)] {
+        let packet = all(&frame);
+        assert!(is_inner(&packet) && packet.key.tunnel == 42);
+    }
+    let others =
+        Options { vxlan_ports: Ports::of(&[4790]), geneve_ports: Ports::of(&[6082, 6083, 6084, 6085]), ..Options::ALL };
+    for (frame, is_tunnel) in [(vxlan(4789), false), (vxlan(4790), true), (geneve(6081), false), (geneve(6085), true)] {
+        assert_eq!(is_inner(&parse_with(&frame[..], others).expect("a packet")), is_tunnel);
+    }
 }
 
 #[test]

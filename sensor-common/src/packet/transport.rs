@@ -8,11 +8,12 @@ use crate::tcp::SYN;
 #[inline(always)]
 pub(super) fn transport<F: Frame>(frame: F, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
     let offset = place.offset(frame)?;
-    let before = offset.wrapping_sub(packet.l3_offset);
+    let before = offset.wrapping_sub(packet.l3_offset as u32 + place.local as u32);
     if place.end < offset {
         return Err(Cause::MalformedNetwork);
     }
     let room = place.end - offset;
+    let mut len = room;
     let number = F::reload(&place.protocol) as u8;
     packet.key.protocol = number;
     if number == protocol::ESP {
@@ -39,6 +40,10 @@ pub(super) fn transport<F: Frame>(frame: F, packet: &mut Packet, place: &mut Pla
             let udp = frame.window(offset, 8).ok_or(Cause::TruncatedTransport)?;
             src_port = udp.be16::<0>();
             dst_port = udp.be16::<2>();
+            // UDP-Lite has the reach of its checksum there.
+            if kind == protocol::UDP && frame.segments().1 == 0 {
+                len = udp_len(udp.be16::<4>() as u32, room)?;
+            }
             8
         }
         protocol::SCTP => {
@@ -70,11 +75,27 @@ pub(super) fn transport<F: Frame>(frame: F, packet: &mut Packet, place: &mut Pla
     }
     packet.key.low_port = src_port;
     packet.key.high_port = dst_port;
-    packet.header_len = before.wrapping_add(header);
-    packet.payload_len = room - header;
+    packet.header_len = before.wrapping_add(header).wrapping_add(room - len);
+    packet.payload_len = len - header;
+    packet.payload_offset = offset.wrapping_add(header) as u16;
     place.offset = offset + 20;
     place.options = if kind == protocol::TCP && packet.tcp_flags & SYN != 0 { header - 20 } else { 0 };
     Ok(())
+}
+
+/// Bytes of a UDP datagram, header included: what its length field states (RFC 768), of the `room` bytes that IP carries.
+/// The rest is no user data (RFC 9868). What is missing of the datagram is in other fragments, or was never sent. A field of
+/// 0 is right where the length does not fit (RFC 2675). Segmentation writes the field anew, so super-packets need not have
+/// the right one.
+#[inline(always)]
+fn udp_len(stated: u32, room: u32) -> Result<u32, Refusal> {
+    if stated == 0 && room > u16::MAX as u32 {
+        return Ok(room);
+    }
+    if stated < 8 {
+        return Err(Cause::MalformedTransport);
+    }
+    Ok(if stated < room { stated } else { room })
 }
 
 /// Whether an ICMP or ICMPv6 message is an echo request or reply.

@@ -5,9 +5,7 @@ use super::{
     mark, protocol,
 };
 
-/// UDP ports (IANA) by which datagrams go to the end of a tunnel.
-const PORT_VXLAN: u16 = 4789;
-const PORT_GENEVE: u16 = 6081;
+/// UDP port (IANA) of GTP-U; those of VXLAN and Geneve are [`Options`].
 const PORT_GTP: u16 = 2152;
 const UDP_HEADER: u32 = 8;
 /// GTP-U extension headers that are skipped.
@@ -16,9 +14,9 @@ const MAX_GTP_EXTENSIONS: usize = 4;
 /// Whether a datagram to this UDP port may be the packet of a tunnel that is read.
 #[inline(always)]
 pub(super) fn is_tunnel_port(port: u16, options: Options) -> bool {
-    (port == PORT_VXLAN && options.has(Encapsulation::Vxlan))
-        || (port == PORT_GENEVE && options.has(Encapsulation::Geneve))
-        || (port == PORT_GTP && options.has(Encapsulation::Gtp))
+    (options.has(Encapsulation::Vxlan) && options.vxlan_ports.has(port))
+        || (options.has(Encapsulation::Geneve) && options.geneve_ports.has(port))
+        || (options.has(Encapsulation::Gtp) && port == PORT_GTP)
 }
 
 /// Whether `place` may be at a tunnel header.
@@ -45,8 +43,12 @@ pub(super) fn tunnel<F: Frame>(frame: F, options: Options, packet: &mut Packet, 
         protocol::UDP => {
             let Some(udp) = frame.window(offset, UDP_HEADER) else { return false };
             match udp.be16::<2>() {
-                PORT_VXLAN if options.has(Encapsulation::Vxlan) => vxlan(frame, offset + UDP_HEADER),
-                PORT_GENEVE if options.has(Encapsulation::Geneve) => geneve(frame, offset + UDP_HEADER),
+                port if options.has(Encapsulation::Vxlan) && options.vxlan_ports.has(port) => {
+                    vxlan(frame, offset + UDP_HEADER)
+                }
+                port if options.has(Encapsulation::Geneve) && options.geneve_ports.has(port) => {
+                    geneve(frame, offset + UDP_HEADER)
+                }
                 PORT_GTP if options.has(Encapsulation::Gtp) => gtp(frame, place, offset + UDP_HEADER),
                 _ => None,
             }

@@ -38,8 +38,8 @@ pub struct Place {
     pub(super) protocol: u32,
     /// EtherType of it, where that is what names it.
     pub(super) next: u16,
-    /// Reserved, zero.
-    reserved: u16,
+    /// Bytes of headers behind the IP header that no packet on the wire has.
+    pub(super) local: u16,
     /// Tunnels that were gone into.
     pub(super) tunnels: u32,
     /// Bytes of TCP options that wait to be read.
@@ -54,17 +54,7 @@ impl Place {
     /// Before the first header of a frame of `len` bytes on the wire.
     #[inline(always)]
     pub fn start(len: u32) -> Place {
-        Place {
-            offset: 0,
-            end: len,
-            protocol: 0,
-            next: 0,
-            reserved: 0,
-            tunnels: 0,
-            options: 0,
-            position: 0,
-            scratch: 0,
-        }
+        Place { offset: 0, end: len, protocol: 0, next: 0, local: 0, tunnels: 0, options: 0, position: 0, scratch: 0 }
     }
 
     /// The offset, in the bounds that every read needs.
@@ -186,7 +176,7 @@ fn down<S: Stages>(stages: S, options: Options, packet: &mut Packet, place: &mut
 
 /// The stages, called as they are.
 #[derive(Clone, Copy)]
-struct OnHost<F>(F, Options);
+pub(super) struct OnHost<F>(pub(super) F, pub(super) Options);
 
 impl<F: Frame> Stages for OnHost<F> {
     fn link(self, packet: &mut Packet, place: &mut Place) -> Result<(), Refusal> {
@@ -243,13 +233,13 @@ pub fn parse_with<F: Frame>(frame: F, options: Options) -> Result<Packet, Refusa
 /// Fills in the first payload bytes, as far as they can be read.
 #[inline(always)]
 pub fn read_sample<F: Frame>(frame: F, packet: &mut Packet) {
-    let (start, header) = (F::reload(&packet.l3_offset), F::reload(&packet.header_len));
-    if start > MAX_HEADER_OFFSET || header > MAX_HEADER_OFFSET {
+    let start = F::reload16(&packet.payload_offset);
+    if start > 2 * MAX_HEADER_OFFSET {
         return;
     }
     let len = F::reload(&packet.payload_len).min(SAMPLE_BYTES as u32);
     let mut bytes = [0u8; SAMPLE_BYTES];
-    if len == 0 || !frame.copy(start + header, len, &mut bytes) {
+    if len == 0 || !frame.copy(start, len, &mut bytes) {
         return;
     }
     let word = |at: usize| u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);

@@ -155,6 +155,8 @@ impl Kernel {
             .override_global("SEED", &seed[..], true)
             .override_global("CLOCK", &clock, true)
             .override_global("TUNNELS", &options.parser.tunnels, true)
+            .override_global("VXLAN_PORTS", &options.parser.vxlan_ports.packed(), true)
+            .override_global("GENEVE_PORTS", &options.parser.geneve_ports.packed(), true)
             .override_global("PAYLOAD_HINTS", &(options.parser.payload_hints as u8), true)
             .override_global("STRONG_ORDER", &strong_order, true)
             .override_global("LOCK_PATIENCE_NS", &options.lock_patience_ns, true)

@@ -4,9 +4,11 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
 use clap::Args;
+use sensor_common::packet::{GENEVE_PORTS, VXLAN_PORTS};
 
-use crate::config::{FlowsConfig, Tunnel};
+use crate::config::{FlowsConfig, Tunnel, check_ports};
 use crate::replay::table::DEFAULT_MAX_FLOWS;
 use crate::replay::{ExtractOptions, Format, View};
 
@@ -49,6 +51,12 @@ pub(super) struct Extract {
     /// Tunnels whose inner flows are counted in place of the outer one
     #[arg(long, value_enum, value_delimiter = ',', value_name = "KIND,…")]
     tunnels: Vec<Tunnel>,
+    /// UDP ports of VXLAN, up to four
+    #[arg(long, value_delimiter = ',', value_name = "PORT,…", default_values_t = VXLAN_PORTS)]
+    vxlan_ports: Vec<u16>,
+    /// UDP ports of Geneve, up to four
+    #[arg(long, value_delimiter = ',', value_name = "PORT,…", default_values_t = GENEVE_PORTS)]
+    geneve_ports: Vec<u16>,
     /// Look at the first payload bytes, for the payload-hint features
     #[arg(long)]
     payload_hints: bool,
@@ -61,7 +69,7 @@ pub(super) struct Extract {
 }
 
 impl Extract {
-    pub(super) fn options(self) -> ExtractOptions {
+    pub(super) fn options(self) -> Result<ExtractOptions> {
         let Extract {
             captures,
             output,
@@ -75,11 +83,16 @@ impl Extract {
             active_timeout,
             max_flows,
             tunnels,
+            vxlan_ports,
+            geneve_ports,
             payload_hints,
             kernel,
             quiet,
         } = self;
-        ExtractOptions {
+        check_ports(&vxlan_ports).with_context(|| format!("--vxlan-ports {vxlan_ports:?}"))?;
+        check_ports(&geneve_ports).with_context(|| format!("--geneve-ports {geneve_ports:?}"))?;
+        let flows = FlowsConfig { tunnels, vxlan_ports, geneve_ports, payload_hints };
+        Ok(ExtractOptions {
             captures,
             output,
             force,
@@ -91,9 +104,9 @@ impl Extract {
             established_timeout,
             active_timeout,
             max_flows,
-            parser: FlowsConfig { tunnels, payload_hints }.parser_options(),
+            parser: flows.parser_options(),
             kernel,
             progress: !quiet && std::io::stderr().is_terminal(),
-        }
+        })
     }
 }

@@ -359,7 +359,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Doctor { interfaces, json } => return doctor(interfaces, json),
         Command::Model { command } => return model::run(command),
         Command::Replay(arguments) => return replay::run(arguments),
-        Command::Extract(arguments) => crate::replay::extract(&arguments.options())?,
+        Command::Extract(arguments) => crate::replay::extract(&arguments.options()?)?,
         Command::Features { view: View::Sensor, format, of } => say(&print::features(format, &of)?)?,
         Command::Features { view, format, of: _ } => say(&print::columns(view, format)?)?,
         Command::Metrics { format } => say(&print::metrics(format)?)?,

@@ -108,7 +108,7 @@ pub(super) fn run(command: ModelCommand) -> Result<ExitCode> {
             let text = accept::on_large_stack(|| {
                 let mut model = accept::load(&file, &config)?;
                 let (title, row) = match capture {
-                    Some(capture) => of_capture(&model, &capture, &flow)?,
+                    Some(capture) => of_capture(&model, &config, &capture, &flow)?,
                     None => of_agent(&model, &socket.socket, &flow)?,
                 };
                 let explanation = explain(&mut model, &row)?;
@@ -145,9 +145,9 @@ fn of_agent(model: &Model, socket: &Path, id: &str) -> Result<(String, Vec<f32>)
 }
 
 /// Title and features of a flow of a capture.
-fn of_capture(model: &Model, capture: &Path, number: &str) -> Result<(String, Vec<f32>)> {
+fn of_capture(model: &Model, config: &Config, capture: &Path, number: &str) -> Result<(String, Vec<f32>)> {
     let wanted = number.parse().with_context(|| format!("--flow {number}: with --capture it is a number"))?;
-    let (record, context) = record_of(capture, wanted)?;
+    let (record, context) = record_of(capture, config.flows.parser_options(), wanted)?;
     let mut row = vec![f32::NAN; model.features.len()];
     vector::fill(&model.features, &Sample { record: &record, context: &context }, &mut row);
     let (from, to) = endpoints(&record);

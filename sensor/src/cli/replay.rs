@@ -36,7 +36,8 @@ pub(super) struct Replay {
 pub(super) fn run(arguments: Replay) -> Result<ExitCode> {
     let Replay { captures, model, snapshots, format: form, config, output } = arguments;
     let config = config.read()?;
-    let options = ReplayOptions { captures, snapshots, form, policy: config.policy.clone() };
+    let parser = config.flows.parser_options();
+    let options = ReplayOptions { captures, snapshots, form, parser, policy: config.policy.clone() };
     accept::on_large_stack(|| score(accept::load(&model, &config)?, &options, output.as_deref()))?;
     Ok(ExitCode::SUCCESS)
 }

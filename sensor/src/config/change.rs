@@ -131,6 +131,8 @@ fn context(old: &ContextConfig, new: &ContextConfig, names: &mut Names) -> Conte
 fn flows(old: &FlowsConfig, new: &FlowsConfig, names: &mut Names) -> FlowsConfig {
     FlowsConfig {
         tunnels: names.restart("flows.tunnels", &old.tunnels, &new.tunnels),
+        vxlan_ports: names.restart("flows.vxlan_ports", &old.vxlan_ports, &new.vxlan_ports),
+        geneve_ports: names.restart("flows.geneve_ports", &old.geneve_ports, &new.geneve_ports),
         payload_hints: names.restart("flows.payload_hints", &old.payload_hints, &new.payload_hints),
     }
 }

@@ -54,9 +54,9 @@ pub enum Tunnel {
     Gre,
     /// IP in IP, any pair of versions (also 6in4).
     Ipip,
-    /// VXLAN, UDP port 4789.
+    /// VXLAN, over the UDP ports of `vxlan_ports`.
     Vxlan,
-    /// Geneve, UDP port 6081.
+    /// Geneve, over the UDP ports of `geneve_ports`.
     Geneve,
     /// GTP-U, UDP port 2152.
     Gtp,

@@ -101,6 +101,11 @@ impl<R: Read> Capture<R> {
         Capture { input, format, big_endian: false, packets: 0, last_ns: 0 }
     }
 
+    /// Whether each packet is of an interface with a link type of its own.
+    pub fn is_pcapng(&self) -> bool {
+        matches!(self.format, Format::PcapNg { .. })
+    }
+
     /// Packets that were read so far.
     pub fn packets(&self) -> u64 {
         self.packets

@@ -2,7 +2,7 @@
 //! there is one parser ([`sensor_common::packet`]), and so that the programs in the kernel can be given the frame. Its
 //! length is then that of the Ethernet frame: frame bytes do not depend on how a capture was taken.
 
-use anyhow::{Result, bail};
+use anyhow::{Error, Result, anyhow};
 use sensor_common::counter::Cause;
 use sensor_common::flow::FlowKey;
 use sensor_common::fragment::Fragments;
@@ -111,6 +111,21 @@ fn ethernet_len(wire_len: u32, header: usize) -> u32 {
     wire_len.saturating_sub(header as u32).saturating_add(ETHERNET_HEADER as u32)
 }
 
+/// Whether packets of this link type are read.
+pub fn is_read(link: u32) -> bool {
+    SUPPORTED.contains(&(link & LINK_TYPE))
+}
+
+/// Why a packet of this link type is not read.
+pub(super) fn unsupported(link: u32) -> Error {
+    let supported = SUPPORTED.map(|link| link.to_string()).join(", ");
+    let link = link & LINK_TYPE;
+    anyhow!("link type {link} is not supported (supported: {supported}; see tcpdump.org/linktypes.html)")
+}
+
+/// Link types that [`header`] reads.
+const SUPPORTED: [u32; 14] = [0, ETHERNET, 9, 12, 14, 50, 51, 101, 104, 108, 113, 228, 229, 276];
+
 /// A link header.
 enum Header {
     Ethernet,
@@ -142,10 +157,7 @@ fn header(captured: &Captured<'_>) -> Result<Option<Header>> {
         // Linux cooked capture, versions 1 and 2.
         113 => (16, bytes.get(..16).map(|header| [header[14], header[15]])),
         276 => (20, bytes.get(..20).map(|header| [header[0], header[1]])),
-        link => bail!(
-            "link type {link} is not supported (supported: 0, 1, 9, 12, 14, 50, 51, 101, 104, 108, 113, 228, 229, 276; \
-             see tcpdump.org/linktypes.html)"
-        ),
+        link => return Err(unsupported(link)),
     };
     Ok(ethertype.map(|ethertype| Header::Other { len, ethertype }))
 }

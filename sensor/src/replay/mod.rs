@@ -12,6 +12,7 @@ pub mod labels;
 pub mod link;
 mod output;
 mod progress;
+mod reader;
 mod rows;
 pub mod score;
 mod source;
@@ -49,6 +50,7 @@ use kernel::engine::InKernel;
 use labels::Labels;
 use output::Output;
 use progress::Progress;
+use reader::{Next, Reader};
 use source::Source;
 use table::{DEFAULT_MAX_FLOWS, Reason, Table, Timeouts};
 
@@ -264,16 +266,19 @@ fn write(options: &ExtractOptions, output: Box<dyn Write + Send + '_>, report: &
     export.finish()?;
     let rows = export.rows();
     let _unread = writeln!(report, "total: {}, {rows} rows", summary(&all));
-    let failure = match failures.len() {
+    Ok(Outcome { totals: all, failure: failure(failures, options.captures.len()) })
+}
+
+/// What is said at the end of those of `captures` that could not be read to their end; each error names its own.
+fn failure(mut failures: Vec<anyhow::Error>, captures: usize) -> Option<anyhow::Error> {
+    match failures.len() {
         0 => None,
         1 => failures.pop(),
         many => {
             let list: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();
-            let captures = options.captures.len();
             Some(anyhow!("{many} of {captures} captures could not be read to their end:\n{}", list.join("\n")))
         }
-    };
-    Ok(Outcome { totals: all, failure })
+    }
 }
 
 /// Opens a capture, plain or compressed; `-` is standard input.
@@ -303,7 +308,7 @@ fn one(
     let mut totals = Totals::default();
     let opened = Source::open(path).and_then(|source| {
         let Source { input, len, read } = source;
-        Ok((Capture::open(input)?, len, read))
+        Ok((Reader::new(Capture::open(input)?), len, read))
     });
     let (mut capture, len, read) = match opened {
         Ok(opened) => opened,
@@ -311,9 +316,8 @@ fn one(
     };
     let progress = Progress::new(options.progress, &file_name, len);
     let mut flushed = Instant::now();
-    let mut outcome = Ok(());
     let mut sink = Counting { export, capture: &name, file: &file_name, context: &context, flows: 0, recorded: 0 };
-    loop {
+    let outcome = loop {
         // What follows may have to be waited for: whoever reads the rows need not wait with us.
         if len.is_none() && capture.is_drained() {
             engine.pause(&mut sink)?;
@@ -322,27 +326,25 @@ fn one(
                 flushed = Instant::now();
             }
         }
-        match capture.read() {
-            Ok(Some(captured)) => match engine.frame(&captured, &mut sink) {
-                Ok(()) => {
-                    totals.packets += 1;
-                    progress.packet(totals.packets, || (read.get(), engine.flows()));
-                }
-                Err(Stop::Capture(error)) => {
-                    outcome = Err(error.context(format!("packet {}", capture.packets())));
-                    break;
-                }
+        match capture.next() {
+            Ok(Next::Packet(captured)) => match engine.frame(&captured, &mut sink) {
+                Ok(()) => {}
+                Err(Stop::Capture(error)) => break Err(error.context(format!("packet {}", capture.packets()))),
                 Err(Stop::Failed(error)) => return Err(error),
             },
-            Ok(None) => break,
-            Err(error) => {
-                outcome = Err(error);
-                break;
-            }
+            Ok(Next::Foreign) => {}
+            Ok(Next::End) => break capture.check(),
+            Err(error) => break Err(error),
         }
-    }
+        totals.packets += 1;
+        progress.packet(totals.packets, || (read.get(), engine.flows()));
+    };
     engine.finish(&mut sink)?;
     totals.refused = engine.refused();
+    totals.refused[Cause::NotIp as usize] += capture.foreign();
+    for note in capture.notes() {
+        let _unread = writeln!(report, "{name}: {note}");
+    }
     for (why, count) in engine.left_out() {
         totals.left_out += count;
         let _unread = writeln!(report, "{name}: {count} packets are in no flow, because they are {why}");

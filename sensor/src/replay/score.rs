@@ -2,10 +2,10 @@
 //!
 //! The frames go through the parser and the record update of the programs, the rows through the code that scores live
 //! flows, so a score here is the score there. A flow's number counts the flows of a capture in the order in which they
-//! are first written. Called by `cli`; [`record_of`] by `sensor model explain --capture`.
+//! begin, whether snapshots are asked for or not. Called by `cli`; [`record_of`] by `sensor model explain --capture`.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -14,13 +14,16 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use sensor_common::context::HostContext;
 use sensor_common::features::Sample;
-use sensor_common::flow::{FlowKey, FlowRecord};
+use sensor_common::flow::FlowRecord;
+use sensor_common::packet;
 use sensor_common::verdict::Action;
 use serde::Serialize;
 
 use super::capture::Capture;
 use super::endpoints;
 use super::engine::{Engine, Native, Sink, Stop};
+use super::failure;
+use super::reader::{Next, Reader};
 use super::source::Source;
 use super::table::{DEFAULT_MAX_FLOWS, Reason, Table, Timeouts};
 use crate::allow::List;
@@ -52,6 +55,8 @@ pub struct ReplayOptions {
     pub snapshots: Vec<u64>,
     /// Form of the rows.
     pub form: Form,
+    /// Tunnels whose inner flows are counted, and whether first payload bytes are looked at.
+    pub parser: packet::Options,
     /// From score to action.
     pub policy: PolicyConfig,
 }
@@ -91,7 +96,8 @@ struct Count {
 /// Scores the flows of captures: rows to `output`, a summary by label to `report`.
 ///
 /// # Errors
-/// If a capture cannot be read to its end (what was read of it is in the output), the model fails, or `output` does.
+/// If the model or `output` fails. A capture that cannot be read (to its end) does not stop the others: what was read of it is
+/// in the output, and the error that is returned at the end names each such capture.
 pub fn replay(
     options: &ReplayOptions,
     model: &mut Model,
@@ -110,87 +116,110 @@ pub fn replay(
         counts: BTreeMap::new(),
         young: 0,
     };
+    let mut failures = Vec::new();
     for path in &options.captures {
         let name = path.display().to_string();
         let mut take = |number: u64, sample: &Sample<'_>, reason: Reason| scorer.add(&name, number, sample, reason);
-        let done = visit(path, &options.snapshots, &mut take);
+        let Visited { notes, outcome } = visit(path, options.parser, &options.snapshots, &mut take)?;
         // What came before an error is good.
         scorer.flush(&name)?;
-        done.with_context(|| name.clone())?;
+        // A report that nobody reads must not cost the rows.
+        for note in notes {
+            let _unread = writeln!(report, "{name}: {note}");
+        }
+        if let Err(error) = outcome {
+            let error = error.context(name);
+            let _unread = writeln!(report, "error: {error:#}");
+            failures.push(error);
+        }
     }
     scorer.writer.finish()?;
-    scorer.summary(report)
+    scorer.summary(report)?;
+    failure(failures, options.captures.len()).map_or(Ok(()), Err)
 }
 
-/// The record and the host context of flow `number` of a capture when it ended, numbered as [`replay`] does without snapshots.
+/// The record and the host context of flow `number` of a capture when it ended, numbered as [`replay`] does. `parser` as
+/// there.
 ///
 /// # Errors
 /// If there is no such flow, or the capture cannot be read up to it.
-pub fn record_of(path: &Path, number: u64) -> Result<(FlowRecord, HostContext)> {
+pub fn record_of(path: &Path, parser: packet::Options, number: u64) -> Result<(FlowRecord, HostContext)> {
     let (mut found, mut last) = (None, 0);
-    let read = visit(path, &[], &mut |at, sample, _| {
-        last = at;
+    let visited = visit(path, parser, &[], &mut |at, sample, _| {
+        last = last.max(at);
         if at == number {
             found = Some((*sample.record, *sample.context));
         }
         Ok(())
-    });
+    })?;
     match found {
         Some(found) => Ok(found),
         None => {
-            read.with_context(|| path.display().to_string())?;
+            visited.outcome.with_context(|| path.display().to_string())?;
             bail!("{} has no flow {number}; its last one is {last}, see `sensor replay`", path.display())
         }
     }
 }
 
-/// Gives each record of a capture, with the number of its flow, to `take`.
-fn visit(path: &Path, snapshots: &[u64], take: &mut dyn FnMut(u64, &Sample<'_>, Reason) -> Result<()>) -> Result<()> {
-    ensure!(!snapshots.contains(&0), "a snapshot at 0 packets does not exist: start from 1");
-    let mut capture = Capture::open(Source::open(path)?.input)?;
-    let context = Rc::new(Cell::new(HostContext::NONE));
-    let table = Table::new(Timeouts::default(), snapshots.to_vec())
-        .with_max_flows(DEFAULT_MAX_FLOWS)
-        .with_context(REPLAY_SEED, Rc::clone(&context));
-    let mut engine = Native::new(table);
-    let mut numbered = Numbered { take, context: &context, numbers: HashMap::new(), next: 1 };
-    let mut outcome = Ok(());
-    while outcome.is_ok() {
-        match capture.read() {
-            Ok(Some(captured)) => match engine.frame(&captured, &mut numbered) {
-                Ok(()) => {}
-                Err(Stop::Capture(error)) => outcome = Err(error),
-                Err(Stop::Failed(error)) => return Err(error),
-            },
-            Ok(None) => break,
-            Err(error) => outcome = Err(error),
-        }
-    }
-    engine.finish(&mut numbered)?;
-    outcome
+/// What came of a capture.
+struct Visited {
+    /// What is to be said of it, a line each.
+    notes: Vec<String>,
+    /// Why it could not be read to its end.
+    outcome: Result<()>,
 }
 
-/// Numbers flows: key and time of the first packet tell them apart.
+/// Gives each record of a capture, with the number of its flow, to `take`.
+///
+/// # Errors
+/// Those of `take`; the capture's own are in [`Visited`].
+fn visit(
+    path: &Path,
+    parser: packet::Options,
+    snapshots: &[u64],
+    take: &mut dyn FnMut(u64, &Sample<'_>, Reason) -> Result<()>,
+) -> Result<Visited> {
+    ensure!(!snapshots.contains(&0), "a snapshot at 0 packets does not exist: start from 1");
+    let opened = Source::open(path).and_then(|source| Capture::open(source.input));
+    let mut capture = match opened {
+        Ok(capture) => Reader::new(capture),
+        Err(error) => return Ok(Visited { notes: Vec::new(), outcome: Err(error) }),
+    };
+    let (context, number) = (Rc::new(Cell::new(HostContext::NONE)), Rc::new(Cell::new(0)));
+    let table = Table::new(Timeouts::default(), snapshots.to_vec())
+        .with_max_flows(DEFAULT_MAX_FLOWS)
+        .with_context(REPLAY_SEED, Rc::clone(&context))
+        .with_numbers(Rc::clone(&number));
+    let mut engine = Native::new(table).with_options(parser);
+    let mut numbered = Numbered { take, context: &context, number: &number };
+    let outcome = loop {
+        match capture.next() {
+            Ok(Next::Packet(captured)) => match engine.frame(&captured, &mut numbered) {
+                Ok(()) => {}
+                Err(Stop::Capture(error)) => break Err(error),
+                Err(Stop::Failed(error)) => return Err(error),
+            },
+            Ok(Next::Foreign) => {}
+            Ok(Next::End) => break capture.check(),
+            Err(error) => break Err(error),
+        }
+    };
+    engine.finish(&mut numbered)?;
+    Ok(Visited { notes: capture.notes(), outcome })
+}
+
+/// Takes records with their numbers.
 struct Numbered<'a> {
     take: &'a mut dyn FnMut(u64, &Sample<'_>, Reason) -> Result<()>,
     /// That of the record.
     context: &'a Cell<HostContext>,
-    /// Flows that go on.
-    numbers: HashMap<(FlowKey, u64), u64>,
-    next: u64,
+    /// Likewise.
+    number: &'a Cell<u64>,
 }
 
 impl Sink for Numbered<'_> {
     fn record(&mut self, record: &FlowRecord, reason: Reason) -> Result<()> {
-        let flow = (record.key, record.first_ns);
-        let number = *self.numbers.entry(flow).or_insert_with(|| {
-            self.next += 1;
-            self.next - 1
-        });
-        if reason.is_end() {
-            self.numbers.remove(&flow);
-        }
-        (self.take)(number, &Sample { record, context: &self.context.get() }, reason)
+        (self.take)(self.number.get(), &Sample { record, context: &self.context.get() }, reason)
     }
 }
 
@@ -313,8 +342,13 @@ mod tests {
 
     /// A capture of three flows: one of five datagrams, two of one.
     fn capture() -> Vec<u8> {
+        capture_of(&[(1, 7), (2, 8), (3, 7), (4, 7), (5, 7), (6, 7), (7, 9)])
+    }
+
+    /// Datagrams at these seconds from these ports.
+    fn capture_of(datagrams: &[(u32, u16)]) -> Vec<u8> {
         let mut file = [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, 1].map(u32::to_le_bytes).concat();
-        for (second, port) in [(1u32, 7u16), (2, 8), (3, 7), (4, 7), (5, 7), (6, 7), (7, 9)] {
+        for &(second, port) in datagrams {
             let mut frame = vec![0u8; 12];
             frame.extend([0x08, 0x00, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 198, 18, 0, 1, 198, 18, 0, 2]);
             frame.extend([port.to_be_bytes(), 53u16.to_be_bytes(), 12u16.to_be_bytes(), [0, 0]].concat());
@@ -336,6 +370,7 @@ mod tests {
             captures: vec![path.clone()],
             snapshots,
             form,
+            parser: packet::Options::NONE,
             policy: PolicyConfig::default(),
         };
         let (mut rows, mut report) = (Vec::new(), Vec::new());
@@ -357,8 +392,73 @@ mod tests {
         let mut csv = Vec::new();
         replay(&options(Form::Csv, vec![]), &mut model, &mut csv, &mut Vec::new()).expect("runs");
         assert_eq!(csv.iter().filter(|byte| **byte == b'\n').count(), 4, "a header and three flows");
-        assert_eq!(record_of(&path, 1).expect("there").0.packets(), 5);
-        let error = format!("{:#}", record_of(&path, 4).expect_err("three flows"));
+        assert_eq!(record_of(&path, packet::Options::NONE, 1).expect("there").0.packets(), 5);
+        let error = format!("{:#}", record_of(&path, packet::Options::NONE, 4).expect_err("three flows"));
         assert!(error.contains("no flow 4; its last one is 3"), "{error}");
+    }
+
+    #[test]
+    fn a_flow_has_one_number_whatever_is_asked_for() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let path = folder.path().join("c.pcap");
+        // The flow that begins first is the last to end.
+        let datagrams = [(1, 7), (2, 8), (50, 7), (100, 7), (101, 9), (150, 7)];
+        std::fs::write(&path, capture_of(&datagrams)).expect("write");
+        let flows = |snapshots: &[u64]| {
+            let mut found = BTreeMap::new();
+            let mut take = |number: u64, sample: &Sample<'_>, reason: Reason| {
+                if reason.is_end() {
+                    found.insert(number, (sample.record.key, sample.record.first_ns, sample.record.packets()));
+                }
+                Ok(())
+            };
+            visit(&path, packet::Options::NONE, snapshots, &mut take).expect("taken").outcome.expect("readable");
+            found
+        };
+        let numbered = flows(&[]);
+        assert_eq!(numbered.keys().copied().collect::<Vec<_>>(), [1, 2, 3]);
+        let begun: Vec<u64> = numbered.values().map(|(_, first_ns, _)| *first_ns).collect();
+        assert!(begun.is_sorted(), "{begun:?}");
+        for snapshots in [&[1][..], &[2], &[4], &[1, 2, 4]] {
+            assert_eq!(flows(snapshots), numbered, "{snapshots:?}");
+        }
+        for (number, (key, ..)) in &numbered {
+            assert_eq!(record_of(&path, packet::Options::NONE, *number).expect("there").0.key, *key);
+        }
+    }
+
+    #[test]
+    fn a_capture_that_cannot_be_read_does_not_stop_the_others() {
+        let folder = tempfile::tempdir().expect("temporary folder");
+        let [whole, cut, none, after] = ["whole", "cut", "none", "after"].map(|name| folder.path().join(name));
+        let bytes = capture();
+        for (path, bytes) in
+            [(&whole, &bytes[..]), (&cut, &bytes[..bytes.len() - 9]), (&none, b"no capture"), (&after, &bytes)]
+        {
+            std::fs::write(path, bytes).expect("write");
+        }
+        let missing = folder.path().join("missing");
+        let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/../models/sensor.onnx");
+        let mut model = Model::load(Path::new(shipped)).expect("the shipped model");
+        let options = ReplayOptions {
+            captures: vec![whole, cut, none, missing, after],
+            snapshots: vec![],
+            form: Form::Json,
+            parser: packet::Options::NONE,
+            policy: PolicyConfig::default(),
+        };
+        let (mut rows, mut report) = (Vec::new(), Vec::new());
+        let error = replay(&options, &mut model, &mut rows, &mut report).expect_err("three cannot be read");
+        let error = format!("{error:#}");
+        assert!(error.contains("3 of 5 captures could not be read to their end"), "{error}");
+        for part in ["cut: the capture cannot be read at packet 7", "none: neither a pcap", "missing: open the capture"]
+        {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        let rows = String::from_utf8(rows).expect("text");
+        let of = |name: &str| rows.lines().filter(|line| line.contains(&format!("/{name}\""))).count();
+        assert_eq!([of("whole"), of("cut"), of("after")], [3, 2, 3], "{rows}");
+        let report = String::from_utf8(report).expect("text");
+        assert!(report.contains("error: ") && report.contains("looks"), "the summary is there, too: {report}");
     }
 }

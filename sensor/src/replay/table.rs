@@ -40,6 +40,8 @@ struct Slot {
     hash: u32,
     /// Snapshots that were taken.
     taken: u32,
+    /// Number of the flow.
+    flow: u64,
 }
 
 /// The flows of one capture.
@@ -60,6 +62,10 @@ pub struct Table {
     due_ns: u64,
     /// The host context, if it is followed, and where that of the record that is handed over is put.
     context: Option<(Box<Replay>, Rc<Cell<HostContext>>)>,
+    /// Records that were begun.
+    begun: u64,
+    /// Where the number of the record that is handed over is put.
+    number: Rc<Cell<u64>>,
 }
 
 impl Table {
@@ -80,7 +86,16 @@ impl Table {
             now_ns: 0,
             due_ns: u64::MAX,
             context: None,
+            begun: 0,
+            number: Rc::default(),
         }
+    }
+
+    /// Whenever the sink is called, `number` holds that of its record: records are numbered from 1 in the order in which
+    /// they begin, whatever snapshots are taken.
+    #[must_use]
+    pub fn with_numbers(self, number: Rc<Cell<u64>>) -> Table {
+        Table { number, ..self }
     }
 
     /// Follows the host context as the programs and the agent do, under the hash keys `seed`. Whenever the sink is called,
@@ -252,7 +267,7 @@ impl Table {
         if reached > 0 {
             self.slots[number as usize].taken += reached as u32;
             self.place_context(number, self.now_ns);
-            sink(self.record(number), Reason::Snapshot(self.slots[number as usize].taken))?;
+            self.hand_over(number, Reason::Snapshot(self.slots[number as usize].taken), sink)?;
         }
         Ok(())
     }
@@ -304,7 +319,8 @@ impl Table {
             self.end(number, Reason::Evicted, sink)?;
         }
         let number = self.free.pop().unwrap_or_else(|| self.grow());
-        self.slots[number as usize] = Slot { hash, taken: 0 };
+        self.begun += 1;
+        self.slots[number as usize] = Slot { hash, taken: 0, flow: self.begun };
         let record = self.record_mut(number);
         let generation = record.generation.wrapping_add(1);
         record.start(packet, time_ns, 0, generation);
@@ -375,9 +391,11 @@ impl Table {
             self.context = Some((context, cell));
             self.place_context(number, self.now_ns);
         }
-        sink(self.record(number), Reason::Cut)?;
+        self.hand_over(number, Reason::Cut, sink)?;
         self.record_mut(number).go_on(packet, time_ns, 0);
-        self.slots[number as usize].taken = 0;
+        self.begun += 1;
+        let slot = &mut self.slots[number as usize];
+        (slot.taken, slot.flow) = (0, self.begun);
         Ok(())
     }
 
@@ -435,6 +453,16 @@ impl Table {
             self.context = Some((context, cell));
             self.place_context(number, ended_ns);
         }
+        self.hand_over(number, reason, sink)
+    }
+
+    fn hand_over<E>(
+        &self,
+        number: u32,
+        reason: Reason,
+        sink: &mut impl FnMut(&FlowRecord, Reason) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.number.set(self.slots[number as usize].flow);
         sink(self.record(number), reason)
     }
 

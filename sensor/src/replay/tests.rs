@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod formats;
+mod readers;
 mod truth;
 mod views;
 

@@ -177,7 +177,8 @@ pub(super) fn write(columns: &[Column], row: &Row<'_>, text: &mut String, rows: 
             Value::Text(get) => {
                 text.clear();
                 get(row, text);
-                rows.text(text);
+                // There is no empty text that says anything.
+                if text.is_empty() { rows.missing() } else { rows.text(text) }
             }
             Value::Integer(get) => match get(row) {
                 Some(value) => rows.integer(value),

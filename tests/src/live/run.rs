@@ -209,6 +209,7 @@ const fn reason(unfit: Unfit) -> &'static str {
         Unfit::TooShort => "shorter than a link header",
         Unfit::TooLong => "longer than the device's MTU",
         Unfit::Cut => "cut by the capture where the programs read",
+        Unfit::NoLength => "without the length that a network card fills in",
     }
 }
 

@@ -97,7 +97,7 @@ fn frames() -> Vec<(&'static str, Option<Encapsulation>, Vec<u8>)> {
 /// Settings that must not differ: nothing, everything, and each kind of tunnel.
 fn settings() -> Vec<Options> {
     let mut all = vec![Options::NONE, Options::ALL];
-    all.extend(Encapsulation::TUNNELS.map(|kind| Options { tunnels: kind.bit(), payload_hints: false }));
+    all.extend(Encapsulation::TUNNELS.map(|kind| Options { tunnels: kind.bit(), ..Options::NONE }));
     all
 }
 

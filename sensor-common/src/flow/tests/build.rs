@@ -20,6 +20,7 @@ pub(super) fn packet(protocol: u8, back: bool, payload: u32) -> Packet {
         from_low,
         frame_len: 54 + payload,
         l3_offset: 14,
+        payload_offset: 54,
         header_len: 40,
         payload_len: payload,
         segments: 1,

@@ -33,6 +33,8 @@ pub enum Unfit {
     TooLong,
     /// The capture lacks bytes of it that the programs would read.
     Cut,
+    /// It states no length, in a way that the programs do not meet.
+    NoLength,
 }
 
 impl Unfit {
@@ -42,6 +44,7 @@ impl Unfit {
             Unfit::TooShort => "shorter than a test run takes",
             Unfit::TooLong => "longer than a test run takes",
             Unfit::Cut => "cut by the capture where the programs read",
+            Unfit::NoLength => "without the length that a network card fills in",
         }
     }
 }
@@ -85,8 +88,8 @@ impl Fitter {
 
     /// Makes of a captured frame what the programs can be given.
     ///
-    /// A frame that the capture cut is padded with zeros to its length on the wire, if the host makes the same of it
-    /// then as before.
+    /// A frame that the capture cut is padded with zeros to its length on the wire, and one whose length its sender's card
+    /// was to fill in gets it, if the host makes the same of it then as before.
     ///
     /// # Errors
     /// If the link type is not supported.
@@ -100,13 +103,17 @@ impl Fitter {
             self.frame.extend(&frame.bytes[..frame.bytes.len().min(most)]);
             self.frame.resize((frame.wire_len as usize).min(most), 0);
         }
+        if let Ok(packet) = &host {
+            fill_in_length(&mut self.frame, packet);
+        }
         let cut = frame.is_some_and(|frame| frame.bytes.len() < frame.wire_len as usize);
         self.link = room;
         let unfit = match self.frame.len() {
             len if len < *self.lengths.start() => Some(Unfit::TooShort),
             len if len > *self.lengths.end() => Some(Unfit::TooLong),
-            _ if cut && packet::parse_with(&self.frame[..], self.options) != host => Some(Unfit::Cut),
-            _ => None,
+            _ if packet::parse_with(&self.frame[..], self.options) == host => None,
+            _ if cut => Some(Unfit::Cut),
+            _ => Some(Unfit::NoLength),
         };
         Ok(match (unfit, host) {
             // What the programs do not see leaves no trace in their fragment table either.
@@ -121,5 +128,20 @@ impl Fitter {
             (Some(unfit), Err(cause)) => Fit::Refused(cause, unfit),
             (Some(unfit), Ok(_)) => Fit::Unfit(unfit),
         })
+    }
+}
+
+/// Writes the length of `packet`'s datagram into its IP header if it states none and has room for it, as a network card does
+/// before it sends; the programs see what was sent.
+fn fill_in_length(frame: &mut [u8], packet: &Packet) {
+    let (field, len) = match packet.key.family {
+        4 => (2, packet.l3_len()),
+        _ => (4, packet.l3_len().saturating_sub(40)),
+    };
+    let at = packet.l3_offset as usize + field;
+    if let (Ok(len), Some(field)) = (u16::try_from(len), frame.get_mut(at..at + 2))
+        && field == [0, 0]
+    {
+        field.copy_from_slice(&len.to_be_bytes());
     }
 }

@@ -13,6 +13,7 @@ fn packet(host: u32) -> Packet {
     frame[23] = sensor_common::packet::protocol::UDP;
     frame[26..30].copy_from_slice(&(0xc612_0000 | host).to_be_bytes());
     frame[30..34].copy_from_slice(&[198, 19, 0, 1]);
+    frame[39] = 80;
     sensor_common::packet::parse(&frame[..]).expect("well-formed")
 }
 

@@ -48,8 +48,8 @@ fn cicflowmeter_cuts_flows_after_two_minutes() {
         .collect();
     assert_eq!(packets, [("2", "1"), ("1", "1")]);
     let get = |column| found.get(0, column);
-    assert_eq!((get("Flow Duration"), get("Flow IAT Mean"), get("Flow IAT Std")), ("80000000", "40000000", "0"));
-    assert_eq!((get("Idle Mean"), get("Active Max"), get("Bwd IAT Mean")), ("40000000", "0", ""));
+    assert_eq!((get("Flow Duration"), get("Flow IAT Mean"), get("Flow IAT Std")), ("80000000.0", "40000000.0", "0.0"));
+    assert_eq!((get("Idle Mean"), get("Active Max"), get("Bwd IAT Mean")), ("40000000.0", "0.0", ""));
     assert_eq!(get("Flow ID"), "198.18.0.1-198.18.0.2-1000-80-6");
     assert_eq!((get("Timestamp"), get("Label")), ("1970-01-01T00:16:40.000000000Z", "NeedManualLabel"));
     assert_eq!((get("Fwd Header Length"), get("Fwd Bytes/Bulk Avg")), ("40", ""));
