@@ -97,6 +97,7 @@ pub(super) fn framework() -> Onnx {
     for name in ops::NAMES {
         framework.op_register.insert(name, operator);
     }
+    super::exact::extend(&mut framework);
     framework.ignore_value_info = true;
     framework
 }

@@ -10,6 +10,7 @@ pub mod distribution;
 pub mod document;
 pub mod drift;
 mod engine;
+mod exact;
 pub mod explain;
 pub mod file;
 pub mod isolate;
@@ -25,6 +26,8 @@ mod trees;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod operators;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]

@@ -15,6 +15,7 @@ use tract_onnx::tract_core::ops::scan::{OptScan, Scan};
 use tract_onnx::tract_hir::internal::{Framework, TypedRunnableModel, TypedSimpleState};
 
 use super::engine::framework;
+use super::exact;
 use super::isolate::STACK;
 use super::lower::{Lowered, lower};
 
@@ -251,6 +252,7 @@ fn plan(
         let outlet = graph.wire_node("sensor.output", cast(f32::datum_type()), &[outlet])?;
         graph.select_output_outlets(&outlet)?;
     }
+    exact::rewrite(&mut graph)?;
     let graph = graph.into_optimized()?;
     check_cost(&graph)?;
     graph.into_runnable()
