@@ -231,6 +231,17 @@ def ml(name, kind, width, outputs=("y",), **attributes):
     return Case(name, [helper.make_node(kind, ["x"], list(outputs), domain="ai.onnx.ml", **attributes)], width)
 
 
+def tree_ensemble():
+    """TreeEnsemble of set 5: x0 <= 0.5, then whether x1 is one of 1 and 2, or missing."""
+    tensor = lambda name, values, kind=TensorProto.FLOAT: helper.make_tensor(name, kind, [len(values)], values)
+    node = helper.make_node(
+        "TreeEnsemble", ["x"], ["y"], domain="ai.onnx.ml", n_targets=1, tree_roots=[0], nodes_featureids=[0, 1],
+        nodes_modes=tensor("m", [0, 6], TensorProto.UINT8), nodes_splits=tensor("s", [0.5, 0.0]), nodes_truenodeids=[1, 0],
+        nodes_trueleafs=[0, 1], nodes_falsenodeids=[1, 2], nodes_falseleafs=[1, 1], nodes_missing_value_tracks_true=[0, 1],
+        leaf_targetids=[0, 0, 0], leaf_weights=tensor("w", [1.0, 2.0, 3.0]), membership_values=tensor("v", [1.0, 2.0, NAN]))
+    return Case("TreeEnsemble", [node], 1, ml=5)
+
+
 def learned():
     """ai.onnx.ml."""
     yield ml("Binarizer", "Binarizer", 4, threshold=0.5)
@@ -422,6 +433,34 @@ def cases():
     yield Case("Transpose", [helper.make_node("Transpose", ["x"], ["t"]), helper.make_node("Transpose", ["t"], ["y"])], 4)
     yield Case("Squeeze", [helper.make_node("Unsqueeze", ["x", "a"], ["t"]), helper.make_node("Squeeze", ["t", "a"], ["y"])], 4, [const("a", [1], np.int64)])
     yield Case("CastLike", [helper.make_node("CastLike", ["x", "x"], ["y"])], 4)
+    yield Case("ArrayFeatureExtractor", [helper.make_node("ArrayFeatureExtractor", ["x", "i"], ["y"], domain="ai.onnx.ml")], 2, [const("i", [2, 0], np.int64)])
+    nodes = [
+        helper.make_node("ArgMax", ["x"], ["i"], axis=1, keepdims=1),
+        helper.make_node("ArrayFeatureExtractor", ["table", "i"], ["t"], domain="ai.onnx.ml"),
+        helper.make_node("Transpose", ["t"], ["y"]),
+    ]
+    yield Case("ArrayFeatureExtractor of what is computed", nodes, 2, [const("table", [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, NAN]])])
+    nodes = [helper.make_node("TopK", ["x", "k"], ["v", "i"], axis=1), helper.make_node("GatherElements", ["x", "i"], ["y"], axis=1)]
+    yield Case("GatherElements", nodes, 2, [const("k", [2], np.int64)])
+    nodes = [helper.make_node("Shape", ["x"], ["s"]), helper.make_node("ConstantOfShape", ["s"], ["zeros"]), helper.make_node("Constant", [], ["one"], value_float=1.0),
+             helper.make_node("Add", ["zeros", "one"], ["ones"]), helper.make_node("Mul", ["x", "ones"], ["y"])]
+    yield Case("Constant, ConstantOfShape", nodes, 4)
+    nodes = [helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64), helper.make_node("Gather", ["i", "zero"], ["c"], axis=1),
+             helper.make_node("OneHot", ["c", "depth", "values"], ["y"])]
+    yield Case("OneHot", nodes, 3, [const("zero", 0, np.int64), const("depth", 3, np.int64), const("values", [0.0, 1.0])])
+    for keys in ("int64s", "floats"):
+        before = [helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64)] if keys == "int64s" else []
+        nodes = [*before, helper.make_node("LabelEncoder", ["i" if before else "x"], ["y"], domain="ai.onnx.ml", default_float=-1.0, values_floats=[10.0, 20.0],
+                                           **{f"keys_{keys}": [0, 1] if before else [1.0, NAN]})]
+        yield Case(f"LabelEncoder of {keys}", nodes, 4)
+    nodes = [helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64), helper.make_node("Gather", ["i", "zero"], ["c"], axis=1),
+             helper.make_node("OneHotEncoder", ["c"], ["y"], domain="ai.onnx.ml", cats_int64s=[0, 1, 3], zeros=1)]
+    yield Case("OneHotEncoder", nodes, 3, [const("zero", 0, np.int64)])
+    yield ml(
+        "SVMClassifier", "SVMClassifier", 2, ("label", "y"), classlabels_ints=[0, 1], kernel_type="RBF", kernel_params=[0.5, 0.1, 3.0],
+        coefficients=[1.0, -0.5], rho=[0.25], support_vectors=[0.0, 1.0, 0.5, -1.0, 1.0, 0.0, 0.0, 0.5], vectors_per_class=[1, 1],
+        prob_a=[-1.0], prob_b=[0.1], post_transform="NONE")
+    yield tree_ensemble()
     # Numbers that are made integers: what is not finite has no integer; the others are cut.
     yield Case("QuantizeLinear, DequantizeLinear", [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]), helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])], 4,
                [const("s", 0.5), const("z", 3, np.uint8)])

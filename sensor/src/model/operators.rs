@@ -98,3 +98,94 @@ fn operators_answer_as_the_reference_does() {
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
+
+/// Operators without floats, which have no NaN to lose; that only move what they are given; that are left out (ZipMap) or refused
+/// because their cost depends on values.
+const WITHOUT_NAN: [&str; 20] = [
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseNot",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Compress",
+    "ConvInteger",
+    "DepthToSpace",
+    "GatherND",
+    "If",
+    "MatMulInteger",
+    "NonZero",
+    "QLinearConv",
+    "QLinearMatMul",
+    "Range",
+    "Scan",
+    "Size",
+    "SpaceToDepth",
+    "Trilu",
+    "ZipMap",
+];
+
+#[test]
+fn every_operator_that_loads_was_compared() {
+    let mut known: std::collections::BTreeSet<String> = super::engine::framework().op_register.0.into_keys().collect();
+    for case in &listed().cases {
+        let graph = network::decode(&bytes(&case.onnx)).expect("decodes").graph.expect("a graph");
+        graph.node.iter().for_each(|node| _ = known.remove(&node.op_type));
+    }
+    WITHOUT_NAN.iter().for_each(|name| _ = known.remove(*name));
+    assert!(known.is_empty(), "these load, but nobody compared them: {known:?}");
+}
+
+/// Files of users that were once run wrongly or refused, with golden rows of the library that trained them. `true`: a row
+/// without any value has a finite answer.
+const CASES: [(&str, bool); 13] = [
+    ("cast64_all_lr", false),
+    ("categorical_nb", false),
+    ("i_gaussian_nb", true),
+    ("i_multinomial_nb_raw", true),
+    ("mlp_tanh_multi", false),
+    ("nan_Max", true),
+    ("nan_Mul0", true),
+    ("nan_Relu", true),
+    ("nan_Sigmoid", true),
+    ("nan_Tanh", true),
+    ("opset_22_mlp", false),
+    ("outlier_gaussian_nb", true),
+    ("outlier_gaussian_nb_multi", true),
+];
+
+#[test]
+fn models_of_users_answer_as_their_libraries_do() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/conformance/data/cases");
+    for (name, finite) in CASES {
+        let file = std::fs::read(folder.join(format!("{name}.onnx"))).expect("a model");
+        let mut proto = network::decode(&file).expect("decodes");
+        let rows = |key: &str| -> Vec<Vec<f64>> {
+            let entry = proto.metadata_props.iter().find(|entry| entry.key == key).expect("a contract");
+            let rows: Vec<Vec<Option<f64>>> = serde_json::from_str(&entry.value).expect("rows");
+            rows.iter().map(|row| row.iter().map(|value| value.unwrap_or(f64::NAN)).collect()).collect()
+        };
+        let (inputs, outputs) = (rows("sensor.golden_inputs"), rows("sensor.golden_outputs"));
+        if let Some(entry) = proto.metadata_props.iter().find(|entry| entry.key == "sensor.output") {
+            let chosen = entry.value.clone();
+            proto.graph.as_mut().expect("a graph").output.retain(|output| output.name == chosen);
+        }
+        let (features, width) = (inputs[0].len(), outputs[0].len());
+        let mut network = Network::build(&proto, features, width).unwrap_or_else(|error| panic!("{name}: {error:#}"));
+        let mut run = |rows: &[Vec<f64>]| {
+            let mut out = Vec::new();
+            let fill = |row: usize, values: &mut [f32]| {
+                values.iter_mut().zip(&rows[row]).for_each(|(value, given)| *value = *given as f32);
+            };
+            network.run(rows.len(), fill, |_, values| out.push(values.to_vec())).expect("runs");
+            out
+        };
+        for (row, (found, expected)) in run(&inputs).iter().zip(&outputs).enumerate() {
+            let near = |(found, expected): (&f32, &f64)| {
+                (f64::from(*found) - expected).abs() <= 1e-4 * expected.abs().max(1.0)
+            };
+            assert!(found.iter().zip(expected).all(near), "{name}, row {row}: {found:?}, not {expected:?}");
+        }
+        let found = run(&[vec![f64::NAN; features]]).remove(0);
+        assert_eq!(found.iter().all(|value| value.is_finite()), finite, "{name}: {found:?} without any value");
+    }
+}

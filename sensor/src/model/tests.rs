@@ -266,7 +266,7 @@ fn graphs_are_refused_with_what_to_change() {
     Draft { dims: vec![Some(1), Some(2)], ..good.clone() }.refused(&["fixed batch size 1", "dynamic first axis"]);
     Draft { dims: vec![Some(2)], ..good.clone() }.refused(&["[batch, 2]"]);
     Draft { element: 11, ..good.clone() }.refused(&["ONNX type 11", "32-bit floats"]);
-    Draft { last: "NoSuchOperator", ..good.clone() }.refused(&["cannot be run", "NoSuchOperator"]);
+    Draft { last: "NoSuchOperator", ..good.clone() }.refused(&["NoSuchOperator", "not supported"]);
     Draft { weights_shape: vec![3, 2], weights: vec![0.0; 6], ..good.clone() }.refused(&["cannot be run"]);
     Draft { weights: vec![f32::NAN; 4], ..good.clone() }.refused(&["golden row 0", "NaN"]);
     // The file promises more weights than it holds: tract panics or refuses, the agent lives.

@@ -11,13 +11,14 @@
 mod cast;
 mod cell;
 mod fold;
+mod look;
 mod map;
 mod pair;
 mod top;
 
 use anyhow::Result;
 use tract_onnx::Onnx;
-use tract_onnx::tract_core::ops::array::Topk;
+use tract_onnx::tract_core::ops::array::{Gather, Topk};
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cast::Cast;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
@@ -68,6 +69,9 @@ fn replacement(graph: &TypedModel, number: usize) -> TractResult<Option<Box<dyn 
     }
     if let Some(op) = node.op_as::<Topk>() {
         return Ok(top::of(op, given));
+    }
+    if let Some(op) = node.op_as::<Gather>() {
+        return Ok(look::of(op, &facts));
     }
     if let Some(op) = node.op_as::<Cast>() {
         return Ok(cast::of(op, given));
