@@ -13,6 +13,7 @@ mod engine;
 mod exact;
 pub mod explain;
 pub mod file;
+pub mod gaps;
 pub mod isolate;
 mod limits;
 pub mod load;

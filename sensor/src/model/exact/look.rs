@@ -1,10 +1,10 @@
-//! Values looked up by an index that the input decides.
+//! Values looked up by an index that the input decides, and categories made columns.
 //!
-//! A categorical model has an entry for each category of its training, and a flow may have another. tract's operator then fails
-//! the whole call, with every other flow in it; here that flow gets NaN, and no score.
+//! A categorical model has an entry for each category of its training, and a flow may have another. tract's operators then fail
+//! the whole call, with every other flow in it. Here that flow gets NaN, and no score, or a row in which no category is on.
 
 use tract_onnx::prelude::*;
-use tract_onnx::tract_core::ops::array::Gather;
+use tract_onnx::tract_core::ops::array::{Gather, OneHot};
 use tract_onnx::tract_hir::internal::*;
 
 /// As Gather, with NaN where there is no such entry.
@@ -64,6 +64,51 @@ impl EvalOp for Look {
 }
 
 impl TypedOp for Look {
+    as_op!();
+
+    fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {
+        self.0.output_facts(inputs)
+    }
+}
+
+/// As OneHot, with nothing on where there is no such category.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Hot(OneHot);
+
+/// What stands in the place of `op`.
+pub(super) fn hot(op: &OneHot) -> Box<dyn TypedOp> {
+    Box::new(Hot(op.clone()))
+}
+
+impl Op for Hot {
+    fn name(&self) -> StaticName {
+        "ExactOneHot".into()
+    }
+
+    op_as_typed_op!();
+}
+
+impl EvalOp for Hot {
+    op_out_of_plan!();
+
+    fn eval(&self, context: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
+        let input = args_1!(inputs);
+        let OneHot { axis, dim, .. } = self.0;
+        // What is no category turns on a column behind the others, which is cut off.
+        let category = |given: &i64| {
+            let category = if *given < 0 { given.saturating_add(dim as i64) } else { *given };
+            if (0..dim as i64).contains(&category) { category } else { dim as i64 }
+        };
+        let given = input.cast_to::<i64>()?;
+        let categories: Vec<i64> = given.try_as_plain_ram()?.as_slice::<i64>()?.iter().map(category).collect();
+        let categories = Tensor::from_shape(input.shape(), &categories)?;
+        let wider = OneHot { dim: dim + 1, ..self.0.clone() };
+        let output = args_1!(wider.eval(context, tvec!(categories.into_tvalue()))?);
+        Ok(tvec!(output.slice(axis, 0, dim)?.into_tvalue()))
+    }
+}
+
+impl TypedOp for Hot {
     as_op!();
 
     fn output_facts(&self, inputs: &[&TypedFact]) -> TractResult<TVec<TypedFact>> {

@@ -18,7 +18,7 @@ mod top;
 
 use anyhow::Result;
 use tract_onnx::Onnx;
-use tract_onnx::tract_core::ops::array::{Gather, Topk};
+use tract_onnx::tract_core::ops::array::{Gather, OneHot, Topk};
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::cast::Cast;
 use tract_onnx::tract_core::ops::element_wise::ElementWiseOp;
@@ -57,6 +57,9 @@ pub(super) fn extend(framework: &mut Onnx) {
 fn replacement(graph: &TypedModel, number: usize) -> TractResult<Option<Box<dyn TypedOp>>> {
     let node = &graph.nodes[number];
     let facts = graph.node_input_facts(number)?;
+    if let Some(op) = node.op_as::<OneHot>() {
+        return Ok(Some(look::hot(op)));
+    }
     let Some(given) = facts.first().map(|fact| fact.datum_type).filter(DatumType::is_float) else { return Ok(None) };
     if let Some(op) = node.op_as::<ElementWiseOp>() {
         return Ok(map::of(op).or_else(|| cast::quantize(op)));
