@@ -26,13 +26,13 @@ struct Case {
 /// A number of JSON, or the name of one that JSON has not.
 #[derive(Clone, Deserialize)]
 #[serde(untagged)]
-enum Number {
+pub(super) enum Number {
     Finite(f64),
     Named(String),
 }
 
 impl Number {
-    fn value(&self) -> f64 {
+    pub(super) fn value(&self) -> f64 {
         match self {
             Number::Finite(value) => *value,
             Number::Named(name) => name.parse().expect("nan, inf or -inf"),
@@ -50,7 +50,8 @@ fn bytes(hex: &str) -> Vec<u8> {
     (0..hex.len()).step_by(2).map(pair).collect()
 }
 
-fn same(found: f64, expected: f64) -> bool {
+/// Whether an answer is right.
+pub(super) fn same(found: f64, expected: f64) -> bool {
     found == expected
         || (found.is_nan() && expected.is_nan())
         || (found - expected).abs() <= TOLERANCE * expected.abs().max(1.0)

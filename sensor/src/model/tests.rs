@@ -280,7 +280,38 @@ fn graphs_are_refused_with_what_to_change() {
 #[test]
 fn missing_values_must_be_imputed() {
     let draft = Draft::good().with("sensor.features", r#"["fwd_packets","bwd_l3_mean"]"#);
-    draft.refused(&["one UDP datagram", "must replace them"]);
+    draft.refused(&["one UDP datagram", "no finite answer without bwd_l3_mean", "must replace them"]);
+}
+
+#[test]
+fn an_answer_that_is_not_finite_is_no_score_and_says_where_it_comes_from() {
+    // Four packets are beyond 32-bit floats: ∞ − ∞ in the Softmax.
+    let mut draft = Draft::good()
+        .with("sensor.golden_inputs", "[[1,0],[2,0],[3,0],[1,7]]")
+        .with("sensor.golden_outputs", "[[1,0],[1,0],[1,0],[1,0]]");
+    draft.weights = vec![1e38, 0.0, 0.0, 0.0];
+    let report = check(&File::from_bytes(draft.bytes(), "file".to_owned()), Duration::ZERO);
+    let text = render("file", &report);
+    assert!(report.ok && text.contains("WITHOUT A SCORE, and pass, where a value is huge: fwd_packets\n"), "{text}");
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("c.pcap");
+    std::fs::write(&path, crate::replay::score::tests::capture()).expect("write");
+    let options = crate::replay::score::ReplayOptions {
+        captures: vec![path],
+        snapshots: Vec::new(),
+        form: crate::replay::score::Form::Json,
+        policy: crate::config::PolicyConfig::default(),
+    };
+    let (mut rows, mut summary) = (Vec::new(), Vec::new());
+    let mut model = draft.load().expect("loads");
+    crate::replay::score::replay(&options, &mut model, &mut rows, &mut summary).expect("runs");
+    let [rows, summary] = [rows, summary].map(|bytes| String::from_utf8(bytes).expect("text"));
+    let long = rows.lines().find(|line| line.contains("\"packets\":5")).expect("the flow of five");
+    assert!(long.contains("\"score\":null,\"label\":null"), "{long}");
+    assert!(
+        summary.contains("1 looks have no score") && summary.contains("huge values make it so in: fwd_packets"),
+        "{summary}"
+    );
 }
 
 #[test]

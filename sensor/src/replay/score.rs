@@ -344,11 +344,11 @@ impl<'a> Writer<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A capture of three flows: one of five datagrams, two of one.
-    fn capture() -> Vec<u8> {
+    pub(crate) fn capture() -> Vec<u8> {
         let mut file = [0xa1b2_c3d4u32, 0x0004_0002, 0, 0, 65_535, 1].map(u32::to_le_bytes).concat();
         for (second, port) in [(1u32, 7u16), (2, 8), (3, 7), (4, 7), (5, 7), (6, 7), (7, 9)] {
             let mut frame = vec![0u8; 12];
