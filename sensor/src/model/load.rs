@@ -89,6 +89,7 @@ fn build(file: &File, problems: &mut Problems) -> Option<Model> {
         network,
         golden,
         golden_delta: 0.0,
+        typical: None,
         invalid: 0,
         inputs: Vec::new(),
         unscored: Vec::new(),

@@ -94,6 +94,8 @@ pub struct Model {
     network: Network,
     golden: Vec<Golden>,
     golden_delta: f32,
+    /// What explanations compare with, once it was asked for.
+    typical: Option<(explain::Compared, Vec<f32>)>,
     invalid: u64,
     /// Reused from call to call.
     inputs: Vec<f32>,

@@ -430,9 +430,37 @@ fn an_explanation_takes_one_feature_at_a_time() {
     let mut model = Draft::good().with("sensor.quantiles", quantiles).load().expect("good");
     let found = super::explain::explain(&mut model, &[2.0, 5.0]).expect("runs");
     let [with, without] = [[2.0, 5.0], [2.0, 0.0]].map(|row| expected(row)[1]);
-    assert!((found.score - with).abs() < 1e-6 && (found.typical - without).abs() < 1e-6, "{found:?}");
+    let near = |found: Option<f32>, expected: f32| found.is_some_and(|found| (found - expected).abs() < 1e-6);
+    assert!(near(found.score, with) && near(found.typical, without) && !found.same, "{found:?}");
+    assert_eq!(found.compared, super::explain::Compared::Training);
     let [first, second] = &found.effects[..] else { panic!("{found:?}") };
     assert_eq!((first.feature, first.value, first.median), ("fwd_payload_bytes", Some(5.0), Some(0.0)));
-    assert!((first.effect - (with - without)).abs() < 1e-6 && second.effect.abs() < 1e-6, "{found:?}");
+    assert!(near(first.effect, with - without) && near(second.effect, 0.0), "{found:?}");
     assert_eq!(found.label, "flood");
+}
+
+#[test]
+fn without_quantiles_an_explanation_compares_with_benign_golden_rows() {
+    // The golden rows 1 0, 1 1, 2 0.5 and 4 2.5: the second is a flood.
+    let mut model = Draft::good().with("sensor.threshold", "0.7").load().expect("good");
+    let found = super::explain::explain(&mut model, &[2.0, 5.0]).expect("runs");
+    assert_eq!(found.compared, super::explain::Compared::GoldenBenign(3));
+    assert!(found.compared.words().contains("3 benign golden rows"), "{}", found.compared.words());
+    let medians: Vec<_> = found.effects.iter().map(|effect| (effect.feature, effect.median)).collect();
+    assert_eq!(medians, [("fwd_payload_bytes", Some(0.5)), ("fwd_packets", Some(2.0))]);
+    assert!(!found.same, "{found:?}");
+}
+
+#[test]
+fn what_any_replacement_would_do_is_no_reason() {
+    // Neither feature has a median, and without either there is no score.
+    let quantiles =
+        r#"[{"edges":[],"shares":[0],"missing":1,"median":null},{"edges":[],"shares":[0],"missing":1,"median":null}]"#;
+    let mut model = Draft::good().with("sensor.quantiles", quantiles).load().expect("good");
+    let found = super::explain::explain(&mut model, &[2.0, 5.0]).expect("runs");
+    assert!(found.same && found.score.is_some() && found.typical.is_none(), "{found:?}");
+    assert!(found.effects.iter().all(|effect| effect.without.is_none() && effect.effect.is_none()), "{found:?}");
+    // Replaced by what they are already.
+    let mut model = Draft::good().with("sensor.threshold", "0.7").load().expect("good");
+    assert!(super::explain::explain(&mut model, &[2.0, 0.5]).expect("runs").same);
 }
