@@ -80,7 +80,7 @@ class Contract(unittest.TestCase):
                 contract.read_rows(path, ["a"])
 
     def test_maps_of_a_zipmap_are_rows(self):
-        session = mock.Mock()
+        session = mock.MagicMock()
         session.get_outputs.return_value = [mock.Mock(), mock.Mock()]
         session.get_outputs.return_value[0].name, session.get_outputs.return_value[1].name = "label", "output_probability"
         session.run.return_value = [[{0: 0.75, 1: 0.25}, {0: 0.5, 1: 0.5}]]

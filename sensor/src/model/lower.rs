@@ -344,4 +344,19 @@ mod tests {
             assert!(text.contains("between numbers and strings"), "{text}");
         }
     }
+
+    #[test]
+    fn gates_with_other_functions_are_refused() {
+        let named = |names: &[&str]| {
+            let strings = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+            vec![AttributeProto { name: "activations".to_owned(), strings, ..AttributeProto::default() }]
+        };
+        let both = named(&["sigmoid", "Tanh", "Sigmoid", "Tanh"]);
+        assert!(lowered(vec![node("GRU", "x", "y", both)]).is_ok(), "those that are run, of both directions");
+        for attributes in [named(&["Relu"]), vec![int("clip", 1)]] {
+            let text = format!("{:#}", lowered(vec![node("RNN", "x", "y", attributes)]).expect_err("other functions"));
+            assert!(text.contains("supported"), "{text}");
+        }
+        assert!(lowered(vec![node("LSTM", "x", "y", vec![int("input_forget", 1)])]).is_err());
+    }
 }

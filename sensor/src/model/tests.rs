@@ -267,6 +267,10 @@ fn graphs_are_refused_with_what_to_change() {
     Draft { dims: vec![Some(2)], ..good.clone() }.refused(&["[batch, 2]"]);
     Draft { element: 11, ..good.clone() }.refused(&["ONNX type 11", "32-bit floats"]);
     Draft { last: "NoSuchOperator", ..good.clone() }.refused(&["NoSuchOperator", "not supported"]);
+    Draft { last: "QLinearAdd", ..good.clone() }
+        .refused(&["QLinearAdd", "export the quantised model in the QDQ format"]);
+    Draft { last: "DynamicQuantizeLinear", ..good.clone() }.refused(&["would depend on the flows beside it"]);
+    Draft { last: "RandomNormalLike", ..good.clone() }.refused(&["RandomNormalLike", "not supported"]);
     Draft { weights_shape: vec![3, 2], weights: vec![0.0; 6], ..good.clone() }.refused(&["cannot be run"]);
     Draft { weights: vec![f32::NAN; 4], ..good.clone() }.refused(&["golden row 0", "NaN"]);
     // The file promises more weights than it holds: tract panics or refuses, the agent lives.

@@ -228,14 +228,14 @@ impl Scorer<'_> {
         self.model.score(&self.records, &self.contexts, &mut scores)?;
         let looks = self.records.iter().zip(&self.pending).zip(&scores);
         for (place, ((record, (number, reason)), score)) in looks.enumerate() {
-            let old = record.packets() >= self.policy.min_packets();
+            let enough = record.packets() >= self.policy.min_packets();
             let finite = self.model.unscored().binary_search(&place).is_err();
-            if old && !finite {
+            if enough && !finite {
                 self.unscored += 1;
                 let row = self.model.inputs().chunks_exact(self.missing.len()).nth(place).unwrap_or_default();
                 self.missing.iter_mut().zip(row).for_each(|(count, value)| *count += u64::from(value.is_nan()));
             }
-            let scored = (old && finite).then_some(*score);
+            let scored = (enough && finite).then_some(*score);
             let decision = scored.map(|score| self.policy.decide(record, score, &self.allow));
             let label =
                 scored.map(|Score { label, .. }| self.model.labels.get(usize::from(label)).map_or("?", String::as_str));
@@ -252,7 +252,7 @@ impl Scorer<'_> {
                         count.drop += u64::from(decision.would == Action::Drop);
                     }
                 }
-                _ => self.young += u64::from(!old),
+                _ => self.young += u64::from(!enough),
             }
             let (from, to) = endpoints(record);
             self.writer.row(&Row {
