@@ -8,8 +8,8 @@ As a module:
                           golden_inputs=some_rows, golden_outputs=outputs, sensor="sensor")
     contract.attach(model, keys)                    # an onnx.ModelProto; or contract.side_car(keys, "model.onnx.toml")
 
-As a command: the rows are a CSV file of `sensor extract` (its columns are found by name), the golden outputs come from
-onnxruntime unless a file gives the training library's own.
+As a command: the rows are a CSV or Parquet file of `sensor extract` (its columns are found by name), the golden outputs come
+from onnxruntime unless a file gives the training library's own.
 
     contract.py model.onnx --features fwd_packets,duration --labels benign,scan --threshold 0.9 --rows rows.csv -o out.onnx
 """
@@ -34,7 +34,12 @@ CURVE = ((0.5, 0.0), (0.9, 0.5), (0.99, 0.9), (0.999, 0.99))
 def agent(sensor, features):
     """Version of the contract and the hash of each feature, from the agent that will serve the model."""
     command = [str(sensor), "features", "--format", "json"]
-    document = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    try:
+        document = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    except OSError as error:
+        raise SystemExit(f"cannot run {sensor} ({error.strerror}): name the agent that will serve the model with --sensor PATH") from None
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"`{' '.join(command)}` failed: {' '.join(error.stderr.split())}") from None
     known = {feature["name"]: feature for feature in document["features"]}
     unknown = [name for name in features if name not in known]
     if unknown:
@@ -165,22 +170,103 @@ def quoted(text):
 
 
 def read_rows(path, features):
-    """The columns of a CSV file of `sensor extract`, empty cells as NaN."""
-    with open(path, newline="") as file:
-        lines = csv.reader(file)
-        header = next(lines)
-        columns = [header.index(name) for name in features]
-        return np.array([[float(line[column] or "nan") for column in columns] for line in lines], dtype=np.float32)
+    """Columns of the rows of `sensor extract`, what is empty as NaN, and the labels, None if there are none."""
+    columns = parquet(path) if path.suffix == ".parquet" else comma_separated(path)
+    absent = [name for name in features if name not in columns]
+    if absent:
+        raise SystemExit(f"{path} has no column {', '.join(absent)}; its columns are {', '.join(columns) or 'none'}")
+    try:
+        rows = np.array([numbers(columns[name]) for name in features], dtype=np.float32).T
+    except (TypeError, ValueError) as error:
+        raise SystemExit(f"{path} has a value that is no number: {error}") from None
+    if len(rows) == 0:
+        raise SystemExit(f"{path} has no rows")
+    return rows, columns.get("label")
+
+
+def numbers(column):
+    return [float("nan") if value is None or value == "" else float(value) for value in column]
+
+
+def comma_separated(path):
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader(file)
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+        raise SystemExit(f"{path} cannot be read as a CSV file with a header ({error}); Parquet files end in .parquet") from None
+    if any(len(line) != len(header) for line in lines):
+        raise SystemExit(f"{path} has a line with more or fewer values than its header has names")
+    return dict(zip(header, zip(*lines))) if lines else {name: () for name in header}
+
+
+def parquet(path):
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise SystemExit(f"{path} is read by pyarrow: pip install pyarrow, or write the rows as CSV") from None
+    try:
+        return pyarrow.parquet.read_table(path).to_pydict()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise SystemExit(f"{path} cannot be read as a Parquet file: {str(error).splitlines()[0]}") from None
 
 
 def run(path, output, rows):
-    """What onnxruntime gives for the rows."""
+    """What onnxruntime gives for the rows: one line per row."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [item.name for item in session.get_outputs()]
-    name = output or next((name for name in names if "prob" in name.lower()), names[0])
-    return np.asarray(session.run([name], {session.get_inputs()[0].name: rows})[0]).reshape(len(rows), -1)
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        names = [item.name for item in session.get_outputs()]
+        if output and output not in names:
+            raise SystemExit(f"{path} has no output {output}; its outputs are {', '.join(names)}")
+        name = output or next((name for name in names if "prob" in name.lower()), names[0])
+        found = session.run([name], {session.get_inputs()[0].name: rows})[0]
+    except Exception as error:  # onnxruntime has no class of its own for its errors.
+        raise SystemExit(f"onnxruntime cannot run {path}: {str(error).splitlines()[0]}") from None
+    if isinstance(found, list):
+        # A ZipMap of scikit-learn's exporter: one map from label to probability per row, in the order of the labels.
+        found = [list(row.values()) for row in found]
+    found = np.asarray(found)
+    if found.size % len(rows) or found.dtype.kind not in "fiu" or len(found) != len(rows):
+        raise SystemExit(f"the output {name} of {path} is {found.dtype} {list(found.shape)}: name that with a number per label with "
+                         f"--output-name, of {', '.join(names)}")
+    return found.reshape(len(rows), -1)
+
+
+def check_labels(outputs, labels, threshold, given):
+    """Refuses a classifier that finds most benign rows to be attacks: its first label is then not the benign one.
+
+    `given` is the label of each row, None if the rows have none; they are taken for benign, then, as most traffic is."""
+    if labels is not None and outputs.shape[1] != len(labels):
+        raise SystemExit(f"the model gives {outputs.shape[1]} numbers per row, but --labels names {len(labels)} labels; an export with "
+                         "zipmap=\"columns\" has an output for each: use zipmap=False")
+    benign = np.ones(len(outputs), dtype=bool)
+    if labels and given is not None and any(label == labels[0] for label in given):
+        benign = np.array([label == labels[0] for label in given])
+    scores = (1.0 - outputs[:, 0])[benign]
+    scores = scores[np.isfinite(scores)]
+    if len(scores) == 0:
+        raise SystemExit("the model has no finite score for any of the benign rows: its graph must replace missing values (an imputer)")
+    middle = float(np.median(scores))
+    # Whatever the threshold is, an ordinary row is more probably benign than not.
+    if middle >= min(threshold, 0.5):
+        raise SystemExit(f"half of the benign rows have a score of {middle:.3g} or more (1 - P of the first label): is "
+                         f"{labels[0] if labels else 'the first label'} the benign label, and the first of the model's?")
+
+
+def mend_exporters():
+    """Lets skl2onnx export histogram gradient boosting with protobuf 7 and newer, which takes no booleans for the integers of
+    nodes_missing_value_tracks_true. Call it before convert_sklearn."""
+    import onnx.helper
+
+    make_attribute = onnx.helper.make_attribute
+
+    def with_integers(key, value, *rest, **options):
+        if isinstance(value, (list, tuple)) and any(isinstance(item, (bool, np.bool_)) for item in value):
+            value = [int(item) for item in value]
+        return make_attribute(key, value, *rest, **options)
+
+    onnx.helper.make_attribute = with_integers
 
 
 def own_keys(path):
@@ -208,7 +294,7 @@ def main():
     parser.add_argument("--drop", type=float, help="… dropped from this one on [as tag]")
     parser.add_argument("--min-packets", type=int, default=1)
     parser.add_argument("--name", default="")
-    parser.add_argument("--rows", type=Path, required=True, help="CSV of `sensor extract`: rows that resemble the traffic to come")
+    parser.add_argument("--rows", type=Path, required=True, help="CSV or Parquet of `sensor extract`: rows that resemble the traffic to come")
     parser.add_argument("--anomaly", choices=("error", "normality", "reconstruction"), help="the model is no classifier: what its output is")
     parser.add_argument("--output-name", help="the output to take, if there are several")
     parser.add_argument("--trained-on", default="", help="a sentence about the data")
@@ -222,7 +308,8 @@ def main():
         raise SystemExit(f"{arguments.model} carries keys of its own, so a side-car would not be read: leave out --side-car")
     names = arguments.features
     features = Path(names[1:]).read_text().split() if names.startswith("@") else names.split(",")
-    rows = read_rows(arguments.rows, features)
+    labels = arguments.labels.split(",") if arguments.labels else None
+    rows, given = read_rows(arguments.rows, features)
     outputs = run(arguments.model, arguments.output_name, rows)
     score = None
     if arguments.anomaly:
@@ -230,12 +317,13 @@ def main():
         score = {"from": arguments.anomaly, "points": curve(raw)}
         scores = np.interp(raw, *np.array(score["points"]).T)
     else:
+        check_labels(outputs, labels, arguments.threshold, given)
         scores = 1.0 - outputs[:, 0]
     golden = slice(0, GOLDEN)
     keys = build(
         features,
         kind="anomaly" if arguments.anomaly else "classifier",
-        labels=arguments.labels.split(",") if arguments.labels else None,
+        labels=labels,
         threshold=arguments.threshold,
         thresholds={key: value for key, value in (("tag", arguments.tag), ("drop", arguments.drop)) if value is not None} or None,
         golden_inputs=rows[golden],

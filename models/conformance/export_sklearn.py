@@ -1,5 +1,8 @@
 """scikit-learn's models, exported by skl2onnx."""
 
+import pathlib
+import sys
+
 import numpy as np
 import onnx.helper
 import sklearn
@@ -36,19 +39,12 @@ from sklearn.preprocessing import Binarizer, KBinsDiscretizer, MinMaxScaler, Nor
 from sklearn.svm import SVC, SVR, LinearSVC, OneClassSVM
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import contract
 from make import FEATURES, GAPS, OPSET, ROWS, SEED, TARGETS, TRAIN, split
 
-make_attribute = onnx.helper.make_attribute
-
-
-def make_plain_attribute(key, value, *rest, **options):
-    """skl2onnx writes missing_value_tracks_true as booleans, which protobuf 7 no longer takes for integers."""
-    if isinstance(value, (list, tuple)) and any(isinstance(item, (bool, np.bool_)) for item in value):
-        value = [int(item) for item in value]
-    return make_attribute(key, value, *rest, **options)
-
-
-onnx.helper.make_attribute = make_plain_attribute
+# Before anything is exported.
+contract.mend_exporters()
 
 LIBRARY = f"scikit-learn {sklearn.__version__}"
 

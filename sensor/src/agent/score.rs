@@ -264,12 +264,16 @@ impl Poller {
         vector::fill(&model.features, &sample, &mut row);
         match explain::explain(model, &row) {
             Ok(explanation) => {
-                let reason = |effect: explain::Effect| Reason {
-                    feature: effect.feature.to_owned(),
-                    value: effect.value.map(f64::from),
-                    effect: f64::from(effect.effect),
+                let reason = |effect: explain::Effect| {
+                    Some(Reason {
+                        feature: effect.feature.to_owned(),
+                        value: effect.value.map(f64::from),
+                        effect: f64::from(effect.effect?),
+                    })
                 };
-                evidence.reasons = explanation.effects.into_iter().take(REASONS).map(reason).collect();
+                // None is better than one that any other feature would be, too.
+                let effects = explanation.effects.into_iter().filter(|_| !explanation.same);
+                evidence.reasons = effects.filter_map(reason).take(REASONS).collect();
             }
             Err(error) => tracing::debug!("a score could not be explained: {error:#}"),
         }

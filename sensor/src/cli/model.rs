@@ -35,7 +35,7 @@ pub(super) enum ModelCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Say which features made the score of a flow: each is replaced by its median in training, and scored again
+    /// Say which features made the score of a flow: each is replaced by what most flows have, and scored again
     Explain {
         /// The ONNX file
         file: PathBuf,
@@ -112,7 +112,7 @@ pub(super) fn run(command: ModelCommand) -> Result<ExitCode> {
                     None => of_agent(&model, &socket.socket, &flow)?,
                 };
                 let explanation = explain(&mut model, &row)?;
-                if json { print::json(&explanation) } else { Ok(render(&title, &explanation, &model, top)) }
+                if json { print::json(&explanation) } else { Ok(render(&title, &explanation, top)) }
             })?;
             say(&text)?;
         }
@@ -183,23 +183,29 @@ fn restamp(path: &Path, output: &Path, config: &Config) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn render(title: &str, explanation: &Explanation, model: &Model, top: usize) -> String {
-    let Explanation { score, label, typical, effects } = explanation;
+fn render(title: &str, explanation: &Explanation, top: usize) -> String {
+    let Explanation { score, label, compared, typical, same, effects } = explanation;
     let count = if top == 0 { effects.len() } else { top };
-    let method = if model.quantiles.is_empty() {
-        "made missing (the file has no quantiles)"
-    } else {
-        "replaced by its median in training"
-    };
-    let cell = |value: Option<f32>| value.map_or_else(|| "missing".to_owned(), |value| format!("{value}"));
+    let number =
+        |value: Option<f32>| value.map_or_else(|| "none (not finite)".to_owned(), |value| format!("{value:.4}"));
+    let label = if label.is_empty() { String::new() } else { format!(", label {label}") };
     let mut text = format!(
-        "{title}\nscore {score:.4}, label {label}; with every feature {method}: {typical:.4}\n\
-         effect = score - score with this feature alone {method}\n\n{:>9}  {:<24} {:>14} {:>14}\n",
-        "effect", "feature", "value", "replaced by"
+        "{title}\nscore {}{label}; with every feature replaced by {}: {}\n",
+        number(*score),
+        compared.words(),
+        number(*typical)
     );
+    if *same {
+        text += "replacing any one feature alone gives the same score: no single feature is a reason\n";
+        return text;
+    }
+    let cell = |value: Option<f32>| value.map_or_else(|| "missing".to_owned(), |value| format!("{value}"));
+    text += "effect = score - score with this feature alone replaced\n\n";
+    text += &format!("{:>9}  {:<24} {:>14} {:>14}\n", "effect", "feature", "value", "replaced by");
     for effect in effects.iter().take(count) {
         let (value, median) = (cell(effect.value), cell(effect.median));
-        text += &format!("{:>+9.4}  {:<24} {value:>14} {median:>14}\n", effect.effect, effect.feature);
+        let size = effect.effect.map_or_else(|| "no score".to_owned(), |effect| format!("{effect:>+9.4}"));
+        text += &format!("{size:>9}  {:<24} {value:>14} {median:>14}\n", effect.feature);
     }
     text
 }

@@ -177,6 +177,7 @@ mod tests {
             drift: (false, false),
             trained_on: String::new(),
             training: serde_json::Value::Null,
+            gaps: Default::default(),
             speed: speed
                 .map(|(&batch, call_seconds)| Speed {
                     batch,

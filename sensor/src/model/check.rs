@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Model;
 use super::contract::Thresholds;
 use super::file::File;
+use super::gaps::{Gaps, gaps, names};
 use super::load::{Examined, examine};
 use super::network::BATCHES;
 use super::problem::{Problem, cut};
@@ -67,6 +68,9 @@ pub struct Facts {
     pub trained_on: String,
     /// What else its file says of its training.
     pub training: serde_json::Value,
+    /// Columns that make an answer that is not finite.
+    #[serde(default)]
+    pub gaps: Gaps,
     /// Speed by batch size; empty if it was not measured.
     pub speed: Vec<Speed>,
 }
@@ -89,8 +93,8 @@ pub fn check(file: &File, timed: Duration) -> Report {
     let load_seconds = begun.elapsed().as_secs_f64();
     let mut facts = None;
     if let Some(mut model) = model {
-        match speeds(&mut model, timed) {
-            Ok(speed) => facts = Some(describe(&model, speed)),
+        match gaps(&mut model).and_then(|gaps| Ok((gaps, speeds(&mut model, timed)?))) {
+            Ok((gaps, speed)) => facts = Some(describe(&model, gaps, speed)),
             Err(error) => problems.push(Problem::new("speed", format!("{error:#}"), "see the golden rows")),
         }
     }
@@ -105,7 +109,7 @@ pub fn check(file: &File, timed: Duration) -> Report {
     }
 }
 
-fn describe(model: &Model, speed: Vec<Speed>) -> Facts {
+fn describe(model: &Model, gaps: Gaps, speed: Vec<Speed>) -> Facts {
     Facts {
         name: model.name.clone(),
         sha256: model.hash.clone(),
@@ -121,6 +125,7 @@ fn describe(model: &Model, speed: Vec<Speed>) -> Facts {
         drift: (!model.quantiles.is_empty(), model.score_quantiles.is_some()),
         trained_on: model.trained_on.clone(),
         training: model.training.clone(),
+        gaps,
         speed,
     }
 }
@@ -186,6 +191,12 @@ pub fn render(name: &str, report: &Report) -> String {
                 (false, false) => "unknown (the file has no sensor.quantiles)".to_owned(),
             },
         );
+        let score = |what: &str, list: &[String]| match list.is_empty() {
+            true => format!("all have a finite score where a value is {what}"),
+            false => format!("WITHOUT A SCORE, and pass, where a value is {what}: {}", names(list)),
+        };
+        line("flows", score("missing", &model.gaps.missing));
+        line("flows", score("huge", &model.gaps.far));
         for Speed { batch, rows_per_second, call_seconds } in &model.speed {
             let micros = call_seconds * 1e6;
             line("speed", format!("batch {batch:>4}: {rows_per_second:>9.0} rows/s, {micros:>8.1} µs a batch"));

@@ -10,6 +10,7 @@ use sensor_common::packet;
 use super::contract::{self, Contract, Golden, Shape};
 use super::document::Document;
 use super::file::File;
+use super::gaps::names;
 use super::network::{self, Network};
 use super::problem::{Problem, Problems};
 use super::scale::Kind;
@@ -88,6 +89,7 @@ fn build(file: &File, problems: &mut Problems) -> Option<Model> {
         network,
         golden,
         golden_delta: 0.0,
+        typical: None,
         invalid: 0,
         inputs: Vec::new(),
         unscored: Vec::new(),
@@ -184,9 +186,14 @@ fn plain_flows(model: &mut Model) -> Result<(), Problem> {
         outputs(model, records.len(), |_, row, values| vector::fill(&features, &Sample::of(&records[row]), values))?;
     for (output, what) in outputs.iter().zip(["one UDP datagram", "one TCP SYN"]) {
         if !output.iter().all(|value| value.is_finite()) {
+            let missing = super::gaps::gaps(model).map(|gaps| gaps.missing).unwrap_or_default();
+            let which = match missing.is_empty() {
+                true => String::new(),
+                false => format!("; there is no finite answer without {}", names(&missing)),
+            };
             return Err(Problem::new(
                 "plain flows",
-                format!("the model gives {} for a flow of {what}", short(output)),
+                format!("the model gives {} for a flow of {what}{which}", short(output)),
                 "values that do not exist are NaN in its input, and its graph must replace them (IsNaN and Where, or an imputer)",
             ));
         }

@@ -5,8 +5,8 @@
 //!   graph: a number that is made text, or text that is made a number, would be another number than the file means, and is refused.
 //! * ZipMap makes maps of probabilities; it is left out, so what was its input is the output.
 //! * FeatureVectorizer joins columns: it becomes Concat.
-//! * ArrayFeatureExtractor's constant indices become a list.
-//! * Weights in other files are refused.
+//! * ArrayFeatureExtractor's indices become a list.
+//! * Weights in other files are refused, and what tract reads over: other functions in the gates of recurrent layers.
 //!
 //! Called by [`super::network`].
 
@@ -109,9 +109,14 @@ fn graph(graph: &mut GraphProto, strings: &mut Strings, depth: usize) -> Result<
 /// ArrayFeatureExtractor takes indices of any shape and always gives a last axis; tract drops it when the shape is empty.
 fn flatten_indices(graph: &mut GraphProto) {
     let GraphProto { node: nodes, initializer: tensors, .. } = graph;
-    for node in nodes.iter_mut().filter(|node| node.op_type == "ArrayFeatureExtractor") {
+    let mut computed = Vec::new();
+    for (place, node) in nodes.iter_mut().enumerate().filter(|(_, node)| node.op_type == "ArrayFeatureExtractor") {
         let Some(name) = node.input.get_mut(1) else { continue };
-        let Some(found) = tensors.iter().find(|tensor| tensor.name == *name) else { continue };
+        let Some(found) = tensors.iter().find(|tensor| tensor.name == *name) else {
+            let flat = format!("{name}.flat.{place}");
+            computed.push((place, std::mem::replace(name, flat.clone()), flat));
+            continue;
+        };
         if found.dims.len() == 1 {
             continue;
         }
@@ -122,6 +127,20 @@ fn flatten_indices(graph: &mut GraphProto) {
         if !tensors.iter().any(|tensor| tensor.name == flat.name) {
             tensors.push(flat);
         }
+    }
+    // From the last on, so that places stay.
+    for (place, name, flat) in computed.into_iter().rev() {
+        let shape = format!("{flat}.shape");
+        let data_type = DataType::Int64 as i32;
+        tensors.push(TensorProto {
+            name: shape.clone(),
+            dims: vec![1],
+            data_type,
+            int64_data: vec![-1],
+            ..Default::default()
+        });
+        let (input, output) = (vec![name, shape], vec![flat]);
+        nodes.insert(place, NodeProto { op_type: "Reshape".to_owned(), input, output, ..NodeProto::default() });
     }
 }
 
@@ -144,6 +163,7 @@ fn node(node: &mut NodeProto, strings: &mut Strings, depth: usize) -> Result<()>
         }
     }
     match node.op_type.as_str() {
+        "GRU" | "LSTM" | "RNN" => gates(node)?,
         "ZipMap" => identity(node),
         // Strings are numbers already, on both sides.
         "Cast" if casts_to_string(node) => identity(node),
@@ -184,6 +204,33 @@ fn gives_text(node: &NodeProto, strings: &Strings) -> Result<bool> {
         "Where" => given(1) || given(2),
         kind => MOVES.contains(&kind) && given(0),
     })
+}
+
+/// tract takes sigmoid and tanh for the functions of the gates, without a limit, whatever the file says.
+///
+/// # Errors
+/// If the file says otherwise.
+fn gates(node: &NodeProto) -> Result<()> {
+    let usual: &[&str] = match node.op_type.as_str() {
+        "LSTM" => &["Sigmoid", "Tanh", "Tanh"],
+        "GRU" => &["Sigmoid", "Tanh"],
+        _ => &["Tanh"],
+    };
+    for attribute in &node.attribute {
+        let told = || attribute.strings.iter().map(|name| String::from_utf8_lossy(name)).collect::<Vec<_>>();
+        let names = told().iter().zip(usual.iter().cycle()).all(|(name, usual)| name.eq_ignore_ascii_case(usual));
+        ensure!(
+            attribute.name != "activations" || names,
+            "its activations are {}; only {} are supported",
+            told().join(", "),
+            usual.join(", ")
+        );
+        let other = ["clip", "activation_alpha", "activation_beta"].contains(&attribute.name.as_str());
+        ensure!(!other, "its attribute {} is not supported", attribute.name);
+        let forget = attribute.name == "input_forget" && attribute.i != 0;
+        ensure!(!forget, "its attribute input_forget is not supported");
+    }
+    Ok(())
 }
 
 fn is_text(tensor: &TensorProto) -> bool {
@@ -296,5 +343,20 @@ mod tests {
             let text = format!("{:#}", lowered(nodes).expect_err("other numbers"));
             assert!(text.contains("between numbers and strings"), "{text}");
         }
+    }
+
+    #[test]
+    fn gates_with_other_functions_are_refused() {
+        let named = |names: &[&str]| {
+            let strings = names.iter().map(|name| name.as_bytes().to_vec()).collect();
+            vec![AttributeProto { name: "activations".to_owned(), strings, ..AttributeProto::default() }]
+        };
+        let both = named(&["sigmoid", "Tanh", "Sigmoid", "Tanh"]);
+        assert!(lowered(vec![node("GRU", "x", "y", both)]).is_ok(), "those that are run, of both directions");
+        for attributes in [named(&["Relu"]), vec![int("clip", 1)]] {
+            let text = format!("{:#}", lowered(vec![node("RNN", "x", "y", attributes)]).expect_err("other functions"));
+            assert!(text.contains("supported"), "{text}");
+        }
+        assert!(lowered(vec![node("LSTM", "x", "y", vec![int("input_forget", 1)])]).is_err());
     }
 }

@@ -10,8 +10,10 @@ pub mod distribution;
 pub mod document;
 pub mod drift;
 mod engine;
+mod exact;
 pub mod explain;
 pub mod file;
+pub mod gaps;
 pub mod isolate;
 mod limits;
 pub mod load;
@@ -26,6 +28,8 @@ mod trees;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod operators;
 #[cfg(test)]
 mod schema;
 #[cfg(test)]
@@ -91,6 +95,8 @@ pub struct Model {
     network: Network,
     golden: Vec<Golden>,
     golden_delta: f32,
+    /// What explanations compare with, once it was asked for.
+    typical: Option<(explain::Compared, Vec<f32>)>,
     invalid: u64,
     /// Reused from call to call.
     inputs: Vec<f32>,

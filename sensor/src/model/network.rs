@@ -15,6 +15,7 @@ use tract_onnx::tract_core::ops::scan::{OptScan, Scan};
 use tract_onnx::tract_hir::internal::{Framework, TypedRunnableModel, TypedSimpleState};
 
 use super::engine::framework;
+use super::exact;
 use super::isolate::STACK;
 use super::lower::{Lowered, lower};
 
@@ -82,6 +83,9 @@ impl Network {
         let graph = model.graph.as_ref().context("the model holds no graph")?;
         let input = check_input(graph, features)?;
         let Lowered { model, strings } = lower(model)?;
+        if let Some(graph) = &model.graph {
+            supported(graph)?;
+        }
         let parsed = guarded("parse", || {
             let mut parsed = framework().model_for_proto_model(&model)?;
             parsed.select_outputs_by_name([output])?;
@@ -251,6 +255,7 @@ fn plan(
         let outlet = graph.wire_node("sensor.output", cast(f32::datum_type()), &[outlet])?;
         graph.select_output_outlets(&outlet)?;
     }
+    exact::rewrite(&mut graph)?;
     let graph = graph.into_optimized()?;
     check_cost(&graph)?;
     graph.into_runnable()
@@ -274,6 +279,37 @@ fn check_cost(graph: &TypedModel) -> Result<()> {
         } else if let Some(scan) = node.op_as::<Scan>() {
             check_cost(&scan.body)?;
         }
+    }
+    Ok(())
+}
+
+/// Every operator is known.
+///
+/// # Errors
+/// If one is not, with what to export instead.
+fn supported(graph: &GraphProto) -> Result<()> {
+    let known = framework().op_register;
+    for node in &graph.node {
+        let kind = node.op_type.as_str();
+        if !known.0.contains_key(kind) {
+            let instead = match kind {
+                _ if kind.starts_with("QLinear") || kind.starts_with("QAttention") || kind.starts_with("QGemm") => {
+                    "export the quantised model in the QDQ format (QuantizeLinear and DequantizeLinear around ordinary \
+                     operators), or the model before it was quantised"
+                }
+                _ if kind.starts_with("Fused") => "export the model as it was before onnxruntime optimised it",
+                "DynamicQuantizeLinear" => {
+                    "its scale comes from the whole batch, so a flow's score would depend on the flows beside it; quantise the \
+                     model statically, or not"
+                }
+                "CastMap" | "DictVectorizer" => "export the model with a tensor as its input, not a map",
+                "StringNormalizer" | "StringConcat" | "StringSplit" | "TfIdfVectorizer" | "Tokenizer"
+                | "RegexFullMatch" => "flows have no text: leave the step that makes text out of the pipeline",
+                _ => "export the model with other operators; docs/models.md lists those that are supported",
+            };
+            bail!("the operator {kind} ({:?}) is not supported: {instead}", node.name);
+        }
+        node.attribute.iter().filter_map(|attribute| attribute.g.as_ref()).try_for_each(supported)?;
     }
     Ok(())
 }

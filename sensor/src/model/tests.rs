@@ -278,7 +278,11 @@ fn graphs_are_refused_with_what_to_change() {
     Draft { dims: vec![Some(1), Some(2)], ..good.clone() }.refused(&["fixed batch size 1", "dynamic first axis"]);
     Draft { dims: vec![Some(2)], ..good.clone() }.refused(&["[batch, 2]"]);
     Draft { element: 11, ..good.clone() }.refused(&["ONNX type 11", "32-bit floats"]);
-    Draft { last: "NoSuchOperator", ..good.clone() }.refused(&["cannot be run", "NoSuchOperator"]);
+    Draft { last: "NoSuchOperator", ..good.clone() }.refused(&["NoSuchOperator", "not supported"]);
+    Draft { last: "QLinearAdd", ..good.clone() }
+        .refused(&["QLinearAdd", "export the quantised model in the QDQ format"]);
+    Draft { last: "DynamicQuantizeLinear", ..good.clone() }.refused(&["would depend on the flows beside it"]);
+    Draft { last: "RandomNormalLike", ..good.clone() }.refused(&["RandomNormalLike", "not supported"]);
     Draft { weights_shape: vec![3, 2], weights: vec![0.0; 6], ..good.clone() }.refused(&["cannot be run"]);
     Draft { weights: vec![f32::NAN; 4], ..good.clone() }.refused(&["golden row 0", "NaN"]);
     // The file promises more weights than it holds: tract panics or refuses, the agent lives.
@@ -292,7 +296,39 @@ fn graphs_are_refused_with_what_to_change() {
 #[test]
 fn missing_values_must_be_imputed() {
     let draft = Draft::good().with("sensor.features", r#"["fwd_packets","bwd_l3_mean"]"#);
-    draft.refused(&["one UDP datagram", "must replace them"]);
+    draft.refused(&["one UDP datagram", "no finite answer without bwd_l3_mean", "must replace them"]);
+}
+
+#[test]
+fn an_answer_that_is_not_finite_is_no_score_and_says_where_it_comes_from() {
+    // Four packets are beyond 32-bit floats: ∞ − ∞ in the Softmax.
+    let mut draft = Draft::good()
+        .with("sensor.golden_inputs", "[[1,0],[2,0],[3,0],[1,7]]")
+        .with("sensor.golden_outputs", "[[1,0],[1,0],[1,0],[1,0]]");
+    draft.weights = vec![1e38, 0.0, 0.0, 0.0];
+    let report = check(&File::from_bytes(draft.bytes(), "file".to_owned()), Duration::ZERO);
+    let text = render("file", &report);
+    assert!(report.ok && text.contains("WITHOUT A SCORE, and pass, where a value is huge: fwd_packets\n"), "{text}");
+    let folder = tempfile::tempdir().expect("temporary folder");
+    let path = folder.path().join("c.pcap");
+    std::fs::write(&path, crate::replay::score::tests::capture()).expect("write");
+    let options = crate::replay::score::ReplayOptions {
+        captures: vec![path],
+        snapshots: Vec::new(),
+        parser: sensor_common::packet::Options::NONE,
+        form: crate::replay::score::Form::Json,
+        policy: crate::config::PolicyConfig::default(),
+    };
+    let (mut rows, mut summary) = (Vec::new(), Vec::new());
+    let mut model = draft.load().expect("loads");
+    crate::replay::score::replay(&options, &mut model, &mut rows, &mut summary).expect("runs");
+    let [rows, summary] = [rows, summary].map(|bytes| String::from_utf8(bytes).expect("text"));
+    let long = rows.lines().find(|line| line.contains("\"packets\":5")).expect("the flow of five");
+    assert!(long.contains("\"score\":null,\"label\":null"), "{long}");
+    assert!(
+        summary.contains("1 looks have no score") && summary.contains("huge values make it so in: fwd_packets"),
+        "{summary}"
+    );
 }
 
 #[test]
@@ -454,9 +490,37 @@ fn an_explanation_takes_one_feature_at_a_time() {
     let mut model = Draft::good().with("sensor.quantiles", quantiles).load().expect("good");
     let found = super::explain::explain(&mut model, &[2.0, 5.0]).expect("runs");
     let [with, without] = [[2.0, 5.0], [2.0, 0.0]].map(|row| expected(row)[1]);
-    assert!((found.score - with).abs() < 1e-6 && (found.typical - without).abs() < 1e-6, "{found:?}");
+    let near = |found: Option<f32>, expected: f32| found.is_some_and(|found| (found - expected).abs() < 1e-6);
+    assert!(near(found.score, with) && near(found.typical, without) && !found.same, "{found:?}");
+    assert_eq!(found.compared, super::explain::Compared::Training);
     let [first, second] = &found.effects[..] else { panic!("{found:?}") };
     assert_eq!((first.feature, first.value, first.median), ("fwd_payload_bytes", Some(5.0), Some(0.0)));
-    assert!((first.effect - (with - without)).abs() < 1e-6 && second.effect.abs() < 1e-6, "{found:?}");
+    assert!(near(first.effect, with - without) && near(second.effect, 0.0), "{found:?}");
     assert_eq!(found.label, "flood");
+}
+
+#[test]
+fn without_quantiles_an_explanation_compares_with_benign_golden_rows() {
+    // The golden rows 1 0, 1 1, 2 0.5 and 4 2.5: the second and the last are floods.
+    let mut model = Draft::good().with("sensor.threshold", "0.7").load().expect("good");
+    let found = super::explain::explain(&mut model, &[2.0, 5.0]).expect("runs");
+    assert_eq!(found.compared, super::explain::Compared::GoldenBenign(2));
+    assert!(found.compared.words().contains("2 benign golden rows"), "{}", found.compared.words());
+    let medians: Vec<_> = found.effects.iter().map(|effect| (effect.feature, effect.median)).collect();
+    assert_eq!(medians, [("fwd_payload_bytes", Some(0.0)), ("fwd_packets", Some(1.0))]);
+    assert!(!found.same, "{found:?}");
+}
+
+#[test]
+fn what_any_replacement_would_do_is_no_reason() {
+    // Neither feature has a median, and without either there is no score.
+    let quantiles =
+        r#"[{"edges":[],"shares":[0],"missing":1,"median":null},{"edges":[],"shares":[0],"missing":1,"median":null}]"#;
+    let mut model = Draft::good().with("sensor.quantiles", quantiles).load().expect("good");
+    let found = super::explain::explain(&mut model, &[2.0, 5.0]).expect("runs");
+    assert!(found.same && found.score.is_some() && found.typical.is_none(), "{found:?}");
+    assert!(found.effects.iter().all(|effect| effect.without.is_none() && effect.effect.is_none()), "{found:?}");
+    // Replaced by what they are already.
+    let mut model = Draft::good().with("sensor.threshold", "0.7").load().expect("good");
+    assert!(super::explain::explain(&mut model, &[1.0, 0.0]).expect("runs").same);
 }

@@ -29,6 +29,7 @@ use super::table::{DEFAULT_MAX_FLOWS, Reason, Table, Timeouts};
 use crate::allow::List;
 use crate::config::{ActionName, PolicyConfig};
 use crate::context::REPLAY_SEED;
+use crate::model::gaps::{Gaps, gaps, names};
 use crate::model::{Model, Score};
 use crate::policy::Policy;
 use crate::view::protocol_name;
@@ -76,7 +77,7 @@ struct Row<'a> {
     dport: u16,
     protocol: String,
     packets: u64,
-    /// Empty below the model's smallest number of packets.
+    /// Empty below the model's smallest number of packets, and where the model's answer is not finite.
     score: Option<f32>,
     label: Option<&'a str>,
     /// What mode enforce would do, without verdicts of looks before.
@@ -105,6 +106,7 @@ pub fn replay(
     report: &mut dyn Write,
 ) -> Result<()> {
     let policy = Policy::new(&options.policy, &model.labels, model.thresholds, model.min_packets);
+    let width = model.features.len();
     let mut scorer = Scorer {
         model,
         policy,
@@ -115,6 +117,8 @@ pub fn replay(
         contexts: Vec::with_capacity(BATCH),
         counts: BTreeMap::new(),
         young: 0,
+        unscored: 0,
+        missing: vec![0; width],
     };
     let mut failures = Vec::new();
     for path in &options.captures {
@@ -234,6 +238,10 @@ struct Scorer<'a> {
     counts: BTreeMap<String, Count>,
     /// Looks at flows with too few packets.
     young: u64,
+    /// Looks whose answer was not finite.
+    unscored: u64,
+    /// In how many of those each feature was missing.
+    missing: Vec<u64>,
 }
 
 impl Scorer<'_> {
@@ -247,8 +255,16 @@ impl Scorer<'_> {
     fn flush(&mut self, capture: &str) -> Result<()> {
         let mut scores = Vec::with_capacity(self.records.len());
         self.model.score(&self.records, &self.contexts, &mut scores)?;
-        for ((record, (number, reason)), score) in self.records.iter().zip(&self.pending).zip(&scores) {
-            let scored = (record.packets() >= self.policy.min_packets()).then_some(*score);
+        let looks = self.records.iter().zip(&self.pending).zip(&scores);
+        for (place, ((record, (number, reason)), score)) in looks.enumerate() {
+            let enough = record.packets() >= self.policy.min_packets();
+            let finite = self.model.unscored().binary_search(&place).is_err();
+            if enough && !finite {
+                self.unscored += 1;
+                let row = self.model.inputs().chunks_exact(self.missing.len()).nth(place).unwrap_or_default();
+                self.missing.iter_mut().zip(row).for_each(|(count, value)| *count += u64::from(value.is_nan()));
+            }
+            let scored = (enough && finite).then_some(*score);
             let decision = scored.map(|score| self.policy.decide(record, score, &self.allow));
             let label =
                 scored.map(|Score { label, .. }| self.model.labels.get(usize::from(label)).map_or("?", String::as_str));
@@ -265,7 +281,7 @@ impl Scorer<'_> {
                         count.drop += u64::from(decision.would == Action::Drop);
                     }
                 }
-                _ => self.young += 1,
+                _ => self.young += u64::from(!enough),
             }
             let (from, to) = endpoints(record);
             self.writer.row(&Row {
@@ -290,7 +306,7 @@ impl Scorer<'_> {
         Ok(())
     }
 
-    fn summary(&self, report: &mut dyn Write) -> Result<()> {
+    fn summary(&mut self, report: &mut dyn Write) -> Result<()> {
         writeln!(report, "{:<16} {:>9} {:>9} {:>9} {:>9} {:>9}", "label", "looks", "reported", "tag", "limit", "drop")?;
         for (label, Count { looks, reported, tag, limit, drop }) in &self.counts {
             writeln!(report, "{label:<16} {looks:>9} {reported:>9} {tag:>9} {limit:>9} {drop:>9}")?;
@@ -298,6 +314,26 @@ impl Scorer<'_> {
         if self.young > 0 {
             let least = self.policy.min_packets();
             writeln!(report, "{} looks at flows of fewer than {least} packets have no score", self.young)?;
+        }
+        if self.unscored > 0 {
+            let Gaps { missing, far } = gaps(self.model)?;
+            let counted = |name: &String| {
+                let place = self.model.features.iter().position(|feature| feature.name == name)?;
+                let count = self.missing[place];
+                (count > 0).then(|| format!("{name} ({count})"))
+            };
+            let missing: Vec<String> = missing.iter().filter_map(counted).collect();
+            write!(
+                report,
+                "{} looks have no score, and the flows pass: the model's answer is not finite",
+                self.unscored
+            )?;
+            if !missing.is_empty() {
+                write!(report, "; it needs, and these were missing: {}", names(&missing))?;
+            } else if !far.is_empty() {
+                write!(report, "; huge values make it so in: {}", names(&far))?;
+            }
+            writeln!(report, "; see `sensor model check`")?;
         }
         Ok(())
     }
@@ -337,11 +373,11 @@ impl<'a> Writer<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// A capture of three flows: one of five datagrams, two of one.
-    fn capture() -> Vec<u8> {
+    pub(crate) fn capture() -> Vec<u8> {
         capture_of(&[(1, 7), (2, 8), (3, 7), (4, 7), (5, 7), (6, 7), (7, 9)])
     }
 

@@ -217,7 +217,11 @@ impl Kernel for Normalizer {
         let (Values::F32(input), [ValuesMut::F32(out)]) = (input, outputs) else { return };
         for (out, row) in out.chunks_exact_mut(self.columns).zip(input.chunks_exact(self.columns)) {
             let norm = match self.norm {
-                Norm::Max => row.iter().copied().fold(f32::NEG_INFINITY, f32::max),
+                // NaN beats every number.
+                Norm::Max => row
+                    .iter()
+                    .copied()
+                    .fold(f32::NEG_INFINITY, |top, value| if value > top || value.is_nan() { value } else { top }),
                 Norm::L1 => row.iter().map(|value| value.abs()).sum(),
                 Norm::L2 => row.iter().map(|value| value * value).sum::<f32>().sqrt(),
             };
