@@ -220,7 +220,7 @@ struct Settings {
     pins: Option<OsString>,
     /// Where verdicts and the never-drop list survive a restart; "" for nowhere
     #[arg(long, value_name = "PATH")]
-    state_dir: Option<PathBuf>,
+    state_dir: Option<OsString>,
     /// How XDP is attached
     #[arg(long, value_enum)]
     xdp_mode: Option<XdpMode>,
@@ -283,7 +283,7 @@ impl Settings {
         set("--metrics-listen", "metrics.listen", metrics_listen.map(|listen| name(&listen)));
         set("--socket", "agent.socket", socket.map(|path| absolute("--socket", path)).transpose()?);
         set("--pins", "agent.pins", pins.map(|path| text("--pins", path)).transpose()?);
-        set("--state-dir", "agent.state_dir", state_dir.map(|path| absolute("--state-dir", path)).transpose()?);
+        set("--state-dir", "agent.state_dir", state_dir.map(|path| absolute("--state-dir", path.into())).transpose()?);
         set("--xdp-mode", "kernel.xdp_mode", xdp_mode.map(|mode| name(mode.name())));
         let interval = poll_interval.map(|interval| name(&humantime::format_duration(interval).to_string()));
         set("--poll-interval", "agent.poll_interval", interval);
