@@ -6,7 +6,9 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::bpf::probe::{AttachedXdp, Capabilities, InterfaceCapabilities, MIN_KERNEL, OLDEST_KERNEL};
+use crate::bpf::probe::{
+    AttachedXdp, Capabilities, ETHERNET, InterfaceCapabilities, LOOPBACK, MIN_KERNEL, OLDEST_KERNEL, frames_name,
+};
 
 /// Largest MTU whose frames fit one buffer of every driver (a page less headroom and tail).
 const SINGLE_BUFFER_MTU: u32 = 3498;
@@ -111,6 +113,22 @@ pub fn examine(kernel: Capabilities, interfaces: Vec<InterfaceCapabilities>, err
             .chain(interfaces.iter().flat_map(|interface| &interface.findings))
             .any(|finding| finding.level == Level::Missing);
     Report { can_run, kernel, findings, interfaces, errors }
+}
+
+/// Adds which interfaces the same packets pass: `pairs` of names, the first of which stands on the other.
+pub fn judge_pairs(report: &mut Report, pairs: &[(String, String)]) {
+    for (upper, lower) in pairs {
+        let Some(place) = report.interfaces.iter_mut().find(|one| one.capabilities.name == *upper) else { continue };
+        let mut findings = Findings(std::mem::take(&mut place.findings));
+        findings.add(
+            "counted twice",
+            Level::Note,
+            format!("{lower} has the same packets"),
+            "a packet that passes both counts twice, in flows, features and limits",
+            "watch one of them",
+        );
+        place.findings = findings.0;
+    }
 }
 
 /// Adds what is known against the kept state of an agent with the default `agent.state_dir`.
@@ -250,6 +268,23 @@ fn judge_interface(interface: &InterfaceCapabilities) -> Vec<Finding> {
         "",
         &format!("ip link set {} up", interface.name),
     );
+    match interface.frames {
+        ETHERNET => {}
+        LOOPBACK => findings.add(
+            "frames",
+            Level::Note,
+            "loopback",
+            "each packet is sent and received here, and counts twice",
+            "watch it for what local processes send to each other only",
+        ),
+        kind => findings.add(
+            "frames",
+            Level::Missing,
+            format!("no Ethernet header: {} (type {kind})", frames_name(kind)),
+            "attaching will be refused",
+            "watch the interface that its packets leave the host by",
+        ),
+    }
     let source = if interface.native_known { "the driver says so" } else { "from a list of drivers" };
     findings.add(
         "native xdp",
@@ -379,6 +414,7 @@ mod tests {
             ifindex: 2,
             up: true,
             driver: "ice".to_owned(),
+            frames: ETHERNET,
             mtu: 1500,
             rx_queues: 4,
             tx_queues: 4,
@@ -430,6 +466,29 @@ mod tests {
         let (can_run, text) = taken("sensor_xdp_frag");
         assert!(can_run && text.contains("Sensor's own") && !text.contains("xdp off"), "{text}");
         assert!(!examine(kernel(), vec![], vec!["there is no interface x".to_owned()]).can_run);
+    }
+
+    #[test]
+    fn an_interface_without_ethernet_frames_is_refused() {
+        let of = |frames| {
+            let report = examine(kernel(), vec![InterfaceCapabilities { frames, ..interface() }], vec![]);
+            (report.can_run, render(&report))
+        };
+        let (can_run, text) = of(65534);
+        assert!(!can_run && text.contains("no Ethernet header: tun, WireGuard"), "{text}");
+        assert!(of(512).1.contains("PPP (type 512)") && !of(776).0);
+        let (can_run, text) = of(LOOPBACK);
+        assert!(can_run && text.contains("counts twice"), "{text}");
+    }
+
+    #[test]
+    fn a_pair_that_the_same_packets_pass_is_noted() {
+        let named = |name: &str| InterfaceCapabilities { name: name.to_owned(), ..interface() };
+        let mut report = examine(kernel(), vec![named("br0"), named("port1")], vec![]);
+        judge_pairs(&mut report, &[("br0".to_owned(), "port1".to_owned())]);
+        let text = render(&report);
+        assert!(report.can_run && text.contains("counted twice     port1 has the same packets"), "{text}");
+        assert_eq!(text.matches("counted twice").count(), 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{BufReader, Read as _, Write as _};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 
 use sensor::bpf::load::{Kernel, LoadOptions};
@@ -18,7 +18,7 @@ use sensor_tests::capture::Capture;
 use sensor_tests::checks::{Must as _, wait_for};
 use sensor_tests::differences::{Difference, differences};
 use sensor_tests::live::depends_on_time;
-use sensor_tests::netns::Ns;
+use sensor_tests::netns::{NetNs, Ns};
 use sensor_tests::topology::{EDGE_V4, Host, HostSpec, Lab, LabSpec, UPLINK};
 
 const PORT: u16 = 5201;
@@ -157,4 +157,56 @@ fn super_packets_are_counted_as_the_wire_carries_them() {
     assert_eq!(with.l3_max, without.l3_max);
     let again = (with.retransmitted + without.retransmitted) as u64;
     assert!(with.packets.abs_diff(without.packets) <= 2 * CHUNKS.len() as u64 + 20 + again);
+}
+
+/// IPv6 with super-packets above 64 KiB (BIG TCP): Linux puts a hop-by-hop header into them that no packet on the wire has.
+#[test]
+fn big_tcp_counts_without_the_header_that_only_the_host_has() {
+    const TOTAL: usize = 20 << 20;
+    let (edge, peer) = (NetNs::new("edge").must("make a namespace"), NetNs::new("peer").must("make a namespace"));
+    edge.ip(&format!("link add eth0 type veth peer name eth0 netns {}", peer.name())).must("make a pair");
+    for (netns, address) in [(&edge, "2001:db8::1"), (&peer, "2001:db8::2")] {
+        netns.ip(&format!("addr add {address}/64 dev eth0 nodad")).must("an address");
+        netns.ip("link set eth0 gso_max_size 180000 gro_max_size 180000").must("allow large super-packets");
+        netns.ip("link set eth0 up").must("set it up");
+    }
+    let support = probe::kernel();
+    let mut kernel = Kernel::load(&LoadOptions::default()).must("load the programs");
+    kernel.control.set(&Control { tag_dscp: NO_DSCP, ..bytemuck::Zeroable::zeroed() });
+    let attached =
+        edge.within(|| kernel.attach("eth0", XdpMode::Tc, support.tcx)).must("enter the edge").must("attach");
+    let server: SocketAddr = format!("[2001:db8::2]:{PORT}").parse().expect("an address");
+    let listener = peer.within(|| TcpListener::bind(server)).must("enter the peer").map_err(Into::into).must("listen");
+    let echo = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        let mut body = Vec::new();
+        stream.read_to_end(&mut body)?;
+        stream.write_all(&body)
+    });
+    let mut stream =
+        edge.within(|| TcpStream::connect(server)).must("enter the edge").map_err(Into::into).must("connect");
+    stream
+        .write_all(&vec![0x5a; TOTAL])
+        .and_then(|()| stream.shutdown(Shutdown::Write))
+        .map_err(Into::into)
+        .must("send");
+    let mut body = Vec::new();
+    stream.read_to_end(&mut body).map_err(Into::into).must("receive");
+    assert_eq!(body.len(), TOTAL);
+    echo.join().expect("the server does not panic").map_err(Into::into).must("serve");
+    wait_for("both sides have closed", std::time::Duration::from_secs(5), || {
+        kept(&kernel).is_some_and(|record| record.state & sensor_common::flow::state::CLOSED != 0)
+    });
+    let record = kept(&kernel).expect("just seen");
+    kernel.detach(attached).must("detach");
+    for (name, half) in [("sent", record.forward()), ("received", record.reverse().expect("answered"))] {
+        println!("{name}: {} packets in {} frames", half.packets, half.arrivals());
+        // IPv6, TCP and its timestamps; a SYN has 8 bytes of options more, and an acknowledgement may have some for gaps.
+        let more = half.l3_bytes - half.payload_bytes - (72 * half.packets + 8);
+        assert!(more < half.packets, "{name}: {more} bytes of headers more in {} packets", half.packets);
+        assert_eq!(half.l3_max, 1500, "{name}");
+    }
+    assert_eq!(record.openings.map(|opening| opening.extensions), [0, 0]);
+    let sent = record.forward();
+    assert!(sent.payload_bytes / sent.arrivals() > 33_000, "there were super-packets above 64 KiB");
 }

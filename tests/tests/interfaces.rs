@@ -242,7 +242,7 @@ fn rename(netns: &NetNs, from: &str, to: &str) {
 }
 
 #[test]
-fn a_new_name_is_followed_where_a_pattern_asks_for_it_and_not_where_a_name_does() {
+fn a_renamed_interface_stays_watched_and_another_one_of_the_old_name_is_found() {
     let mut scene = Scene::build();
     for device in ["eth0", "veth1"] {
         scene.pair(device);
@@ -273,22 +273,38 @@ fn a_new_name_is_followed_where_a_pattern_asks_for_it_and_not_where_a_name_does(
 
     scene.send("eth0", 7);
     counted("eth0", 7.0);
+    // Whoever named it meant its packets: no entry asks for the new name, and none of them is missed.
     rename(&scene.edge, "eth0", "wan0");
+    scene.send("eth0", 2);
+    is_attached("wan0", Some(true));
     is_attached("eth0", Some(false));
-    wait_for("it is let go", PATIENCE, || !has_xdp(&scene.edge, "wan0"));
+    counted("wan0", 9.0);
     scene.peer.ip("link set eth0 name other0").must("rename the peer's end");
-    scene.send("other0", 9);
     scene.pair("eth0");
     is_attached("eth0", Some(true));
     scene.send("eth0", 4);
-    counted("eth0", 11.0);
-    assert_eq!(metrics(&agent).sum("sensor_packets_total", &[]), 25.0);
-    assert_eq!(seen(&settle(&balance).counters[0]), 25);
+    scene.send("other0", 9);
+    counted("eth0", 4.0);
+    counted("wan0", 18.0);
+    // And a third name, and the old one back.
+    rename(&scene.edge, "wan0", "wan1");
+    is_attached("wan1", Some(true));
+    is_attached("wan0", None);
+    scene.send("other0", 1);
+    counted("wan1", 19.0);
+    // What a pattern took is let go: its name said what it is.
+    rename(&scene.edge, "veth1", "pod1");
+    is_attached("veth1", None);
+    wait_for("it is let go", PATIENCE, || !has_xdp(&scene.edge, "pod1"));
+    assert_eq!(metrics(&agent).sum("sensor_packets_total", &[]), 37.0);
+    assert_eq!(seen(&settle(&balance).counters[0]), 37);
     let log = agent.stop().must("stop the agent");
-    for words in ["veth1 is called lan1 now", "eth0 is called wan0 now, which", "eth0 is there again: attached"] {
+    for words in
+        ["veth1 is called lan1 now", "eth0 is called wan0 now and stays watched", "eth0 is there again: attached"]
+    {
         assert!(log.contains(words), "{words}: {log}");
     }
-    for device in ["eth0", "wan0", "veth1", "lan1"] {
+    for device in ["eth0", "wan1", "pod1", "lan1"] {
         assert_clean(&scene.edge, device);
     }
 }
@@ -367,4 +383,60 @@ fn an_agent_that_names_no_interface_waits_for_the_default_route() {
     wait_for("the interface of the route is watched", PATIENCE, || has_xdp(&edge, "v0"));
     agent.stop().must("stop");
     assert!(!has_xdp(&edge, "v0"), "nothing is left");
+}
+
+#[test]
+fn packets_that_pass_two_watched_interfaces_are_said_to_count_twice() {
+    let scene = Scene::build();
+    for device in ["eth0", "port0"] {
+        scene.pair(device);
+    }
+    let made = [
+        "link add br0 type bridge",
+        "link set br0 up",
+        "link set port0 master br0",
+        "link add mac0 link eth0 type macvlan",
+        "link set mac0 up",
+        "link add a0 type veth peer name a1",
+    ];
+    for words in made {
+        scene.edge.ip(words).must("make a link");
+    }
+    let pins = scene.pins();
+    let names = ["br0", "port0", "eth0", "a0"];
+    let args = [scene.args(&names, &pins), vec!["--xdp-mode", "auto"]].concat();
+    let agent = Agent::start(&scene.edge, &args).must("start the agent");
+    let said = |agent: &Agent, pair: &str| agent.log().contains(&format!("{pair} are both watched"));
+    wait_for("the bridge is named", PATIENCE, || said(&agent, "br0 and port0"));
+    assert!(!said(&agent, "mac0 and eth0") && !said(&agent, "a0 and a1"), "{}", agent.log());
+    agent.stop().must("stop the agent");
+    // Both ends of a pair, and a macvlan interface with its parent.
+    let names = ["mac0", "eth0", "a0", "a1"];
+    let args = [scene.args(&names, &pins), vec!["--xdp-mode", "auto"]].concat();
+    let agent = Agent::start(&scene.edge, &args).must("start the agent");
+    wait_for("both are named", PATIENCE, || {
+        said(&agent, "mac0 and eth0") && (said(&agent, "a0 and a1") || said(&agent, "a1 and a0"))
+    });
+    agent.stop().must("stop the agent");
+    let doctor = run_sensor(&scene.edge, &[], &["doctor", "-i", "br0", "-i", "port0", "-i", "lo"]);
+    let text = String::from_utf8_lossy(&doctor.stdout);
+    assert!(text.contains("port0 has the same packets") && text.contains("loopback"), "{text}");
+}
+
+#[test]
+fn an_interface_without_ethernet_frames_is_refused_whatever_sys_shows() {
+    let edge = NetNs::new("edge").must("make a namespace");
+    edge.ip("tuntap add tun0 mode tun").must("make a link");
+    edge.ip("link set tun0 up").must("set it up");
+    // As containers do: in the network namespace, with the host's /sys.
+    let mut command = std::process::Command::new("nsenter");
+    command.arg(format!("--net={}", edge.path().display())).arg(sensor_tests::agent::binary().must("find the binary"));
+    command.args(["run", "-i", "tun0", "--model", "", "--pins", "", "--state-dir", "", "--metrics-listen", ""]);
+    let folder = tempfile::tempdir().map_err(Into::into).must("make a folder");
+    command.arg("--socket").arg(folder.path().join("socket")).stdin(Stdio::null());
+    let output = command.output().map_err(Into::into).must("run sensor");
+    assert_refused(&output, 1, &["tun0 carries no Ethernet frames (tun, WireGuard or another tunnel, type 65534)"]);
+    let doctor = run_sensor(&edge, &[], &["doctor", "-i", "tun0"]);
+    let text = String::from_utf8_lossy(&doctor.stdout);
+    assert!(!doctor.status.success() && text.contains("no Ethernet header: tun, WireGuard"), "{text}");
 }

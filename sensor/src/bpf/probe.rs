@@ -117,6 +117,8 @@ pub struct InterfaceCapabilities {
     pub up: bool,
     /// Name of the driver or kind of virtual link.
     pub driver: String,
+    /// Kind of its frames (ARPHRD_*, linux/if_arp.h).
+    pub frames: u16,
     /// Largest L3 length.
     pub mtu: u32,
     /// Receive queues.
@@ -176,6 +178,7 @@ pub fn interface(name: &str) -> Result<InterfaceCapabilities> {
         name: name.to_owned(),
         ifindex: link.ifindex,
         up: link.up,
+        frames: link.frames,
         mtu: link.mtu,
         rx_queues: link.rx_queues,
         tx_queues: link.tx_queues,
@@ -213,9 +216,40 @@ pub(super) fn is_veth(interface: &str) -> bool {
     netlink::link(interface).ok().flatten().is_some_and(|link| link.kind.as_deref() == Some("veth"))
 }
 
-/// Kind of an interface's frames (ARPHRD_*, linux/if_arp.h); `None` if there is none of that name, or the kernel does not say.
-pub(super) fn frames(interface: &str) -> Option<u16> {
-    netlink::link(interface).ok().flatten().map(|link| link.frames)
+/// Kind of an interface's frames (ARPHRD_*, linux/if_arp.h); `None` if there is none of that name. Asked over netlink: /sys
+/// may be that of another network namespace.
+///
+/// # Errors
+/// If netlink does not answer.
+pub(super) fn frames(interface: &str) -> Result<Option<u16>> {
+    let link =
+        netlink::link(interface).with_context(|| format!("cannot ask for the kind of {interface} over netlink"))?;
+    Ok(link.map(|link| link.frames))
+}
+
+/// Frames with an Ethernet header.
+pub const ETHERNET: u16 = 1;
+/// The loopback interface, whose frames have one, too.
+pub const LOOPBACK: u16 = 772;
+
+/// What interfaces with other frames are, for people (ARPHRD_*, linux/if_arp.h).
+pub fn frames_name(frames: u16) -> &'static str {
+    match frames {
+        ETHERNET => "Ethernet",
+        LOOPBACK => "loopback",
+        32 => "InfiniBand",
+        512 => "PPP",
+        519 => "raw IP",
+        768 => "IP-in-IP tunnel",
+        769 => "IPv6 tunnel",
+        776 => "6in4 tunnel (sit)",
+        778 => "GRE tunnel",
+        801..=803 => "802.11 monitor",
+        823 => "GRE tunnel over IPv6",
+        824 => "netlink monitor",
+        65534 => "tun, WireGuard or another tunnel",
+        _ => "another kind",
+    }
 }
 
 /// The interface of the default route: IPv4's with the lowest metric, else IPv6's.

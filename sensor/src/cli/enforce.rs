@@ -69,7 +69,7 @@ pub(super) struct Add {
     /// --json` or as tcp,198.18.66.7:4444,198.18.0.10:80; a service (limit only), as tcp,198.18.0.10:80
     #[arg(required_unless_present = "from_file")]
     scope: Option<String>,
-    /// One verdict for each line of this file ("-": standard input); # begins a comment
+    /// One verdict for each line of this file ("-": standard input); #, ; or // begins a comment
     #[arg(long, value_name = "FILE", conflicts_with = "scope")]
     from_file: Option<PathBuf>,
     /// How long it holds
@@ -187,6 +187,15 @@ pub(super) fn verdicts(command: VerdictsCommand) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What each line of a list is about, without comments: `#`, `//` and `;`, which Spamhaus has behind each prefix.
+fn scopes_of(list: &str) -> impl Iterator<Item = &str> {
+    list.trim_start_matches('\u{feff}').lines().filter_map(|line| {
+        let end = ["#", ";", "//"].into_iter().filter_map(|comment| line.find(comment)).min();
+        let scope = line[..end.unwrap_or(line.len())].trim();
+        (!scope.is_empty()).then_some(scope)
+    })
+}
+
 /// One verdict for each line of a file; fails if one was refused.
 fn add_list(path: &Path, new: NewVerdicts, socket: &Socket, json: bool) -> Result<ExitCode> {
     let text = if path == Path::new("-") {
@@ -194,8 +203,7 @@ fn add_list(path: &Path, new: NewVerdicts, socket: &Socket, json: bool) -> Resul
     } else {
         std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?
     };
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    let scopes: Vec<String> = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let scopes: Vec<String> = scopes_of(&text).map(str::to_owned).collect();
     let mut kept = Kept { value: BatchView::default(), not_kept: None };
     for part in scopes.chunks(MAX_BATCH) {
         let new = NewVerdicts { scopes: part.to_vec(), ..new.clone() };
@@ -384,4 +392,27 @@ fn allowed_text(entries: &[Entry]) -> String {
         ]
     });
     table(&columns, &[], rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_read_with_their_comments() {
+        let list = "\u{feff}; Spamhaus DROP List 2026/11/30 - (c) The Spamhaus Project SLU\r\n; Last-Modified: today\r\n\
+                    198.18.16.0/20 ; SBL256894\r\n198.18.64.0/24;SBL1\r\n\r\n2001:db8:66::/48 # ours\n// two more\n\
+                    198.18.66.7 // it\n  tcp,198.18.66.7:4444,198.18.0.10:80\t#; //\n";
+        let found: Vec<&str> = scopes_of(list).collect();
+        assert_eq!(
+            found,
+            [
+                "198.18.16.0/20",
+                "198.18.64.0/24",
+                "2001:db8:66::/48",
+                "198.18.66.7",
+                "tcp,198.18.66.7:4444,198.18.0.10:80"
+            ]
+        );
+    }
 }

@@ -22,9 +22,9 @@ use anyhow::{Context, Result, anyhow};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::agent::Takeover;
-use crate::bpf::probe::{self, links};
+use crate::bpf::probe::{self, InterfaceCapabilities, links};
 use crate::config::{self, BpfLog, Config, LogFormat, Mode, Override, Source, XdpMode, environment};
-use crate::interfaces::List;
+use crate::interfaces::{List, doubled};
 use crate::replay::View;
 use crate::view::SortKey;
 use crate::{control, doctor, logging, service, store};
@@ -220,7 +220,7 @@ struct Settings {
     pins: Option<OsString>,
     /// Where verdicts and the never-drop list survive a restart; "" for nowhere
     #[arg(long, value_name = "PATH")]
-    state_dir: Option<PathBuf>,
+    state_dir: Option<OsString>,
     /// How XDP is attached
     #[arg(long, value_enum)]
     xdp_mode: Option<XdpMode>,
@@ -283,7 +283,7 @@ impl Settings {
         set("--metrics-listen", "metrics.listen", metrics_listen.map(|listen| name(&listen)));
         set("--socket", "agent.socket", socket.map(|path| absolute("--socket", path)).transpose()?);
         set("--pins", "agent.pins", pins.map(|path| text("--pins", path)).transpose()?);
-        set("--state-dir", "agent.state_dir", state_dir.map(|path| absolute("--state-dir", path)).transpose()?);
+        set("--state-dir", "agent.state_dir", state_dir.map(|path| absolute("--state-dir", path.into())).transpose()?);
         set("--xdp-mode", "kernel.xdp_mode", xdp_mode.map(|mode| name(mode.name())));
         let interval = poll_interval.map(|interval| name(&humantime::format_duration(interval).to_string()));
         set("--poll-interval", "agent.poll_interval", interval);
@@ -402,14 +402,19 @@ fn doctor(interfaces: Vec<String>, json: bool) -> Result<ExitCode> {
             names.iter().chain(matched.filter(|name| !list.is_named(name))).cloned().map(Ok).collect()
         }
     };
-    let (mut found, mut errors) = (Vec::new(), Vec::new());
+    let (mut found, mut errors) = (Vec::<InterfaceCapabilities>::new(), Vec::new());
     for name in names {
         match name.and_then(|name| probe::interface(&name)) {
             Ok(interface) => found.push(interface),
             Err(error) => errors.push(format!("{error:#}")),
         }
     }
+    let links = links::list().unwrap_or_default();
+    let watched: Vec<_> = found.iter().filter_map(|interface| links.get(&interface.ifindex)).collect();
+    let pairs = doubled(&watched).into_iter().map(|(upper, lower)| (upper.name.clone(), lower.name.clone()));
+    let pairs: Vec<_> = pairs.collect();
     let mut report = doctor::examine(probe::kernel(), found, errors);
+    doctor::judge_pairs(&mut report, &pairs);
     let directory = Config::default().agent.state_dir;
     doctor::judge_state(&mut report, directory.and_then(|directory| store::doubt_in(&directory)));
     say(&if json { print::json(&report)? } else { doctor::render(&report) })?;

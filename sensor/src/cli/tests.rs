@@ -78,3 +78,37 @@ fn flags_win_over_the_file() {
     let error = format!("{:#}", settings(&["--metrics-listen", "9469"]).expect_err("no address"));
     assert!(error.contains("127.0.0.1:9469"), "{error}");
 }
+
+#[test]
+fn an_empty_flag_switches_off() {
+    for (flag, off) in [
+        ("--state-dir", (|config: &Config| config.agent.state_dir.is_none()) as fn(&Config) -> bool),
+        ("--pins", |config| config.agent.pins.is_none()),
+        ("--model", |config| config.model.path.is_none()),
+        ("--metrics-listen", |config| config.metrics.listen.is_none()),
+    ] {
+        for arguments in [&[flag, ""][..], &[&format!("{flag}=")]] {
+            assert!(off(&settings(arguments).expect(flag)), "{arguments:?}");
+        }
+    }
+}
+
+#[test]
+fn no_help_shows_what_the_program_is_written_in() {
+    use clap::CommandFactory;
+    let mut commands = vec![Cli::command()];
+    let mut seen = 0;
+    while let Some(mut command) = commands.pop() {
+        for help in [command.render_help(), command.render_long_help()] {
+            let help = help.to_string();
+            for internal in ["[`", "`]", "::", "See [", "[default: Some", "None]"] {
+                // An IPv6 prefix is none of ours.
+                let help = help.replace("2001:db8:66::/48", "");
+                assert!(!help.contains(internal), "{} --help has {internal:?}:\n{help}", command.get_name());
+            }
+        }
+        seen += 1;
+        commands.extend(command.get_subcommands().cloned());
+    }
+    assert!(seen > 20, "{seen} commands");
+}

@@ -98,13 +98,13 @@ pub enum BpfLog {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum ActionName {
-    /// See [`Action::Pass`].
+    /// Packets pass as they are.
     Pass,
-    /// See [`Action::Tag`].
+    /// Received packets pass with the agent's mark.
     Tag,
-    /// See [`Action::Limit`].
+    /// Packets beyond a rate are dropped, or half-open connections beyond one.
     Limit,
-    /// See [`Action::Drop`].
+    /// Packets are dropped.
     Drop,
 }
 

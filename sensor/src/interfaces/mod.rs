@@ -45,6 +45,28 @@ impl Link {
     }
 }
 
+/// Of interfaces that are watched, the pairs that the same packets pass: a bridge and its port, a VLAN and its parent, the two ends
+/// of a veth pair. They count once at each. The first of a pair is the one that stands on the other.
+pub fn doubled<'a>(watched: &[&'a Link]) -> Vec<(&'a Link, &'a Link)> {
+    let by_number = |number: u32| watched.iter().find(|link| link.ifindex == number).copied();
+    let mut pairs = Vec::new();
+    for link in watched.iter().copied() {
+        pairs.extend(link.master.and_then(by_number).map(|master| (master, link)));
+        pairs.extend(link.stands_on().and_then(by_number).map(|lower| (link, lower)));
+        let peer = link.lower.filter(|_| link.kind.as_deref() == Some("veth")).and_then(by_number);
+        pairs.extend(peer.filter(|peer| peer.ifindex > link.ifindex).map(|peer| (link, peer)));
+    }
+    pairs
+}
+
+/// What is said of such a pair.
+pub fn doubled_text(upper: &str, lower: &str) -> String {
+    format!(
+        "{upper} and {lower} are both watched: a packet that passes both counts twice, in flows, features and limits; \
+         watch one of them"
+    )
+}
+
 /// The list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct List {
@@ -110,6 +132,11 @@ impl List {
         self.names.iter().any(|name| name == interface)
     }
 
+    /// Whether an entry takes this name out of what patterns match.
+    pub fn excludes(&self, interface: &str) -> bool {
+        self.excluded.iter().any(|pattern| matches(pattern, interface))
+    }
+
     /// Of the interfaces there are, those to be watched.
     ///
     /// A pattern takes no loopback interface, none that carries no Ethernet frames, and none that stands on another one
@@ -128,8 +155,8 @@ impl List {
 
     /// Whether a pattern takes an interface, if it does not stand on another one.
     fn takes(&self, link: &Link) -> bool {
-        let any = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, &link.name));
-        link.ethernet && any(&self.patterns) && !any(&self.excluded)
+        let is_matched = self.patterns.iter().any(|pattern| matches(pattern, &link.name));
+        link.ethernet && is_matched && !self.excludes(&link.name)
     }
 }
 
@@ -166,6 +193,29 @@ mod tests {
         assert_eq!(selected(&["*", "!eth?", "eth1"], &there), ["eth1", "veth1", "veth-skip1"], "a name wins");
         assert_eq!(selected(&["wlan*"], &there), [""; 0]);
         assert!(selected(&[], &there).is_empty());
+    }
+
+    #[test]
+    fn pairs_that_the_same_packets_pass_are_named() {
+        let kind = |kind: &str| Some(kind.to_owned());
+        let there = [
+            link(2, "eth0"),
+            Link { kind: kind("bridge"), ..link(3, "br0") },
+            Link { kind: kind("veth"), master: Some(3), ..link(4, "port1") },
+            Link { kind: kind("macvlan"), lower: Some(2), ..link(5, "mac0") },
+            Link { kind: kind("veth"), lower: Some(7), ..link(6, "veth1") },
+            Link { kind: kind("veth"), lower: Some(6), ..link(7, "veth2") },
+            Link { kind: kind("vxlan"), lower: Some(2), ..link(8, "vxlan1") },
+        ];
+        let pairs = |names: &[&str]| -> Vec<String> {
+            let watched: Vec<&Link> = there.iter().filter(|link| names.contains(&link.name.as_str())).collect();
+            doubled(&watched).iter().map(|(upper, lower)| format!("{} {}", upper.name, lower.name)).collect()
+        };
+        assert_eq!(pairs(&["eth0", "br0", "port1"]), ["br0 port1"]);
+        assert_eq!(pairs(&["eth0", "mac0", "br0"]), ["mac0 eth0"]);
+        assert_eq!(pairs(&["veth1", "veth2"]), ["veth1 veth2"]);
+        assert_eq!(pairs(&["eth0", "vxlan1"]), [""; 0], "what a tunnel carries is another flow than the tunnel");
+        assert_eq!(pairs(&["port1", "mac0", "veth2"]), [""; 0]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use sensor::bpf::load::LoadOptions;
 use sensor_common::flow::FlowKey;
-use sensor_common::packet::{self, Encapsulation, Options, protocol};
+use sensor_common::packet::{self, Encapsulation, Options, Ports, protocol};
 use sensor_common::tcp::{ACK, SYN};
 use sensor_tests::frames::{Frame, VLAN};
 use sensor_tests::rng::Rng;
@@ -19,6 +19,12 @@ fn around(frame: Frame, header: &[u8], carried: &[u8]) -> Vec<u8> {
     let start = bytes.len() - content.len();
     bytes[start..].copy_from_slice(&content);
     bytes
+}
+
+/// A UDP datagram over IPv4 with another length in its header.
+fn stating(length: u16, mut frame: Vec<u8>) -> Vec<u8> {
+    frame[LINK + 24..LINK + 26].copy_from_slice(&length.to_be_bytes());
+    frame
 }
 
 /// The frame with other bytes between its Ethernet addresses and its IP header.
@@ -63,6 +69,11 @@ fn frames() -> Vec<(&'static str, Option<Encapsulation>, Vec<u8>)> {
             frame.extension(protocol::DESTINATION_OPTIONS, 8).extension(protocol::AH, 24).payload(30).build()
         }),
         ("an ICMP error", None, around(echo.clone(), &v4[LINK..LINK + 28], &[])),
+        ("an ICMPv6 error that quotes extension headers", None, {
+            let sent =
+                Frame::udp(a6, b6).extension(protocol::HOP_BY_HOP, 8).extension(protocol::DESTINATION_OPTIONS, 16);
+            around(Frame::icmp(at("[2001:db8::fe]:0"), a6, 3, 0), &sent.payload(30).build()[LINK..], &[])
+        }),
         ("an ICMP error that quotes nothing", None, echo.build()),
         ("a first IPv4 fragment", None, Frame::udp(a, b).fragment(0, true).payload(16).build()),
         ("a later IPv4 fragment", None, Frame::udp(a, b).fragment(3, true).payload(16).build()),
@@ -79,6 +90,11 @@ fn frames() -> Vec<(&'static str, Option<Encapsulation>, Vec<u8>)> {
         ("6in4", Some(Ip), around(Frame::new(protocol::IPV6, a, b), &v6[LINK..], &[])),
         ("4in6", Some(Ip), around(Frame::new(protocol::IPV4, a6, b6), &v4[LINK..], &[])),
         ("VXLAN", Some(Vxlan), over_udp(4789, &[8, 0, 0, 0, 0, 1, 2, 0], &v4)),
+        ("VXLAN on the port that Linux takes", Some(Vxlan), over_udp(8472, &[8, 0, 0, 0, 0, 1, 2, 0], &v4)),
+        ("VXLAN on a port that a setting names", None, over_udp(14_789, &[8, 0, 0, 0, 0, 1, 2, 0], &v4)),
+        ("Geneve on a port that a setting names", None, over_udp(16_081, &[0, 0, 0x65, 0x58, 0, 0, 7, 0], &v4)),
+        ("a datagram with surplus behind it", None, stating(28, Frame::udp(a, b).payload(100).build())),
+        ("a datagram that claims more than there is", None, stating(900, Frame::udp(a, b).payload(100).build())),
         ("VXLAN with a VLAN inside", Some(Vxlan), over_udp(4789, &[8, 0, 0, 0, 0, 1, 2, 0], &tagged)),
         ("VXLAN of a SYN", Some(Vxlan), over_udp(4789, &[8, 0, 0, 0, 0, 1, 3, 0], &syn.payload(0).build())),
         ("VXLAN of what is not IP", None, over_udp(4789, &[8, 0, 0, 0, 0, 1, 2, 0], &[0; 40])),
@@ -94,11 +110,28 @@ fn frames() -> Vec<(&'static str, Option<Encapsulation>, Vec<u8>)> {
     ]
 }
 
-/// Settings that must not differ: nothing, everything, and each kind of tunnel.
+/// Settings that must not differ: nothing, everything, other ports, and each kind of tunnel.
 fn settings() -> Vec<Options> {
-    let mut all = vec![Options::NONE, Options::ALL];
+    let mut all = vec![Options::NONE, Options::ALL, other_ports()];
     all.extend(Encapsulation::TUNNELS.map(|kind| Options { tunnels: kind.bit(), ..Options::NONE }));
     all
+}
+
+fn other_ports() -> Options {
+    Options { vxlan_ports: Ports::of(&[9, 14_789]), geneve_ports: Ports::of(&[16_081]), ..Options::ALL }
+}
+
+#[test]
+fn other_ports_lead_into_other_tunnels() {
+    let inside = |options, wanted: &str| {
+        let (_, _, frame) = frames().into_iter().find(|(name, ..)| *name == wanted).expect("a frame of that name");
+        packet::parse_with(&frame[..], options).expect("a packet").key.encapsulation
+    };
+    for name in ["VXLAN", "VXLAN on the port that Linux takes", "Geneve"] {
+        assert_eq!(inside(other_ports(), name), 0, "{name}");
+    }
+    assert_eq!(inside(other_ports(), "VXLAN on a port that a setting names"), Encapsulation::Vxlan as u8);
+    assert_eq!(inside(other_ports(), "Geneve on a port that a setting names"), Encapsulation::Geneve as u8);
 }
 
 #[test]

@@ -183,15 +183,17 @@ impl Poller {
         }
     }
 
-    /// Whether nothing is dropped on this interface.
-    pub(in crate::agent) fn is_exempt(&self, interface: &str) -> bool {
-        self.enforcer.allow.items().any(|item| matches!(item, Item::Interface(name) if name == interface))
+    /// Whether nothing is dropped on this interface: by its name, or by the one under which it was to be watched.
+    pub(in crate::agent) fn is_exempt(&self, interface: &str, ifindex: u32) -> bool {
+        let former = self.interfaces.former_name(ifindex);
+        let is_it = |name: &String| name == interface || Some(name.as_str()) == former;
+        self.enforcer.allow.items().any(|item| matches!(item, Item::Interface(name) if is_it(name)))
     }
 
     /// Interfaces that are not watched need no protection. Those that are have the numbers under which they were attached: by
     /// their names there may be others at this moment.
     fn protect_interfaces(&mut self) -> anyhow::Result<()> {
-        let exempt = self.attached.iter().filter(|attached| self.is_exempt(&attached.interface));
+        let exempt = self.attached.iter().filter(|attached| self.is_exempt(&attached.interface, attached.ifindex));
         let indexes: Vec<u32> = exempt.map(|attached| attached.ifindex).collect();
         self.enforcer.allow.set_indexes(indexes.iter().copied().collect());
         self.kernel.exempt(&indexes)?;

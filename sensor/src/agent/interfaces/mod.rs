@@ -24,7 +24,7 @@ use crate::bpf::probe;
 use crate::bpf::probe::links::Links;
 use crate::interfaces::attempts::Attempts;
 use crate::interfaces::former::Former;
-use crate::interfaces::{Link, List};
+use crate::interfaces::{self, Link, List};
 
 /// What stands in metrics for all interfaces that are not watched any more, and whose series ended. No interface has
 /// such a name.
@@ -40,6 +40,10 @@ pub(super) struct Interfaces {
     waiting: BTreeMap<u32, Waiting>,
     /// Plain names that were watched, and that no interface has now.
     lost: BTreeSet<String>,
+    /// Interfaces that stay watched under a name that the list does not ask for, and the plain name by which it did.
+    kept: BTreeMap<u32, String>,
+    /// Pairs of watched interfaces that the same packets pass, of which it was said.
+    doubled: BTreeSet<(u32, u32)>,
     former: Former,
     /// The kernel has TCX.
     tcx: bool,
@@ -71,6 +75,8 @@ impl Interfaces {
             looked_at: 0,
             waiting: BTreeMap::new(),
             lost: BTreeSet::new(),
+            kept: BTreeMap::new(),
+            doubled: BTreeSet::new(),
             former: Former::new(gone),
             tcx,
             news: News::default(),
@@ -81,6 +87,45 @@ impl Interfaces {
 
     fn now(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// The plain name by which an interface was to be watched that has another one now.
+    pub(super) fn former_name(&self, ifindex: u32) -> Option<&str> {
+        self.kept.get(&ifindex).map(String::as_str)
+    }
+
+    /// An interface that was watched by its plain name stays watched when it gets another one: whoever named it meant its
+    /// packets, and udev or an operator renames it while they go on. Patterns are about names, and let it go.
+    fn keep_renamed<'a>(
+        &mut self,
+        attached: &[Attached],
+        links: &'a BTreeMap<u32, Link>,
+        wanted: &mut BTreeMap<u32, &'a Link>,
+    ) {
+        for one in attached.iter().filter(|one| self.list.is_named(&one.interface)) {
+            self.kept.entry(one.ifindex).or_insert_with(|| one.interface.clone());
+        }
+        let list = &self.list;
+        self.kept.retain(|ifindex, _| {
+            let Some(link) = links.get(ifindex) else { return false };
+            let stays = !wanted.contains_key(ifindex) && link.ethernet && !list.excludes(&link.name);
+            if stays {
+                wanted.insert(*ifindex, link);
+            }
+            stays
+        });
+    }
+
+    /// Says of which interfaces packets count twice.
+    fn warn_of_doubled(&mut self, wanted: &BTreeMap<u32, &Link>) {
+        let watched: Vec<&Link> = wanted.values().copied().collect();
+        let pairs = interfaces::doubled(&watched);
+        for (upper, lower) in &pairs {
+            if !self.doubled.contains(&(upper.ifindex, lower.ifindex)) && self.news.is_told("doubled") {
+                tracing::warn!("{}", interfaces::doubled_text(&upper.name, &lower.name));
+            }
+        }
+        self.doubled = pairs.into_iter().map(|(upper, lower)| (upper.ifindex, lower.ifindex)).collect();
     }
 }
 
@@ -108,8 +153,9 @@ impl Poller {
     /// Compares what is watched with what is to be, whether something seems to have changed or not.
     pub(super) fn look_at_interfaces(&mut self) {
         let links = self.interfaces.links.now();
-        let wanted: BTreeMap<u32, &Link> =
+        let mut wanted: BTreeMap<u32, &Link> =
             self.interfaces.list.select(links.values()).into_iter().map(|link| (link.ifindex, link)).collect();
+        self.interfaces.keep_renamed(&self.attached, &links, &mut wanted);
         let changed: Vec<(u32, Change)> = self
             .attached
             .iter()
@@ -128,6 +174,7 @@ impl Poller {
             }
         }
         self.interfaces.waiting.retain(|ifindex, _| wanted.contains_key(ifindex));
+        self.interfaces.warn_of_doubled(&wanted);
         if any {
             self.protect_interfaces_again();
             self.publish_states();
@@ -158,7 +205,17 @@ impl Poller {
             match change {
                 Change::Renamed(name) => {
                     let old = std::mem::replace(&mut self.attached[position].interface, name.clone());
-                    tracing::info!("{old} is called {name} now, and is watched under that name");
+                    if self.interfaces.kept.contains_key(&ifindex) {
+                        tracing::warn!(
+                            "{old} is called {name} now and stays watched under that name, which `interfaces` does not \
+                             ask for: name it there, or it is let go with the next reload or restart"
+                        );
+                    } else {
+                        tracing::info!("{old} is called {name} now, and is watched under that name");
+                    }
+                    if self.interfaces.list.is_named(&old) {
+                        self.interfaces.lost.insert(old.clone());
+                    }
                     self.seen_check.add(&name);
                     let former = &self.interfaces.former;
                     match self.kernel.counters(ifindex) {

@@ -51,6 +51,7 @@ impl Poller {
         }
         self.interfaces.lost.retain(|name| list.is_named(name));
         self.interfaces.list = list;
+        self.interfaces.kept.clear();
         self.config.interfaces = entries;
         self.look_at_interfaces();
         self.protect_interfaces_again();
@@ -78,7 +79,8 @@ impl Poller {
     }
 
     fn attach(&mut self, interface: &str) -> Result<Attached, Refused> {
-        let exempt = self.is_exempt(interface);
+        let number = self.interfaces.waiting.iter().find(|(_, one)| one.name == interface).map(|(number, _)| *number);
+        let exempt = self.is_exempt(interface, number.unwrap_or_default());
         if !self.kernel.adopted() {
             attach::refuse_second(interface)?;
         }

@@ -6,23 +6,20 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::bpf::probe;
 
-/// ARPHRD_ETHER and ARPHRD_LOOPBACK (linux/if_arp.h).
-const ETHERNET: u16 = 1;
-const LOOPBACK: u16 = 772;
-
 /// Refuses what the parser cannot read: frames without an Ethernet header (tunnels, PPP).
 pub(super) fn check_kind(interface: &str) -> anyhow::Result<()> {
-    // Asked over netlink: /sys may be that of another network namespace.
-    match probe::frames(interface) {
-        Some(ETHERNET) | None => Ok(()),
-        Some(LOOPBACK) => {
+    match probe::frames(interface)? {
+        Some(probe::ETHERNET) | None => Ok(()),
+        Some(probe::LOOPBACK) => {
             tracing::warn!(
                 "{interface}: each packet on the loopback interface is sent and received, and counted twice"
             );
             Ok(())
         }
         Some(kind) => bail!(
-            "{interface} carries no Ethernet frames (type {kind}): watch the interface that its packets leave the host by"
+            "{interface} carries no Ethernet frames ({}, type {kind}): watch the interface that its packets leave the \
+             host by",
+            probe::frames_name(kind)
         ),
     }
 }
