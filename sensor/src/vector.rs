@@ -28,6 +28,7 @@ mod tests {
         frame[12..16].copy_from_slice(&[0x08, 0x00, 0x45, 0]);
         frame[17] = 32;
         frame[23] = sensor_common::packet::protocol::UDP;
+        frame[39] = 12;
         let packet = sensor_common::packet::parse(&frame[..]).expect("well-formed");
         let mut record = FlowRecord::zeroed();
         record.start(&packet, 5, 0, 1);

@@ -162,6 +162,7 @@ fn datagrams(count: usize, payload: usize) -> FlowRecord {
     frame[12..16].copy_from_slice(&[0x08, 0x00, 0x45, 0]);
     frame[16..18].copy_from_slice(&(28 + payload as u16).to_be_bytes());
     frame[23] = packet::protocol::UDP;
+    frame[38..40].copy_from_slice(&(8 + payload as u16).to_be_bytes());
     let parsed = packet::parse(&frame[..]).expect("well-formed");
     let mut record = FlowRecord::zeroed();
     record.start(&parsed, 1, 0, 1);
