@@ -387,7 +387,8 @@ fn icmpv6_errors_find_the_flow_behind_extension_headers() {
     let [atomic, first, later] = [0, 1, 8].map(|offset| [0, 0, 0, offset, 1, 2, 3, 4]);
     let long = [&[0, 2, 1, 20][..], &[0; 20]].concat();
     let udp = plain(&ethernet(0x86dd, &ipv6(protocol::UDP, &datagram)));
-    let chains: [(&str, Vec<(u8, &[u8])>, bool); 8] = [
+    type Chain<'a> = Vec<(u8, &'a [u8])>;
+    let chains: [(&str, Chain<'_>, bool); 8] = [
         ("hop by hop", vec![(protocol::HOP_BY_HOP, &options)], true),
         ("destination", vec![(protocol::DESTINATION_OPTIONS, &long)], true),
         ("routing", vec![(protocol::ROUTING, &options)], true),
@@ -497,7 +498,7 @@ fn a_header_of_big_tcp_is_on_no_wire() {
     };
     let jumbo = [protocol::TCP, 0, 0xc2, 4, 0, 1, 0x11, 0x98];
     let size = (70_000u32.div_ceil(1428), 1428);
-    // Linux before 6.20 or so, and after it: the header is not even there.
+    // Linux adds the header; kernels that do without it state no length and name TCP.
     for frame in [frame(protocol::HOP_BY_HOP, jumbo), frame(protocol::TCP, jumbo)] {
         let packet = parse_with(Super(&frame, size), Options::ALL).expect("a super-packet");
         assert_eq!((packet.header_len, packet.extensions, packet.payload_len), (72, 0, 70_000));
