@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Golden, Model};
 
-/// What the column missing never is: its rule in the features' declaration.
+/// The missing rule of features that always have a value.
 const NEVER: &str = "never";
 /// Beyond what any feature is in a real flow, and far from the end of 32-bit floats.
 const FAR: f32 = 1e15;
@@ -23,13 +23,6 @@ pub struct Gaps {
     pub missing: Vec<String>,
     /// Whose values far beyond the training's range give no finite answer.
     pub far: Vec<String>,
-}
-
-impl Gaps {
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.missing.is_empty() && self.far.is_empty()
-    }
 }
 
 /// Looks for gaps, from the golden row with the fewest missing values that has a finite answer.
