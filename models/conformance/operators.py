@@ -97,7 +97,8 @@ def source_of(name):
         # divides by the largest absolute value where the text of the operator says the largest; both keep NaN in a running sum.
         return "definition"
     if name in ("AveragePool", "InstanceNormalization", "QuantizeLinear, DequantizeLinear", "LabelEncoder of floats") or "BRANCH_NEQ" in name:
-        # The evaluator leaves NaN out of the mean, overflows, does not keep within 8 bits, finds no NaN among keys, and says that NaN equals thresholds.
+        # The evaluator leaves NaN out of the mean, overflows, does not keep within 8 bits, finds no NaN among keys, and says that
+        # NaN equals thresholds.
         return "onnxruntime"
     return None
 

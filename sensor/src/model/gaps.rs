@@ -24,13 +24,6 @@ pub struct Gaps {
     pub far: Vec<String>,
 }
 
-impl Gaps {
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.missing.is_empty() && self.far.is_empty()
-    }
-}
-
 /// Looks for gaps, from the golden row with the fewest missing values that has a finite answer.
 ///
 /// # Errors

@@ -91,6 +91,7 @@ macro_rules! real {
 real!(f32, f64);
 
 impl Pair {
+    #[expect(clippy::eq_op, reason = "only NaN differs from itself")]
     fn run<T: Real>(&self, a: Tensor, b: Tensor) -> TractResult<Tensor> {
         // One loop for each function, so that each is vectorised.
         match self.0 {
