@@ -27,9 +27,13 @@ fn read(input: impl std::io::Read, len: usize) -> (Vec<(u64, u32, u32, Vec<u8>)>
         Ok(capture) => capture,
         Err(error) => return (packets, Some(format!("{error:#}"))),
     };
+    let by_interface = capture.is_pcapng();
+    let mut link = None;
     loop {
         match capture.read() {
             Ok(Some(packet)) => {
+                let first = *link.get_or_insert(packet.link);
+                assert!(by_interface || packet.link == first, "a pcap file has one link type");
                 assert!(packet.bytes.len() <= packet.wire_len as usize);
                 packets.push((packet.time_ns, packet.link, packet.wire_len, packet.bytes.to_vec()));
             }
