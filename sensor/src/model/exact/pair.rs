@@ -98,8 +98,8 @@ impl Pair {
             Kind::Add => apply(a, b, |a: T, b: T| a + b),
             Kind::Div => apply(a, b, |a: T, b: T| a / b),
             // What is not greater and not less is equal or NaN: of these, NaN wins.
-            Kind::Max => apply(a, b, |a: T, b: T| if a > b || a.is_nan() { a } else { b }),
-            Kind::Min => apply(a, b, |a: T, b: T| if a < b || a.is_nan() { a } else { b }),
+            Kind::Max => apply(a, b, |a: T, b: T| if a > b || a != a { a } else { b }),
+            Kind::Min => apply(a, b, |a: T, b: T| if a < b || a != a { a } else { b }),
             Kind::Mul => apply(a, b, |a: T, b: T| a * b),
             Kind::Pow => apply(a, b, |a: T, b: T| a.power(b)),
             Kind::Sub => apply(a, b, |a: T, b: T| a - b),
