@@ -15,6 +15,7 @@ import sys
 import agents
 import cicflowmeter
 import connections
+import receivers
 import surroundings
 from frames import pcap
 
@@ -26,7 +27,7 @@ EPOCH = 1_700_000_000
 def captures():
     """Name → bytes of every capture."""
     made = {}
-    for module in (cicflowmeter, agents, connections, surroundings):
+    for module in (cicflowmeter, agents, connections, receivers, surroundings):
         for function in module.CAPTURES:
             name = function.__name__.replace("_", "-")
             assert name not in made, name

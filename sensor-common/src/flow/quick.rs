@@ -37,7 +37,8 @@ impl FlowRecord {
         }
         let now_ns = if now_ns < self.last_ns { self.last_ns } else { now_ns };
         let iat_ns = now_ns.wrapping_sub(self.last_ns);
-        let half = &mut self.directions[side];
+        let [forward, reverse] = &mut self.directions;
+        let (half, other) = if side == 0 { (forward, reverse) } else { (reverse, forward) };
         let own_ns = now_ns.wrapping_sub(half.last_ns);
         if packet.look() != half.usual || packet.segments != 1 || packet.extensions != 0 {
             return Quick::No;
@@ -49,8 +50,13 @@ impl FlowRecord {
         if has_payload && bits & state::PAYLOAD << side == 0 {
             return Quick::No;
         }
-        if packet.key.protocol == protocol::TCP && !tcp::follow_quick(half, packet) {
-            return Quick::No;
+        if packet.key.protocol == protocol::TCP {
+            // What nobody is known to have sent bounds nothing.
+            let known = bits & state::SEQUENCE_KNOWN << (side ^ 1) != 0;
+            let sent = if known { other.next } else { packet.ack };
+            if !tcp::follow_quick(half, packet, sent) {
+                return Quick::No;
+            }
         }
         half.quick(packet, own_ns, now_ns);
         if iat_ns < self.iat_min_ns {

@@ -113,6 +113,7 @@ impl FlowRecord {
         if self.idles == 0 {
             record.pauses = bytemuck::Zeroable::zeroed();
         }
+        record.reserved = bytemuck::Zeroable::zeroed();
         record
     }
 }
