@@ -33,15 +33,15 @@ pub fn is_first_syn(flags: u8) -> bool {
 
 /// Follows a packet that goes on where the direction's last one ended, in a connection in which there is nothing to
 /// follow but sequence numbers ([`FlowRecord::steady`]), and counts its flags; false, and nothing is changed, if it is
-/// anything else. `sent`: one past the highest number of the other side, which an acknowledgement may reach.
+/// anything else.
 #[inline(always)]
-pub(crate) fn follow_quick(half: &mut Direction, packet: &Packet, sent: u32) -> bool {
+pub(crate) fn follow_quick(half: &mut Direction, packet: &Packet) -> bool {
     let flags = packet.tcp_flags;
     if flags & !PSH != ACK || packet.seq != half.next || packet.window == 0 {
         return false;
     }
     let newer = packet.ack.wrapping_sub(half.ack) as i32;
-    if newer < 0 || packet.ack.wrapping_sub(sent) as i32 > 0 {
+    if newer < 0 {
         return false;
     }
     if packet.window != half.window_last {

@@ -30,6 +30,10 @@ impl FlowRecord {
     /// Counts an ordinary packet.
     #[inline(always)]
     pub fn quick(&mut self, packet: &Packet, now_ns: u64) -> Quick {
+        // TCP: an acknowledgement of what was not sent (RFC 5961 §5.2).
+        if self.acknowledges_more(packet) {
+            return Quick::No;
+        }
         let bits = self.state;
         let side = self.side_of(packet);
         if self.steady & 1 << side == 0 {
@@ -37,8 +41,7 @@ impl FlowRecord {
         }
         let now_ns = if now_ns < self.last_ns { self.last_ns } else { now_ns };
         let iat_ns = now_ns.wrapping_sub(self.last_ns);
-        let [forward, reverse] = &mut self.directions;
-        let (half, other) = if side == 0 { (forward, reverse) } else { (reverse, forward) };
+        let half = &mut self.directions[side];
         let own_ns = now_ns.wrapping_sub(half.last_ns);
         if packet.look() != half.usual || packet.segments != 1 || packet.extensions != 0 {
             return Quick::No;
@@ -50,13 +53,8 @@ impl FlowRecord {
         if has_payload && bits & state::PAYLOAD << side == 0 {
             return Quick::No;
         }
-        if packet.key.protocol == protocol::TCP {
-            // What nobody is known to have sent bounds nothing.
-            let known = bits & state::SEQUENCE_KNOWN << (side ^ 1) != 0;
-            let sent = if known { other.next } else { packet.ack };
-            if !tcp::follow_quick(half, packet, sent) {
-                return Quick::No;
-            }
+        if packet.key.protocol == protocol::TCP && !tcp::follow_quick(half, packet) {
+            return Quick::No;
         }
         half.quick(packet, own_ns, now_ns);
         if iat_ns < self.iat_min_ns {
@@ -81,6 +79,18 @@ impl FlowRecord {
             return Quick::Stage;
         }
         Quick::Counted
+    }
+
+    /// Whether the packet acknowledges more than the other side is known to have sent.
+    #[inline(always)]
+    fn acknowledges_more(&self, packet: &Packet) -> bool {
+        let [forward, reverse] = &self.directions;
+        let bits = self.state;
+        if self.side_of(packet) == 0 {
+            bits & state::SEQUENCE_KNOWN << 1 != 0 && packet.ack.wrapping_sub(reverse.next) as i32 > 0
+        } else {
+            bits & state::SEQUENCE_KNOWN != 0 && packet.ack.wrapping_sub(forward.next) as i32 > 0
+        }
     }
 
     /// [`FlowRecord::direction_of`] where nobody talks to themselves.

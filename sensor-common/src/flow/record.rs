@@ -145,6 +145,14 @@ impl FlowRecord {
     /// valid from the start is written; a direction is set up by its first packet, arrivals and pauses by theirs.
     #[inline(always)]
     pub fn start(&mut self, packet: &Packet, now_ns: u64, ifindex: u32, generation: u32) {
+        self.numbers[0].start();
+        self.numbers[1].start();
+        self.begin(packet, now_ns, ifindex, generation);
+    }
+
+    /// [`FlowRecord::start`], but for what a record that goes on from an earlier one keeps in its place.
+    #[inline(always)]
+    fn begin(&mut self, packet: &Packet, now_ns: u64, ifindex: u32, generation: u32) {
         self.generation = generation;
         self.verdict = Verdict::default().0;
         self.key = packet.key;
@@ -176,8 +184,6 @@ impl FlowRecord {
         self.icmp_errors = 0;
         self.error_type = 0;
         self.error_code = 0;
-        self.numbers[0].start();
-        self.numbers[1].start();
         // The direction of the first packet need not be forward: a SYN-ACK can come first.
         self.directions[0].start(now_ns);
         if self.direction_of(packet) == 1 {
@@ -197,10 +203,8 @@ impl FlowRecord {
         let [forward, reverse] = &self.directions;
         let (next, ack, window) = (forward.next, forward.ack, forward.window_last);
         let (reverse_next, reverse_ack, reverse_window) = (reverse.next, reverse.ack, reverse.window_last);
-        let numbers = self.numbers;
-        self.start(packet, now_ns, ifindex, self.generation);
+        self.begin(packet, now_ns, ifindex, self.generation);
         (self.state, self.verdict, self.cleared, self.steady) = (bits, verdict, cleared, notes);
-        self.numbers = numbers;
         let half = &mut self.directions[0];
         (half.next, half.ack, half.window_last) = (next, ack, window);
         let back = self.direction_of(packet) == 1;
