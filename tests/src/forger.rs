@@ -35,6 +35,7 @@ tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.ntohs(3))
 tap.bind((device, 0))
 tap.setblocking(False)
 heads, following, latest = {}, {}, {}
+print('ready', flush=True)
 def listen():
     while True:
         try:
@@ -98,7 +99,9 @@ impl Forger {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut guard = ChildGuard::spawn_with_stdio("forger", &mut command, None)?;
         let (input, output) = guard.take_stdin().zip(guard.take_stdout()).context("the forger has no pipes")?;
-        Ok(Forger { input, output: BufReader::new(output), _guard: guard })
+        let mut forger = Forger { input, output: BufReader::new(output), _guard: guard };
+        forger.hear("ready")?;
+        Ok(forger)
     }
 
     /// Puts a segment on the wire.
@@ -108,9 +111,13 @@ impl Forger {
     pub fn send(&mut self, forged: Forged) -> Result<()> {
         let Forged { side, flags, seq, ack, payload } = forged;
         writeln!(self.input, "{side} {flags} {seq} {ack} {payload}").context("the forger ended")?;
+        self.hear("sent")
+    }
+
+    fn hear(&mut self, wanted: &str) -> Result<()> {
         let mut answer = String::new();
         self.output.read_line(&mut answer).context("the forger ended; its own message is above")?;
-        ensure!(answer.starts_with("sent"), "the forger says {answer:?}");
+        ensure!(answer.starts_with(wanted), "the forger says {answer:?}");
         Ok(())
     }
 }

@@ -52,16 +52,20 @@ impl Numbers {
         self.notes & Numbers::BEGUN != 0
     }
 
-    /// Whether this acknowledges what was put aside, or a part of it.
+    /// Whether this acknowledges what was put aside: all of it, or of several segments a part.
     #[inline(always)]
     pub(crate) fn is_aside(&self, ack: u32) -> bool {
         let (sent, length) = (ack.wrapping_sub(self.aside_from), self.aside.wrapping_sub(self.aside_from));
-        self.notes & Numbers::ASIDE != 0 && sent.wrapping_sub(1) < length
+        let several = self.notes >> Numbers::RUN_SHIFT & 15 > 1;
+        let within = sent == length || several && sent.wrapping_sub(1) < length;
+        self.notes & Numbers::ASIDE != 0 && within
     }
 
-    /// The same, and a SYN is what was put aside.
+    /// Whether this acknowledges a SYN that was put aside, with its data (RFC 7413) or without.
     #[inline(always)]
     pub(crate) fn is_syn_aside(&self, ack: u32) -> bool {
-        self.notes & Numbers::SYN != 0 && self.is_aside(ack)
+        let wanted = Numbers::ASIDE | Numbers::SYN;
+        let whole = ack == self.aside || ack == self.aside_from.wrapping_add(1);
+        self.notes & wanted == wanted && whole
     }
 }

@@ -68,7 +68,8 @@ pub(super) fn put(record: &mut FlowRecord, packet: &Packet, side: usize, extent:
 #[inline(always)]
 pub(super) fn is_proven(record: &mut FlowRecord, packet: &Packet, side: usize) -> bool {
     let sender = side ^ 1;
-    if !record.numbers[sender & 1].is_aside(packet.ack) {
+    let numbers = &record.numbers[sender & 1];
+    if !numbers.is_aside(packet.ack) && !numbers.is_syn_aside(packet.ack) {
         return false;
     }
     take(record, sender);

@@ -84,36 +84,40 @@ fn begin(record: &mut FlowRecord, packet: &Packet, side: usize, extent: u32) {
 /// A SYN, with or without ACK; false if it is none of this connection.
 #[inline(always)]
 fn synchronise(record: &mut FlowRecord, packet: &Packet, side: usize, extent: u32, now_ns: u64) -> bool {
-    let end = packet.seq.wrapping_add(extent);
+    let side = side & 1;
     let known = record.state & state::SEQUENCE_KNOWN << side != 0;
-    let numbers = record.numbers[side & 1];
-    let half = &mut record.directions[side & 1];
-    if known && numbers.begun() && packet.seq == numbers.first {
+    let begun = record.numbers[side].begun();
+    let end = packet.seq.wrapping_add(extent);
+    let again = known && begun && packet.seq == record.numbers[side].first;
+    if !again && known && is_known(record, side ^ 1) {
+        aside::put(record, packet, side, extent, now_ns);
+        return false;
+    }
+    let numbers = &mut record.numbers[side];
+    let half = &mut record.directions[side];
+    if again || numbers.is_syn_aside(end) && numbers.aside_from == packet.seq {
         half.retransmitted = half.retransmitted.saturating_add(packet.segments);
+    }
+    if again {
         // Without data before, and with it now.
         if end.wrapping_sub(half.next) as i32 > 0 {
             half.next = end;
         }
         return true;
     }
-    if known && is_known(record, side ^ 1) {
-        aside::put(record, packet, side, extent, now_ns);
-        return false;
-    }
-    let half = &mut record.directions[side & 1];
-    if numbers.is_syn_aside(end) && numbers.aside_from == packet.seq {
-        half.retransmitted = half.retransmitted.saturating_add(packet.segments);
-    }
     let mut notes = Numbers::BEGUN;
     if known {
         // Nobody has said yet which of the two holds.
         notes |= Numbers::ASIDE;
-        if numbers.begun() {
-            notes |= Numbers::SYN | (record.openings[side & 1].wscale as u32) << Numbers::SCALE_SHIFT;
+        numbers.aside = half.next;
+        numbers.aside_from = half.next;
+        if begun {
+            notes |= Numbers::SYN | (record.openings[side].wscale as u32) << Numbers::SCALE_SHIFT;
+            numbers.aside_from = numbers.first;
         }
     }
-    let aside_from = if numbers.begun() { numbers.first } else { half.next };
-    record.numbers[side & 1] = Numbers { first: packet.seq, aside_from, aside: half.next, reset: 0, notes };
+    numbers.first = packet.seq;
+    numbers.notes = notes;
     begin(record, packet, side, extent);
     true
 }
