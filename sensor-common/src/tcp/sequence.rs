@@ -149,7 +149,7 @@ fn acknowledge(record: &mut FlowRecord, packet: &Packet, side: usize, extent: u3
 fn unexpected(record: &mut FlowRecord, packet: &Packet, side: usize, extent: u32) -> bool {
     let bits = record.state;
     let other = side ^ 1;
-    let acknowledged = if is_known(record, other) { Some(record.directions[other & 1].ack) } else { None };
+    let (known, acknowledged) = (is_known(record, other), record.directions[other & 1].ack);
     let half = &mut record.directions[side & 1];
     let end = packet.seq.wrapping_add(extent);
     let ahead = packet.seq.wrapping_sub(half.next) as i32;
@@ -158,13 +158,13 @@ fn unexpected(record: &mut FlowRecord, packet: &Packet, side: usize, extent: u32
         if extent == 0 {
             return true;
         }
-        let open = is_open(half.gap_end, acknowledged);
+        let open = is_open(half.gap_end, known, acknowledged);
         half.missing = if open { half.missing.saturating_add(ahead as u32) } else { ahead as u32 };
         half.gap_end = packet.seq;
         half.next = end;
         return true;
     }
-    let outstanding = acknowledged.is_some_and(|ack| ack != half.next);
+    let outstanding = known && acknowledged != half.next;
     if ahead == -1 && packet.payload_len <= 1 && packet.tcp_flags & FIN == 0 && !outstanding {
         half.keep_alives = half.keep_alives.saturating_add(1);
         return false;
@@ -184,7 +184,7 @@ fn unexpected(record: &mut FlowRecord, packet: &Packet, side: usize, extent: u32
         return true;
     }
     let fits = extent <= half.missing && end.wrapping_sub(half.gap_end) as i32 <= 0;
-    if fits && is_open(half.gap_end, acknowledged) {
+    if fits && is_open(half.gap_end, known, acknowledged) {
         half.missing = half.missing.wrapping_sub(extent);
         half.out_of_order = half.out_of_order.saturating_add(packet.segments);
     } else {
@@ -193,11 +193,8 @@ fn unexpected(record: &mut FlowRecord, packet: &Packet, side: usize, extent: u32
     true
 }
 
-/// Whether the other side has not acknowledged up to `gap_end` yet.
+/// Whether the other side has not acknowledged up to `gap_end` yet, as far as it is `known`.
 #[inline(always)]
-fn is_open(gap_end: u32, acknowledged: Option<u32>) -> bool {
-    match acknowledged {
-        Some(ack) => (ack.wrapping_sub(gap_end) as i32) < 0,
-        None => true,
-    }
+fn is_open(gap_end: u32, known: bool, acknowledged: u32) -> bool {
+    !known || (acknowledged.wrapping_sub(gap_end) as i32) < 0
 }
