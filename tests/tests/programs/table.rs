@@ -53,7 +53,9 @@ impl Crowd {
     fn send(&mut self, client: usize, flags: u8) -> u32 {
         self.now_ns += SECOND_NS / 10;
         self.kernel.control.set_replay_clock(self.now_ns);
-        run(&self.kernel, Hook::Ingress, &Frame::tcp(self.clients[client], server(), flags).build())
+        // A RST is behind a SYN; both acknowledge nothing.
+        let seq = u32::from(flags == RST);
+        run(&self.kernel, Hook::Ingress, &Frame::tcp(self.clients[client], server(), flags).seq(seq, 0).build())
     }
 
     /// A segment of the server: both ends are there.

@@ -71,10 +71,9 @@ fn id(number: u32) -> Option<i64> {
 
 /// The name of a reason; of a connection that TCP closed, by what.
 fn end(reason: Reason, record: &FlowRecord) -> &'static str {
-    let closed = state::CLOSED | state::RST;
     match reason {
         Reason::Closed if record.state & state::GRACEFUL != 0 => "fin",
-        Reason::Closed | Reason::Idle if record.state & closed == closed => "rst",
+        Reason::Closed if record.state & state::RST != 0 => "rst",
         _ => reason.name(),
     }
 }
