@@ -104,7 +104,7 @@ fn flows_are_given_up_in_the_order_of_harm_and_live_connections_never() {
         }
         crowd.answer(client);
     }
-    crowd.send(0, RST);
+    crowd.send(0, RST | ACK);
     assert_eq!(records(&crowd.kernel).len(), WAYS);
     assert_eq!(crowd.push_in(8), Some(0), "the closed flow, though it was active last");
     assert_eq!(crowd.push_in(9), Some(1), "then the flow that nobody answered and that is idle longest");
