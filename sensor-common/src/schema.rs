@@ -17,7 +17,7 @@ use self::layout::{Layout, START, layout_of, text, word};
 use crate::context::{self, Entry as ContextEntry, Set};
 use crate::control::{Books, Control};
 use crate::counter::{self, Cause, InterfaceCounters, MAX_INTERFACES, Volume};
-use crate::flow::{Arrival, Direction, FlowKey, FlowRecord, Opening, Pauses, Spare, note, state};
+use crate::flow::{Arrival, Direction, FlowKey, FlowRecord, Numbers, Opening, Pauses, Spare, note, state};
 use crate::fragment::Slot;
 use crate::hash::{SEED_WORDS, Seed};
 use crate::table::{AGED, Bucket, EVICTED_BYTES, STAGE_HELD, STAGE_MASK, STAGE_PHASE, TICK_SHIFT, WAYS, phase};
@@ -318,9 +318,11 @@ layout!(FlowRecord {
     error_code,
     cleared,
     pauses,
+    numbers,
     spare
 });
 layout!(Spare { generation, words });
+layout!(Numbers { first, aside_from, aside, reset, notes });
 layout!(ContextEntry { cells, key, swept, current, previous, reserved });
 layout!(Set { sequence, replaced, replaced_at, reserved, tags, last, weights, entries });
 layout!(Entry {

@@ -2,10 +2,15 @@
 //! ([`sequence`]).
 //!
 //! Only what an observer on the path can know: a connection is closed when each side's FIN was acknowledged by the
-//! other, or when either side reset it. Called under the record's lock by [`crate::flow::FlowRecord::update`].
+//! other, or when either side reset it ([`reset`]). State and counts follow what the receiver would accept
+//! ([`window`]); what it would not is put aside until there is proof that it did ([`aside`]). Called under the record's lock by [`crate::flow::FlowRecord::update`].
 
+mod aside;
+mod reset;
 mod sequence;
+mod window;
 
+pub(crate) use self::reset::is_certain;
 use crate::flow::{Direction, FlowRecord, state};
 use crate::packet::Packet;
 
@@ -36,6 +41,9 @@ pub(crate) fn follow_quick(half: &mut Direction, packet: &Packet) -> bool {
         return false;
     }
     let newer = packet.ack.wrapping_sub(half.ack) as i32;
+    if newer < 0 {
+        return false;
+    }
     if packet.window != half.window_last {
         half.window_last = packet.window;
         half.window_min = half.window_min.min(packet.window);
@@ -44,9 +52,7 @@ pub(crate) fn follow_quick(half: &mut Direction, packet: &Packet) -> bool {
         // Perhaps a duplicate acknowledgement.
         return false;
     }
-    if newer > 0 {
-        half.ack = packet.ack;
-    }
+    half.ack = packet.ack;
     half.next = half.next.wrapping_add(packet.payload_len);
     half.acks = half.acks.wrapping_add(1);
     half.pushes = half.pushes.wrapping_add((flags >> 3 & 1) as u32);
@@ -57,22 +63,23 @@ pub(crate) fn follow_quick(half: &mut Direction, packet: &Packet) -> bool {
 #[inline(always)]
 pub(crate) fn follow(record: &mut FlowRecord, packet: &Packet, side: usize, now_ns: u64) {
     let flags = packet.tcp_flags;
-    if flags & RST == 0 {
-        sequence::follow(record, packet, side);
+    if flags & RST != 0 {
+        return reset::follow(record, packet, side);
+    }
+    if !sequence::follow(record, packet, side, now_ns) {
+        return;
+    }
+    if record.state & state::RST != 0 {
+        reset::doubt(record, packet, side);
     }
     let bits = record.state;
     // Nearly every packet of a connection is a plain ACK or PSH-ACK in the established state: nothing to follow.
-    let quiet = flags & (FIN | SYN | RST) == 0 && bits & (state::FIN | state::FIN << 1) == 0;
+    let quiet = flags & (FIN | SYN) == 0 && bits & (state::FIN | state::FIN << 1) == 0;
     if quiet && bits & (state::SYN_ACK | state::ESTABLISHED) != state::SYN_ACK {
         return;
     }
     let mut new = bits;
-    if flags & RST != 0 {
-        new |= state::RST | state::CLOSED;
-        if bits & state::RST == 0 {
-            new |= reset(bits, side);
-        }
-    } else if flags & SYN != 0 {
+    if flags & SYN != 0 {
         new |= synchronise(record, packet, side, now_ns);
     } else if flags & ACK != 0
         && side == 0
@@ -81,7 +88,7 @@ pub(crate) fn follow(record: &mut FlowRecord, packet: &Packet, side: usize, now_
         new |= state::ESTABLISHED;
         record.established_ns = now_ns;
     }
-    if flags & FIN != 0 && bits & (state::FIN << side) == 0 {
+    if flags & FIN != 0 && bits & (state::FIN << side) == 0 && ends(record, packet, side) {
         new |= state::FIN << side | state::SEQUENCE_KNOWN << side;
         if side == 1 && bits & state::FIN == 0 {
             new |= state::FIN_REVERSE_FIRST;
@@ -107,21 +114,13 @@ pub(crate) fn follow(record: &mut FlowRecord, packet: &Packet, side: usize, now_
     record.state = new;
 }
 
-/// The first RST.
+/// Whether a FIN that the receiver would accept ends the direction: it does not lie in what was seen without it. (In a gap it
+/// does: its receiver drops what it holds behind.)
 #[inline(always)]
-fn reset(bits: u32, side: usize) -> u32 {
-    let mut new = 0;
-    // A flow that was first seen in mid-connection was established before.
-    if bits & state::ESTABLISHED == 0 && bits & (state::SYN | state::SYN_ACK) != 0 {
-        new |= state::RST_EARLY;
-    }
-    if bits & (state::FIN | state::FIN << 1) != 0 {
-        new |= state::RST_AFTER_FIN;
-    }
-    if side == 1 {
-        new |= state::RST_REVERSE;
-    }
-    new
+fn ends(record: &FlowRecord, packet: &Packet, side: usize) -> bool {
+    let half = &record.directions[side & 1];
+    let end = packet.seq.wrapping_add(packet.payload_len).wrapping_add(1);
+    end.wrapping_sub(half.next) as i32 >= 0 || half.missing > 0 || record.state & state::SELF != 0
 }
 
 /// A SYN, with or without ACK. In a simultaneous open both sides send a SYN, and then both a SYN-ACK.

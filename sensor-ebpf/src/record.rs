@@ -32,26 +32,35 @@ unsafe extern "C" fn sensor_stage(record: *const FlowRecord) -> u64 {
     stage_of(record.packets(), record.phase()) as u64
 }
 
-/// [`FlowRecord::is_superseded_by`], for a first SYN.
+/// What a packet with SYN is to the record of its tuple: [`REOPENS`] ([`FlowRecord::is_reopened_by`]), [`SUPERSEDES`]
+/// ([`FlowRecord::is_superseded_by`]), or 0.
 #[inline(always)]
-pub(crate) fn is_superseded(record: &FlowRecord, visit: &Visit) -> bool {
+pub(crate) fn news(record: &FlowRecord, visit: &Visit) -> u64 {
     // SAFETY: references.
-    unsafe { sensor_superseded(record, visit) != 0 }
+    unsafe { sensor_news(record, visit) }
 }
 
-/// See [`is_superseded`]. Programs on other CPUs may write the record meanwhile, unless the caller holds its lock.
+/// See [`news`].
+pub(crate) const SUPERSEDES: u64 = 1;
+/// See [`news`].
+pub(crate) const REOPENS: u64 = 2;
+
+/// See [`news`]. Programs on other CPUs may write the record meanwhile, unless the caller holds its lock.
 ///
 /// # Safety
 /// Both pointers are valid, or null.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn sensor_superseded(record: *const FlowRecord, visit: *const Visit) -> u64 {
+unsafe extern "C" fn sensor_news(record: *const FlowRecord, visit: *const Visit) -> u64 {
     if record.is_null() || visit.is_null() {
         return 0;
     }
     // SAFETY: just tested, and the caller's.
     let (record, visit) = unsafe { (&*record, &*visit) };
-    record.is_superseded_by(&visit.packet) as u64
+    if record.is_reopened_by(&visit.packet) {
+        return REOPENS;
+    }
+    if record.is_superseded_by(&visit.packet) { SUPERSEDES } else { 0 }
 }
 
 /// A new connection on the tuple of a closed one: the old record goes to the agent, the slot stays.

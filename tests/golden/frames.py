@@ -104,7 +104,7 @@ class Tcp:
         body = payload(length) if data is None else data
         if seq is None:
             self.next[side] = (number + len(body) + ("S" in flags) + ("F" in flags)) % 2**32
-        segment = tcp(sport, dport, flags, number % 2**32, reply, self.window[side], options, body)
+        segment = tcp(sport, dport, flags, number % 2**32, reply % 2**32, self.window[side], options, body)
         return ethernet(self.ip(src, dst, TCP, segment, **ip_fields), self.vlans)
 
 

@@ -16,6 +16,7 @@ import agents
 import cicflowmeter
 import connections
 import lengths
+import receivers
 import surroundings
 from frames import pcap
 
@@ -27,7 +28,7 @@ EPOCH = 1_700_000_000
 def captures():
     """Name → bytes of every capture."""
     made = {}
-    for module in (cicflowmeter, agents, connections, surroundings, lengths):
+    for module in (cicflowmeter, agents, connections, receivers, surroundings, lengths):
         for function in module.CAPTURES:
             name = function.__name__.replace("_", "-")
             assert name not in made, name

@@ -16,6 +16,7 @@ pub mod counters;
 pub mod cpus;
 pub mod crowd;
 pub mod differences;
+pub mod forger;
 pub mod frames;
 pub mod hostile;
 pub mod live;

@@ -30,6 +30,10 @@ impl FlowRecord {
     /// Counts an ordinary packet.
     #[inline(always)]
     pub fn quick(&mut self, packet: &Packet, now_ns: u64) -> Quick {
+        // TCP: an acknowledgement of what was not sent (RFC 5961 §5.2).
+        if self.acknowledges_more(packet) {
+            return Quick::No;
+        }
         let bits = self.state;
         let side = self.side_of(packet);
         if self.steady & 1 << side == 0 {
@@ -75,6 +79,18 @@ impl FlowRecord {
             return Quick::Stage;
         }
         Quick::Counted
+    }
+
+    /// Whether the packet acknowledges more than the other side is known to have sent.
+    #[inline(always)]
+    fn acknowledges_more(&self, packet: &Packet) -> bool {
+        let [forward, reverse] = &self.directions;
+        let bits = self.state;
+        if self.side_of(packet) == 0 {
+            bits & state::SEQUENCE_KNOWN << 1 != 0 && packet.ack.wrapping_sub(reverse.next) as i32 > 0
+        } else {
+            bits & state::SEQUENCE_KNOWN != 0 && packet.ack.wrapping_sub(forward.next) as i32 > 0
+        }
     }
 
     /// [`FlowRecord::direction_of`] where nobody talks to themselves.

@@ -5,7 +5,7 @@ use bytemuck::{Pod, Zeroable};
 use super::bins::add_square;
 use super::hint::hint;
 use super::shape::{Pauses, SUBFLOW_GAP_NS, pause, payload};
-use super::{Direction, FIRST_N, FlowKey, Opening, Quick, note, state};
+use super::{Direction, FIRST_N, FlowKey, Numbers, Opening, Quick, note, state};
 use crate::packet::{Packet, mark, protocol};
 use crate::table::phase;
 use crate::tcp;
@@ -120,6 +120,8 @@ pub struct FlowRecord {
     pub pauses: Pauses,
 
     // Line 15.
+    /// Of each TCP direction, the sequence numbers that are seldom asked for.
+    pub numbers: [Numbers; 2],
     /// Room for fields of later versions.
     pub spare: Spare,
 }
@@ -133,7 +135,7 @@ pub struct Spare {
     /// [`FlowRecord::generation`] of the flow that the words are of.
     pub generation: u32,
     /// The words.
-    pub words: [u32; 15],
+    pub words: [u32; 5],
 }
 
 const _: () = assert!(size_of::<FlowRecord>() == 1024 && size_of::<Direction>() == 256);
@@ -142,7 +144,8 @@ const _: () = assert!(core::mem::offset_of!(FlowRecord, directions) == 128);
 const _: () = assert!(core::mem::offset_of!(FlowRecord, openings) == 12 * 64);
 const _: () = assert!(core::mem::offset_of!(FlowRecord, first_ns) == 13 * 64);
 const _: () = assert!(core::mem::offset_of!(FlowRecord, pauses) == 14 * 64);
-const _: () = assert!(core::mem::offset_of!(FlowRecord, spare) == 15 * 64);
+const _: () = assert!(core::mem::offset_of!(FlowRecord, numbers) == 15 * 64);
+const _: () = assert!(core::mem::offset_of!(FlowRecord, spare) == 15 * 64 + 40);
 
 impl FlowRecord {
     /// A record of nothing.
@@ -155,6 +158,14 @@ impl FlowRecord {
     /// valid from the start is written; a direction is set up by its first packet, arrivals and pauses by theirs.
     #[inline(always)]
     pub fn start(&mut self, packet: &Packet, now_ns: u64, ifindex: u32, generation: u32) {
+        self.numbers[0].start();
+        self.numbers[1].start();
+        self.begin(packet, now_ns, ifindex, generation);
+    }
+
+    /// [`FlowRecord::start`], but for what a record that goes on from an earlier one keeps in its place.
+    #[inline(always)]
+    fn begin(&mut self, packet: &Packet, now_ns: u64, ifindex: u32, generation: u32) {
         self.generation = generation;
         self.verdict = Verdict::default().0;
         self.key = packet.key;
@@ -205,7 +216,7 @@ impl FlowRecord {
         let [forward, reverse] = &self.directions;
         let (next, ack, window) = (forward.next, forward.ack, forward.window_last);
         let (reverse_next, reverse_ack, reverse_window) = (reverse.next, reverse.ack, reverse.window_last);
-        self.start(packet, now_ns, ifindex, self.generation);
+        self.begin(packet, now_ns, ifindex, self.generation);
         (self.state, self.verdict, self.cleared, self.steady) = (bits, verdict, cleared, notes);
         let half = &mut self.directions[0];
         (half.next, half.ack, half.window_last) = (next, ack, window);
@@ -370,14 +381,14 @@ impl FlowRecord {
     /// What the flow has shown so far: one of [`phase`].
     #[inline(always)]
     pub fn phase(&self) -> u8 {
-        if self.state & state::CLOSED != 0 {
+        if self.is_over() {
             return phase::CLOSED;
         }
         if self.key.protocol == protocol::TCP {
             if self.steady & note::LASTING == 0 {
                 return phase::ONE_SIDED;
             }
-            let closing = self.state & (state::FIN | state::FIN << 1) != 0;
+            let closing = self.state & (state::FIN | state::FIN << 1 | state::CLOSED) != 0;
             return if closing { phase::ANSWERED } else { phase::ESTABLISHED };
         }
         let answered =
@@ -440,10 +451,27 @@ impl FlowRecord {
         self.directions[0].l3_bytes.wrapping_add(reverse)
     }
 
-    /// Whether `packet` opens a new connection on the tuple of this finished one (TCP port reuse).
+    /// Whether the connection is over for both ends, as far as is known. After a RST that may have missed the number that
+    /// its receiver waited for, it may go on: then it takes an acknowledgement or the idle timeout to know.
+    #[inline(always)]
+    fn is_over(&self) -> bool {
+        let bits = self.state;
+        bits & state::CLOSED != 0 && (bits & state::RST == 0 || bits & state::GRACEFUL != 0 || tcp::is_certain(self))
+    }
+
+    /// Whether `packet` belongs to a new connection on the tuple of this one: it is the first SYN after the close; or, in a
+    /// connection whose close was not seen, the SYN-ACK to a SYN with another number.
     #[inline(always)]
     pub fn is_reopened_by(&self, packet: &Packet) -> bool {
-        self.state & state::CLOSED != 0 && tcp::is_first_syn(packet.tcp_flags)
+        if packet.tcp_flags & tcp::SYN == 0 || packet.key.protocol != protocol::TCP {
+            return false;
+        }
+        if tcp::is_first_syn(packet.tcp_flags) {
+            return self.is_over();
+        }
+        let side = self.direction_of(packet) & 1;
+        let joined = self.state & state::ACK_KNOWN << side != 0;
+        joined && packet.tcp_flags & tcp::ACK != 0 && self.numbers[side ^ 1].is_syn_aside(packet.ack)
     }
 
     /// Whether `packet` is the first SYN of another connection than this one, though this one did not close as far as
@@ -454,8 +482,10 @@ impl FlowRecord {
             return false;
         }
         let side = self.direction_of(packet) & 1;
-        let repeats = self.state & state::SEQUENCE_KNOWN << side != 0
-            && self.directions[side].next == packet.seq.wrapping_add(packet.payload_len).wrapping_add(1);
+        let end = packet.seq.wrapping_add(packet.payload_len).wrapping_add(1);
+        let known = self.state & state::SEQUENCE_KNOWN << side != 0;
+        let numbers = &self.numbers[side];
+        let repeats = known && self.directions[side].next == end || numbers.begun() && numbers.first == packet.seq;
         !repeats
     }
 }

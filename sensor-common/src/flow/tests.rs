@@ -6,3 +6,4 @@ mod lifetime;
 mod quick;
 mod shape;
 mod tcp;
+mod window;

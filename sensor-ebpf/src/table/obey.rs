@@ -36,10 +36,11 @@ pub(super) fn obey(
     // SAFETY: a map value; only a hint, whoever inserts looks again under the lock.
     let record = unsafe { &*found.record };
     if tcp::is_first_syn(visit.packet.tcp_flags) {
-        if record.is_reopened_by(&visit.packet) {
+        let news = record::news(record, visit);
+        if news == record::REOPENS {
             return None;
         }
-        if verdict.origin() == Origin::Model as u8 && record::is_superseded(record, visit) {
+        if news == record::SUPERSEDES && verdict.origin() == Origin::Model as u8 {
             visit.frees = 1;
             return None;
         }

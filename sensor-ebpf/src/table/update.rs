@@ -9,6 +9,7 @@ use sensor_common::cut::Cut;
 use sensor_common::flow::{FlowRecord, state};
 use sensor_common::packet::Packet;
 use sensor_common::table::{Bucket, STAGE_HELD, WAYS, tick_of};
+use sensor_common::tcp;
 
 use super::insert::inherit;
 use super::{Found, Visit};
@@ -52,11 +53,12 @@ pub(super) fn fetch(found: Found, packet: &Packet) {
     unsafe {
         let high = (&raw const (*found.bucket).high).read_volatile() >> found.way & 1;
         let [forward, reverse] = [&raw const (*record).directions[0], &raw const (*record).directions[1]];
-        let half = if packet.from_low as u32 == high { reverse } else { forward };
+        let (half, other) = if packet.from_low as u32 == high { (reverse, forward) } else { (forward, reverse) };
         (&raw const (*record).last_ns).read_volatile();
         (&raw const (*half).last_ns).read_volatile();
         (&raw const (*half).iat_square_low).read_volatile();
         (&raw const (*half).size_bins[0]).read_volatile();
+        (&raw const (*other).next).read_volatile();
     }
 }
 
@@ -88,7 +90,8 @@ pub(super) fn update(
     let bucket = unsafe { &mut *found.bucket };
     let way = found.way & (WAYS - 1);
     let mut established = false;
-    if record.is_reopened_by(&visit.packet) || (visit.frees != 0 && record::is_superseded(record, visit)) {
+    let least = if visit.frees != 0 { record::SUPERSEDES } else { record::REOPENS };
+    if visit.packet.tcp_flags & tcp::SYN != 0 && record::news(record, visit) >= least {
         if !reopens {
             unlock(found.record, sequence);
             return Ok(false);

@@ -25,6 +25,8 @@ fn frame(from: (u32, u16), to: (u32, u16), protocol: u8, flags: u8) -> Packet {
     frame.extend([0; 10]);
     if protocol == protocol::TCP {
         (frame[at + 8], frame[at + 9]) = (0x50, flags);
+        // Of a SYN and its 10 bytes from 0 on.
+        frame[at + 7] = if flags & ACK != 0 { 11 } else { 0 };
     } else {
         frame[at + 1] = 18;
     }

@@ -14,7 +14,8 @@ use super::*;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// An Ethernet frame with IPv4 and TCP between 198.18.0.1:1000 and 198.18.0.2:80.
+/// An Ethernet frame with IPv4 and TCP between 198.18.0.1:1000 and 198.18.0.2:80. Its number is 1; a RST has the number that the
+/// other side acknowledges, 2.
 fn tcp(back: bool, flags: u8, payload: usize) -> Vec<u8> {
     let mut frame = vec![0u8; 12];
     frame.extend([0x08, 0x00, 0x45, 0]);
@@ -24,7 +25,8 @@ fn tcp(back: bool, flags: u8, payload: usize) -> Vec<u8> {
     frame.extend(if back { [b, a] } else { [a, b] }.concat());
     let (a, b) = (1000u16.to_be_bytes(), 80u16.to_be_bytes());
     frame.extend(if back { [b, a] } else { [a, b] }.concat());
-    frame.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 1, 0, 0, 0, 0, 0]);
+    let number = if flags & 0x04 != 0 { 2 } else { 1 };
+    frame.extend([0, 0, 0, number, 0, 0, 0, 2, 0x50, flags, 1, 0, 0, 0, 0, 0]);
     frame.extend(std::iter::repeat_n(0x61, payload));
     frame
 }

@@ -53,7 +53,9 @@ impl Crowd {
     fn send(&mut self, client: usize, flags: u8) -> u32 {
         self.now_ns += SECOND_NS / 10;
         self.kernel.control.set_replay_clock(self.now_ns);
-        run(&self.kernel, Hook::Ingress, &Frame::tcp(self.clients[client], server(), flags).build())
+        // A RST is behind a SYN; both acknowledge nothing.
+        let seq = u32::from(flags == RST);
+        run(&self.kernel, Hook::Ingress, &Frame::tcp(self.clients[client], server(), flags).seq(seq, 0).build())
     }
 
     /// A segment of the server: both ends are there.
@@ -102,7 +104,7 @@ fn flows_are_given_up_in_the_order_of_harm_and_live_connections_never() {
         }
         crowd.answer(client);
     }
-    crowd.send(0, RST);
+    crowd.send(0, RST | ACK);
     assert_eq!(records(&crowd.kernel).len(), WAYS);
     assert_eq!(crowd.push_in(8), Some(0), "the closed flow, though it was active last");
     assert_eq!(crowd.push_in(9), Some(1), "then the flow that nobody answered and that is idle longest");

@@ -200,7 +200,10 @@ fn two_cpus_that_start_one_flow_at_once_make_one_record() {
 fn two_cpus_that_reopen_one_tuple_at_once_end_one_record() {
     const ROUNDS: u16 = 4000;
     let mut kernel = load(&LoadOptions { replay_clock: false, flows: 65_536, ..options() });
-    let frame = |round, flags| Frame::tcp(SocketAddr::new(client().ip(), 2000 + round), server(), flags).build();
+    let frame = |round, flags| {
+        let from = SocketAddr::new(client().ip(), 2000 + round);
+        Frame::tcp(from, server(), flags).seq(u32::from(flags == RST), 0).build()
+    };
     for round in 0..ROUNDS {
         [SYN, RST].iter().for_each(|flags| repeat(kernel.runner(), Hook::Ingress, &frame(round, *flags), 1));
     }

@@ -126,7 +126,9 @@ fn a_verdict_holds_for_its_generation_only() {
 #[test]
 fn a_verdict_ends_with_its_connection() {
     let (kernel, slot, record) = with_flow(&options());
-    run(&kernel, Hook::Ingress, &Frame::tcp(at("198.18.0.1:1000"), at("198.18.0.2:80"), RST).build());
+    // Behind the 100 bytes of `up`.
+    let reset = Frame::tcp(at("198.18.0.1:1000"), at("198.18.0.2:80"), RST).seq(100, 0).build();
+    run(&kernel, Hook::Ingress, &reset);
     let verdict = Verdict::new(Action::Drop, 0, record.generation, UNTIL_NS).0;
     let syn = Frame::tcp(at("198.18.0.1:1000"), at("198.18.0.2:80"), SYN).build();
     assert_eq!(run(&kernel, Hook::Ingress, &syn), XDP_PASS);
@@ -136,7 +138,7 @@ fn a_verdict_ends_with_its_connection() {
     assert_eq!((same, next.generation), (slot, record.generation.wrapping_add(1)));
     assert_eq!(both_hooks(&kernel), (XDP_PASS, TC_NEXT), "a late verdict has no effect");
     // Nor is a verdict that came in time meant for the next connection of the same ports.
-    run(&kernel, Hook::Ingress, &Frame::tcp(at("198.18.0.1:1000"), at("198.18.0.2:80"), RST).build());
+    run(&kernel, Hook::Ingress, &reset);
     kernel.table.store_verdict(slot, Verdict::new(Action::Drop, 0, next.generation, UNTIL_NS).0);
     assert_eq!(both_hooks(&kernel), (XDP_DROP, TC_SHOT));
     assert_eq!(run(&kernel, Hook::Ingress, &syn), XDP_PASS);

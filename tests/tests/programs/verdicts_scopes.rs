@@ -151,8 +151,8 @@ fn a_closed_connections_ports_give_a_blocked_source_no_way_in() {
     use sensor_common::tcp::RST;
     let mut kernel = kernel();
     let (from, to) = ("198.18.1.1:5", "198.19.0.1:80");
-    for flags in [SYN, RST] {
-        assert_eq!(run(&kernel, Hook::Ingress, &Frame::tcp(at(from), at(to), flags).build()), XDP_PASS);
+    for (flags, seq) in [(SYN, 0), (RST, 1)] {
+        assert_eq!(run(&kernel, Hook::Ingress, &Frame::tcp(at(from), at(to), flags).seq(seq, 0).build()), XDP_PASS);
     }
     kernel.verdicts.set_source(prefix("198.18.1.1/32"), &entry(Action::Drop)).expect("set");
     assert_eq!(run(&kernel, Hook::Ingress, &syn(from, to)), XDP_DROP, "the closed record is not reopened");

@@ -74,6 +74,10 @@ fn conversation(steps: &[Step], transport: u8) -> Vec<(u64, Packet)> {
             14 => (packet.segments, packet.segment_size) = (3, step.payload / 3),
             15 => at = now.saturating_sub(3_000_000),
             16 => packet.tcp_flags |= 0x40,
+            17 => packet.ack = packet.ack.wrapping_add(3000),
+            18 => packet.seq = packet.seq.wrapping_add(1 << 30),
+            19 => packet.seq = packet.seq.wrapping_sub(1 << 30),
+            20 => packet.tcp_flags = SYN | ACK,
             _ => {}
         }
         if transport != protocol::TCP {

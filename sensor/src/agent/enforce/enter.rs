@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use sensor_common::flow::{FlowRecord, note, state};
-use sensor_common::verdict::{Action, Entry, Origin, Rate as KernelRate};
+use sensor_common::verdict::{Action, Entry, Origin, Rate as KernelRate, Verdict as Word};
 
 use super::super::clock::now_ns;
 use super::super::poll::Poller;
@@ -25,8 +25,10 @@ const EXPIRED_PER_POLL: usize = 2_048;
 pub(super) fn is_outlived(verdict: &Verdict, record: &FlowRecord, now: Moment) -> bool {
     // Verdicts know the millisecond of the wall clock in which they were entered.
     let age_ns = now.unix_ms.saturating_sub(verdict.created_unix_ms).saturating_mul(1_000_000);
-    let before = now.ns.saturating_sub(age_ns).saturating_add(2_000_000) < record.first_ns;
+    let before = now.ns.saturating_sub(age_ns) < record.first_ns.saturating_add(1_000_000);
+    // One on this flow has its word in the record, however soon it came.
     record.steady & note::FREED != 0
+        && !Word(record.verdict).is_some()
         && verdict.origin == OriginName::Model
         && matches!(verdict.scope, Scope::Flow(_))
         && before
