@@ -12,6 +12,7 @@ use super::{Enforcer, moment};
 use crate::audit::{Event, rfc3339};
 use crate::bpf::verdicts::Service as KernelService;
 use crate::config::{ActionName, OriginName};
+use crate::harvest::Memory;
 use crate::metrics::VerdictChange;
 use crate::policy;
 use crate::verdicts::book::Change;
@@ -312,6 +313,15 @@ impl Poller {
         }
         if record.steady & note::FREED != 0 {
             self.freed(record);
+        }
+        // The next connection may have grown since the last look as far as this one was: then only this tells of it.
+        if self.enforcer.book.of(&Scope::Flow(record.key)).is_some()
+            && let Some((slot, next)) = self.find(&record.key)
+            && next.generation != record.generation
+            && next.steady & note::FREED != 0
+        {
+            self.memories[slot] = Memory::default();
+            self.freed(&next);
         }
         let closed = record.state & state::GRACEFUL != 0;
         let Some(verdict) = self.enforcer.book.of(&Scope::Flow(record.key)) else { return };
