@@ -411,12 +411,19 @@ pub(super) const FLOW: [Feature; 13] = [
         r,
         state::FIN << 1
     )),
-    record_feature!("reset", "0/1", "state", "a RST was seen", Presence::Tcp, |r| is(r, state::RST)),
+    record_feature!(
+        "reset",
+        "0/1",
+        "state",
+        "a RST was seen that its receiver accepts (RFC 9293, section 3.10.7.4)",
+        Presence::Tcp,
+        |r| is(r, state::RST)
+    ),
     record_feature!(
         "reset_early",
         "0/1",
         "state",
-        "a RST was seen before the handshake was completed",
+        "such a RST was seen before the handshake was completed",
         Presence::Tcp,
         |r| { is(r, state::RST_EARLY) }
     ),
@@ -424,7 +431,7 @@ pub(super) const FLOW: [Feature; 13] = [
         "closed",
         "0/1",
         "state",
-        "both FINs were acknowledged, or a RST was seen (RFC 9293)",
+        "both FINs were acknowledged, or a RST was seen that its receiver accepts (RFC 9293)",
         Presence::Tcp,
         |r| is(r, state::CLOSED)
     ),

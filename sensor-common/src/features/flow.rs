@@ -25,14 +25,19 @@ pub(super) const FLOW: [Feature; 27] = [
         Presence::Always,
         |r| r.frames()
     ),
-    record_feature!("initiator_resets", "0/1", "state", "the first RST came from the initiator", Presence::Tcp, |r| {
-        both(r, state::RST, state::RST_REVERSE)
-    }),
+    record_feature!(
+        "initiator_resets",
+        "0/1",
+        "state",
+        "the first RST that its receiver accepts came from the initiator",
+        Presence::Tcp,
+        |r| { both(r, state::RST, state::RST_REVERSE) }
+    ),
     record_feature!(
         "responder_resets",
         "0/1",
         "state",
-        "the first RST came from the responder",
+        "the first RST that its receiver accepts came from the responder",
         Presence::Tcp,
         |r| is(r, state::RST_REVERSE)
     ),
@@ -40,7 +45,7 @@ pub(super) const FLOW: [Feature; 27] = [
         "reset_after_fin",
         "0/1",
         "state",
-        "the first RST came after a FIN of either side",
+        "the first RST that its receiver accepts came after a FIN of either side",
         Presence::Tcp,
         |r| { is(r, state::RST_AFTER_FIN) }
     ),
