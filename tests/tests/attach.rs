@@ -356,7 +356,7 @@ fn an_interface_that_cannot_be_watched_again_is_tried_at_growing_pauses() {
 }
 
 #[test]
-fn tagging_follows_an_interface_by_its_name_and_is_refused_where_it_cannot_begin() {
+fn tagging_follows_a_renamed_interface_and_is_refused_where_it_cannot_begin() {
     if !sensor::bpf::probe::kernel().tcx {
         return;
     }
@@ -376,7 +376,7 @@ fn tagging_follows_an_interface_by_its_name_and_is_refused_where_it_cannot_begin
     assert_eq!((mode(&agent), tagging()), ("observe".into(), false));
     std::fs::remove_dir(&obstacle).map_err(Into::into).must("remove the directory");
 
-    // Another one gets its name, and is the one to be watched.
+    // Another one gets its name: both are watched.
     for words in ["link set eth0 down", "link set eth0 name lan0", "link set lan0 up"] {
         edge.ip(words).must("rename the link");
     }
@@ -386,12 +386,10 @@ fn tagging_follows_an_interface_by_its_name_and_is_refused_where_it_cannot_begin
         let query = || SchedClassifier::query_tcx(interface, TcAttachType::Ingress).map(|(_, programs)| programs.len());
         edge.within(query).must("enter the edge").map_err(Into::into).must("ask for the programs")
     };
-    wait_for("the one that has the name is tagged, and no other", Duration::from_secs(10), || {
-        (programs("lan0"), programs("eth0")) == (0, 1)
-    });
+    wait_for("both are tagged", Duration::from_secs(10), || (programs("lan0"), programs("eth0")) == (1, 1));
     assert!(tagging());
     agent.ask_json(&["mode", "observe"]).must("change the mode");
-    assert_eq!((programs("eth0"), tagging()), (0, false));
+    assert_eq!((programs("lan0"), programs("eth0"), tagging()), (0, 0, false));
     agent.stop().must("stop the agent");
     assert_clean(&edge, "lan0");
     assert_clean(&edge, "eth0");
