@@ -92,10 +92,10 @@ impl Feature {
         self.form == Form::Count
     }
 
-    /// Identifies the feature: name, unit, definition, missing rule and, unless it is the value itself, whole number.
-    /// Whatever is added to the contract, it stays as long as the feature does.
+    /// Identifies the feature: name, unit, definition and missing rule. Whatever is added to the contract, it stays as long
+    /// as the feature does.
     pub fn hash(&self) -> String {
-        hash(texts(self))
+        hash(texts(self).into_iter())
     }
 
     /// Whether the value is of the host context, not of the flow's own record.
@@ -121,10 +121,9 @@ pub fn hash_of(features: &[&Feature]) -> String {
     hash(features.iter().flat_map(|feature| texts(feature)))
 }
 
-fn texts(feature: &Feature) -> impl Iterator<Item = &'static str> {
-    let whole = feature.form.of();
-    let texts = [feature.name, feature.unit, feature.definition, feature.missing()];
-    texts.into_iter().chain((!whole.is_empty()).then_some(whole))
+/// What a model relies on. Not the form: it rounds what is defined here, by less than models can tell.
+fn texts(feature: &Feature) -> [&'static str; 4] {
+    [feature.name, feature.unit, feature.definition, feature.missing()]
 }
 
 /// FNV-1a, 64 bits, as 16 hexadecimal digits, over texts, each ended by a zero byte.
