@@ -14,6 +14,7 @@ use sensor_common::flow::FlowRecord;
 use sensor_common::packet::protocol;
 
 use crate::breaker::source_of;
+use crate::model::Score;
 
 /// Sources that are followed.
 const MOST: usize = 8_192;
@@ -39,6 +40,7 @@ struct Accused {
     /// Its beginning tells a flow from others of its source, with its ports.
     id: (u64, u16, u16),
     at_ns: u64,
+    score: Score,
 }
 
 impl Company {
@@ -52,8 +54,8 @@ impl Company {
         self.enough = enough as usize;
     }
 
-    /// The model accuses a flow of `source` (again). Whether there are enough of them.
-    pub fn accuse(&mut self, source: IpAddr, record: &FlowRecord, now_ns: u64) -> bool {
+    /// The model accuses a flow of `source` (again) with this score. Whether there are enough of them.
+    pub fn accuse(&mut self, source: IpAddr, record: &FlowRecord, score: Score, now_ns: u64) -> bool {
         if self.enough <= 1 {
             return true;
         }
@@ -63,18 +65,25 @@ impl Company {
         }
         let flows = self.sources.entry(source).or_default();
         flows.retain(|flow| now_ns.saturating_sub(flow.at_ns) < WINDOW_NS);
-        let id = (record.first_ns, record.key.low_port, record.key.high_port);
+        let id = id_of(record);
         match flows.iter_mut().find(|flow| flow.id == id) {
-            Some(flow) => flow.at_ns = now_ns,
+            Some(flow) => (flow.at_ns, flow.score) = (now_ns, score),
             None => {
                 // More than enough say no more.
                 if flows.len() >= self.enough {
                     flows.remove(0);
                 }
-                flows.push(Accused { id, at_ns: now_ns });
+                flows.push(Accused { id, at_ns: now_ns, score });
             }
         }
         flows.len() >= self.enough
+    }
+
+    /// The score with which this flow of `source` was accused last, if that was of late.
+    pub fn accused(&self, source: IpAddr, record: &FlowRecord, now_ns: u64) -> Option<Score> {
+        let id = id_of(record);
+        let flow = self.sources.get(&source_of(source))?.iter().find(|flow| flow.id == id)?;
+        (now_ns.saturating_sub(flow.at_ns) < WINDOW_NS).then_some(flow.score)
     }
 
     /// Makes room: what is over, else the source whose last accused flow is the oldest of all.
@@ -87,6 +96,10 @@ impl Company {
             self.sources.remove(&oldest);
         }
     }
+}
+
+fn id_of(record: &FlowRecord) -> (u64, u16, u16) {
+    (record.first_ns, record.key.low_port, record.key.high_port)
 }
 
 /// Whether a flow needs no company: datagrams that nobody answers, at a rate that no collector gets.
@@ -105,6 +118,17 @@ mod tests {
     use super::*;
 
     const SECOND: u64 = 1_000_000_000;
+    const SURE: Score = Score { label: 1, score: 1.0 };
+
+    #[test]
+    fn what_a_flow_was_accused_of_is_known_for_a_minute() {
+        let mut company = Company::new(10);
+        company.accuse(source(1), &flow(1), SURE, SECOND);
+        assert_eq!(company.accused(source(1), &flow(1), 60 * SECOND), Some(SURE));
+        assert_eq!(company.accused(source(1), &flow(1), 61 * SECOND), None);
+        assert_eq!(company.accused(source(1), &flow(2), 2 * SECOND), None);
+        assert_eq!(company.accused(source(2), &flow(1), 2 * SECOND), None);
+    }
 
     fn flow(port: u16) -> FlowRecord {
         let mut record: FlowRecord = bytemuck::Zeroable::zeroed();
@@ -120,26 +144,29 @@ mod tests {
     fn ten_flows_in_a_minute_are_company_and_one_flow_often_is_not() {
         let mut company = Company::new(10);
         for second in 0..600 {
-            assert!(!company.accuse(source(1), &flow(1), second * SECOND), "one flow, judged each second");
+            assert!(!company.accuse(source(1), &flow(1), SURE, second * SECOND), "one flow, judged each second");
         }
-        let accused: Vec<_> = (0..10).map(|port| company.accuse(source(2), &flow(port), 700 * SECOND)).collect();
+        let accused: Vec<_> = (0..10).map(|port| company.accuse(source(2), &flow(port), SURE, 700 * SECOND)).collect();
         assert_eq!(accused.iter().position(|enough| *enough), Some(9), "with the tenth");
-        assert!(company.accuse(source(2), &flow(0), 701 * SECOND), "and the first one when it is judged again");
-        assert!(!company.accuse(source(2), &flow(77), 800 * SECOND), "they are long ago");
+        assert!(company.accuse(source(2), &flow(0), SURE, 701 * SECOND), "and the first one when it is judged again");
+        assert!(!company.accuse(source(2), &flow(77), SURE, 800 * SECOND), "they are long ago");
         for flow_number in 0..100 {
             let at = (900 + u64::from(flow_number) * 7) * SECOND;
-            assert!(!company.accuse(source(3), &flow(flow_number), at), "one in seven seconds");
+            assert!(!company.accuse(source(3), &flow(flow_number), SURE, at), "one in seven seconds");
         }
-        assert!(Company::new(0).accuse(source(1), &flow(1), 0) && Company::new(1).accuse(source(1), &flow(1), 0));
+        assert!(
+            Company::new(0).accuse(source(1), &flow(1), SURE, 0)
+                && Company::new(1).accuse(source(1), &flow(1), SURE, 0)
+        );
     }
 
     #[test]
     fn a_64_is_one_source_and_memory_is_bounded() {
         let mut company = Company::new(10);
         let address = |last: u128| IpAddr::from(std::net::Ipv6Addr::from_bits(0x2001_0db8 << 96 | last));
-        assert!((0..10).any(|last| company.accuse(address(last), &flow(last as u16), SECOND)));
+        assert!((0..10).any(|last| company.accuse(address(last), &flow(last as u16), SURE, SECOND)));
         for number in 0..3 * MOST as u32 {
-            company.accuse(source(number), &flow(1), 2 * SECOND + u64::from(number));
+            company.accuse(source(number), &flow(1), SURE, 2 * SECOND + u64::from(number));
         }
         assert!(company.sources.len() <= MOST);
         assert!(company.sources.values().all(|flows| flows.len() <= 10));

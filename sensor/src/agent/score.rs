@@ -108,6 +108,7 @@ impl Poller {
         if record.steady & note::FREED != 0 {
             self.freed(&record);
         }
+        let score = self.standing_score(&record, score, now);
         let decision = self.policy.decide(&record, score, &self.enforcer.allow);
         let mut decision = self.spare(&record, score, decision, now);
         let record = &record;

@@ -43,6 +43,17 @@ impl Poller {
         }
     }
 
+    /// The score that counts for a flow: the one with which it was accused before, if it has turned out to be a flood by
+    /// itself. What is sent for long looks less like one to a model than its beginning did.
+    pub(in crate::agent) fn standing_score(&self, record: &FlowRecord, score: Score, now: u64) -> Score {
+        if !company::is_heavy(record) {
+            return score;
+        }
+        let (Party::Proven(source) | Party::Unproven(_, source)) = policy::party(record, self.enforcer.allow.own());
+        let before = self.enforcer.company.accused(source, record, now);
+        before.filter(|before| before.score > score.score).unwrap_or(score)
+    }
+
     /// What becomes of a decision if the flow is one of a habit, or of a source that is hardly accused otherwise.
     pub(in crate::agent) fn spare(
         &mut self,
@@ -61,7 +72,7 @@ impl Poller {
             return self.spare_habit(&visit, habit, score, decision);
         }
         let (Party::Proven(source) | Party::Unproven(_, source)) = party;
-        let enough = self.enforcer.company.accuse(source, record, now);
+        let enough = self.enforcer.company.accuse(source, record, score, now);
         if enough || company::is_heavy(record) { decision } else { decision.spare(Spared::Alone) }
     }
 
