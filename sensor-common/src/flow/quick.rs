@@ -86,10 +86,13 @@ impl FlowRecord {
     fn acknowledges_more(&self, packet: &Packet) -> bool {
         let [forward, reverse] = &self.directions;
         let bits = self.state;
+        // Only a new acknowledgement costs a look at the other side, which is in another line.
         if self.side_of(packet) == 0 {
-            bits & state::SEQUENCE_KNOWN << 1 != 0 && packet.ack.wrapping_sub(reverse.next) as i32 > 0
+            let known = bits & state::SEQUENCE_KNOWN << 1 != 0 && packet.ack != forward.ack;
+            known && packet.ack.wrapping_sub(reverse.next) as i32 > 0
         } else {
-            bits & state::SEQUENCE_KNOWN != 0 && packet.ack.wrapping_sub(forward.next) as i32 > 0
+            let known = bits & state::SEQUENCE_KNOWN != 0 && packet.ack != reverse.ack;
+            known && packet.ack.wrapping_sub(forward.next) as i32 > 0
         }
     }
 

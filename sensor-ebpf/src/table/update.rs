@@ -58,7 +58,11 @@ pub(super) fn fetch(found: Found, packet: &Packet) {
         (&raw const (*half).last_ns).read_volatile();
         (&raw const (*half).iat_square_low).read_volatile();
         (&raw const (*half).size_bins[0]).read_volatile();
-        (&raw const (*other).next).read_volatile();
+        // What the other side sent, if it sent anything: the processor guesses that, and does not wait for it.
+        let both = state::SEQUENCE_KNOWN | state::SEQUENCE_KNOWN << 1;
+        if (&raw const (*record).state).read_volatile() & both == both {
+            (&raw const (*other).next).read_volatile();
+        }
     }
 }
 
