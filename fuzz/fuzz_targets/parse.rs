@@ -35,12 +35,16 @@ impl Stages for Long<'_> {
 
 /// What [`packet`] promises of every packet. `wire_len`: that of the frame.
 fn check(packet: &Packet, wire_len: u32) {
-    let Packet { key, frame_len, l3_offset, payload_offset, header_len, payload_len, segments, segment_size, .. } = *packet;
+    let Packet { key, frame_len, l3_offset, payload_offset, header_len, payload_len, segments, segment_size, .. } =
+        *packet;
     assert_eq!(frame_len, wire_len);
     assert_eq!((segments, segment_size), (1, 0), "no frame here says that it is a super-packet");
     assert!(l3_offset as u64 + packet.l3_len() <= wire_len as u64, "the datagram ends inside the frame: {packet:?}");
     assert!(header_len >= 20 && payload_offset > l3_offset, "{packet:?}");
-    assert!(payload_offset as u32 <= packet::MAX_HEADER_OFFSET + 60 && payload_offset as u32 + payload_len <= wire_len, "{packet:?}");
+    assert!(
+        payload_offset as u32 <= packet::MAX_HEADER_OFFSET + 60 && payload_offset as u32 + payload_len <= wire_len,
+        "{packet:?}"
+    );
     assert_eq!(packet.last_segment(), payload_len);
     assert!(key.family == 4 || key.family == 6);
     assert!((key.low, key.low_port) <= (key.high, key.high_port), "the key is the same for both directions");
