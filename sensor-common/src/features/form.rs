@@ -26,8 +26,8 @@ pub enum Form {
 }
 
 impl Form {
-    /// The whole number, in words: part of a feature's definition. Empty where it is the value itself.
-    pub const fn of(self) -> &'static str {
+    /// The whole number, in words. Empty where it is the value itself.
+    pub const fn words(self) -> &'static str {
         const {
             assert!(FRACTION_BITS == 16 && ENTROPY_UNIT == 32);
         }

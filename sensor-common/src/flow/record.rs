@@ -120,7 +120,7 @@ pub struct FlowRecord {
     pub pauses: Pauses,
 
     // Line 15.
-    /// Of each TCP direction, the sequence numbers that are seldom asked for.
+    /// Of each TCP direction, the sequence numbers that are seldom asked for; not valid in other flows.
     pub numbers: [Numbers; 2],
     /// Room for fields of later versions.
     pub spare: Spare,
@@ -158,8 +158,11 @@ impl FlowRecord {
     /// valid from the start is written; a direction is set up by its first packet, arrivals and pauses by theirs.
     #[inline(always)]
     pub fn start(&mut self, packet: &Packet, now_ns: u64, ifindex: u32, generation: u32) {
-        self.numbers[0].start();
-        self.numbers[1].start();
+        // A line that others have no use for.
+        if packet.key.protocol == protocol::TCP {
+            self.numbers[0].start();
+            self.numbers[1].start();
+        }
         self.begin(packet, now_ns, ifindex, generation);
     }
 

@@ -1,6 +1,7 @@
 //! What the host reads out of a record: sums that are still open, halves by side, values that follow from others.
 
 use super::{Direction, FlowRecord, IDLE_NS, Opening, Pauses, state};
+use crate::packet::protocol;
 use crate::tcp;
 
 /// Active or idle periods, µs.
@@ -112,6 +113,9 @@ impl FlowRecord {
         }
         if self.idles == 0 {
             record.pauses = bytemuck::Zeroable::zeroed();
+        }
+        if self.key.protocol != protocol::TCP {
+            record.numbers = bytemuck::Zeroable::zeroed();
         }
         if self.spare.generation != self.generation {
             record.spare = bytemuck::Zeroable::zeroed();

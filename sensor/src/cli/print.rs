@@ -43,7 +43,7 @@ pub(super) fn features(format: Format, names: &[String]) -> Result<String> {
         (named, &[][..], hash)
     };
     let title = format!("Feature contract {CONTRACT_VERSION}, hash {hash}, {} features", features.len());
-    let whole = |f: &Feature| if f.is_whole() { "itself" } else { f.form.of() };
+    let whole = |f: &Feature| if f.is_whole() { "itself" } else { f.form.words() };
     let rows = || features.iter().map(|f| [f.name, f.unit, f.group, f.missing(), whole(f), f.definition]);
     let columns = ["name", "unit", "group", "missing when", "whole number", "definition"];
     let other_columns = ["name", "unit", "group", "missing when", "definition"];
