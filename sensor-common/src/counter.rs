@@ -170,8 +170,8 @@ pub struct Volume {
     pub bytes: u64,
 }
 
-/// Slots of a table indexed by [`Cause`]: a power of two, so that a masked index is in bounds without a branch, with room
-/// for causes of later versions.
+/// Slots of a table indexed by [`Cause`]: a power of two, so that a masked index is in bounds without a branch, with
+/// room for causes of later versions.
 pub const CAUSE_SLOTS: usize = 32;
 /// Slots of a table indexed by [`Action`], likewise.
 pub const ACTION_SLOTS: usize = 4;

@@ -1,10 +1,10 @@
 //! The schema of the shared maps as one number: an agent adopts the maps of another only if both have the same.
 //!
-//! It follows from the names, offsets and types of all fields of all shared structs, nested ones included, so that a change
-//! of the layout changes it by itself: a field that is missing below does not compile, and the loader refuses an object with
-//! a map that is not in [`MAPS`]. Spare words are part of the layout: what is kept in them later, and a cause that is added,
-//! leaves the number as it is. Only a change of *meaning* that leaves all names and places as they are needs [`REVISION`].
-//! Called by `sensor::bpf::pins` and the loader.
+//! It follows from the names, offsets and types of all fields of all shared structs, nested ones included, so that a
+//! change of the layout changes it by itself: a field that is missing below does not compile, and the loader refuses an
+//! object with a map that is not in [`MAPS`]. Spare words are part of the layout: what is kept in them later, and a
+//! cause that is added, leaves the number as it is. Only a change of *meaning* that leaves all names and places as they
+//! are needs [`REVISION`]. Called by `sensor::bpf::pins` and the loader.
 
 pub mod layout;
 

@@ -3,7 +3,8 @@
 //!
 //! Only what an observer on the path can know: a connection is closed when each side's FIN was acknowledged by the
 //! other, or when either side reset it ([`reset`]). State and counts follow what the receiver would accept
-//! ([`window`]); what it would not is put aside until there is proof that it did ([`aside`]). Called under the record's lock by [`crate::flow::FlowRecord::update`].
+//! ([`window`]); what it would not is put aside until there is proof that it did ([`aside`]). Called under the record's
+//! lock by [`crate::flow::FlowRecord::update`].
 
 mod aside;
 mod reset;
@@ -114,8 +115,8 @@ pub(crate) fn follow(record: &mut FlowRecord, packet: &Packet, side: usize, now_
     record.state = new;
 }
 
-/// Whether a FIN that the receiver would accept ends the direction: it does not lie in what was seen without it. (In a gap it
-/// does: its receiver drops what it holds behind.)
+/// Whether a FIN that the receiver would accept ends the direction: it does not lie in what was seen without it. (In a
+/// gap it does: its receiver drops what it holds behind.)
 #[inline(always)]
 fn ends(record: &FlowRecord, packet: &Packet, side: usize) -> bool {
     let half = &record.directions[side & 1];

@@ -1,4 +1,5 @@
-//! The whole numbers that real-valued features are made of: means, shares, rates and variances, rounded down, in integers.
+//! The whole numbers that real-valued features are made of: means, shares, rates and variances, rounded down, in
+//! integers.
 //!
 //! Kernel and host run the same functions, so a threshold on a feature is a threshold on one whole number, and both
 //! sides decide alike (docs/decisions/0037). Nothing here needs 128-bit multiplication or division, which BPF does not
@@ -13,8 +14,8 @@ const KEPT: u32 = 55;
 /// Largest whole part of a fraction.
 const MOST: u64 = (1 << (62 - FRACTION_BITS)) - 1;
 
-/// `a / b`, rounded down, and what is left; 0 where `b` is 0, also where the compiler cannot see that it is not: a panic
-/// cannot be compiled for the kernel.
+/// `a / b`, rounded down, and what is left; 0 where `b` is 0, also where the compiler cannot see that it is not: a
+/// panic cannot be compiled for the kernel.
 #[inline(always)]
 fn divide(a: u64, b: u64) -> (u64, u64) {
     (a.checked_div(b).unwrap_or(0), a.checked_rem(b).unwrap_or(0))
@@ -125,8 +126,8 @@ impl Wide {
 }
 
 /// The population variance of `count` values with this sum and this sum of squares, times 2^`scale` (0 or 16), rounded
-/// down, as [`squash`] writes it; 0 where `count` is 0. It is `floor(floor(D · 2^scale / count) / count)`, where D = count ·
-/// square − sum²: exactly so below 2³² values, and below 2²⁴ where `scale` is 16.
+/// down, as [`squash`] writes it; 0 where `count` is 0. It is `floor(floor(D · 2^scale / count) / count)`, where D =
+/// count · square − sum²: exactly so below 2³² values, and below 2²⁴ where `scale` is 16.
 #[inline(always)]
 pub fn variance(count: u64, sum: u64, square: Wide, scale: u32) -> u64 {
     if count == 0 {

@@ -12,8 +12,8 @@ use crate::process::ChildGuard;
 /// The TTL of forged packets, by which forgers do not listen to each other.
 pub const TTL: u8 = 77;
 
-/// A segment from the client (side 0) or the server: flags, distance of its sequence and acknowledgement number from the
-/// side's next ones, payload bytes.
+/// A segment from the client (side 0) or the server: flags, distance of its sequence and acknowledgement number from
+/// the side's next ones, payload bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Forged {
     /// 0: as the client; 1: as the server.

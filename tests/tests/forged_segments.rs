@@ -1,6 +1,6 @@
-//! A connection between two real stacks of Linux goes on while a third party forges segments that neither stack accepts.
-//! It must stay one flow, whose record differs from that of an undisturbed one by counts of packets and bytes alone.
-//! Needs root and Python.
+//! A connection between two real stacks of Linux goes on while a third party forges segments that neither stack
+//! accepts. It must stay one flow, whose record differs from that of an undisturbed one by counts of packets and bytes
+//! alone. Needs root and Python.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};

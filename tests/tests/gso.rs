@@ -159,7 +159,8 @@ fn super_packets_are_counted_as_the_wire_carries_them() {
     assert!(with.packets.abs_diff(without.packets) <= 2 * CHUNKS.len() as u64 + 20 + again);
 }
 
-/// IPv6 with super-packets above 64 KiB (BIG TCP): Linux puts a hop-by-hop header into them that no packet on the wire has.
+/// IPv6 with super-packets above 64 KiB (BIG TCP): Linux puts a hop-by-hop header into them that no packet on the wire
+/// has.
 #[test]
 fn big_tcp_counts_without_the_header_that_only_the_host_has() {
     const TOTAL: usize = 20 << 20;
@@ -201,7 +202,8 @@ fn big_tcp_counts_without_the_header_that_only_the_host_has() {
     kernel.detach(attached).must("detach");
     for (name, half) in [("sent", record.forward()), ("received", record.reverse().expect("answered"))] {
         println!("{name}: {} packets in {} frames", half.packets, half.arrivals());
-        // IPv6, TCP and its timestamps; a SYN has 8 bytes of options more, and an acknowledgement may have some for gaps.
+        // IPv6, TCP and its timestamps; a SYN has 8 bytes of options more, and an acknowledgement may have some for
+        // gaps.
         let more = half.l3_bytes - half.payload_bytes - (72 * half.packets + 8);
         assert!(more < half.packets, "{name}: {more} bytes of headers more in {} packets", half.packets);
         assert_eq!(half.l3_max, 1500, "{name}");

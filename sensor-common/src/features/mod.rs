@@ -1,12 +1,12 @@
 //! The feature contract: every number a model can be given, declared once.
 //!
 //! [`FEATURES`] is the single source of `sensor features`, docs/features.md, the training pipeline's column names and
-//! the checks on a model's inputs. A feature is a pure function of a [`Sample`]: one whole number, which kernel and host
-//! compute alike ([`crate::whole`]), and a monotone function of it ([`Form`]), so that a threshold on the value is one on
-//! the number. Missing is not zero: where a value does not exist (an empty direction, inter-arrival times of one frame, a
-//! window of a UDP flow) it is NaN, and [`Presence`] says so. Deviations are population deviations. Times are in seconds,
-//! so that a 32-bit float keeps their leading digits; lengths are in bytes. Frames are counted where times are (a
-//! super-packet of segmentation offload is one frame), wire packets everywhere else.
+//! the checks on a model's inputs. A feature is a pure function of a [`Sample`]: one whole number, which kernel and
+//! host compute alike ([`crate::whole`]), and a monotone function of it ([`Form`]), so that a threshold on the value is
+//! one on the number. Missing is not zero: where a value does not exist (an empty direction, inter-arrival times of one
+//! frame, a window of a UDP flow) it is NaN, and [`Presence`] says so. Deviations are population deviations. Times are
+//! in seconds, so that a 32-bit float keeps their leading digits; lengths are in bytes. Frames are counted where times
+//! are (a super-packet of segmentation offload is one frame), wire packets everywhere else.
 //!
 //! [`COLUMNS`] declares what a row says beside that: which flow, when, why. No model is given those.
 
@@ -92,8 +92,8 @@ impl Feature {
         self.form == Form::Count
     }
 
-    /// Identifies the feature: name, unit, definition and missing rule. Whatever is added to the contract, it stays as long
-    /// as the feature does.
+    /// Identifies the feature: name, unit, definition and missing rule. Whatever is added to the contract, it stays as
+    /// long as the feature does.
     pub fn hash(&self) -> String {
         hash(texts(self).into_iter())
     }

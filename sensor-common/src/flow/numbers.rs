@@ -8,17 +8,17 @@ use bytemuck::{Pod, Zeroable};
 pub struct Numbers {
     /// Sequence number of the SYN ([`Numbers::BEGUN`]).
     pub first: u32,
-    /// Start of the newest run of segments, one behind the other, that the receiver would not accept, as far as is known
-    /// ([`Numbers::ASIDE`]): nothing was made of them. If the receiver acknowledges them, it did accept them, and what was
-    /// known of the numbers was wrong.
+    /// Start of the newest run of segments, one behind the other, that the receiver would not accept, as far as is
+    /// known ([`Numbers::ASIDE`]): nothing was made of them. If the receiver acknowledges them, it did accept them, and
+    /// what was known of the numbers was wrong.
     pub aside_from: u32,
     /// The end of that run.
     pub aside: u32,
     /// Where the direction's reset took effect: the number that its receiver waited for. Valid with
     /// [`super::state::RST`], of the direction that it came from.
     pub reset: u32,
-    /// Bits below 8: see the constants. From bit 8 on the window scale of the SYN that was put aside, from bit 16 on the
-    /// tick of the first segment of the run.
+    /// Bits below 8: see the constants. From bit 8 on the window scale of the SYN that was put aside, from bit 16 on
+    /// the tick of the first segment of the run.
     pub notes: u32,
 }
 

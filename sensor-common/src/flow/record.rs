@@ -25,9 +25,9 @@ pub struct Arrival {
     pub direction: u8,
 }
 
-/// All that the kernel keeps of a connection: 1,024 bytes, sixteen cache lines. An ordinary packet ([`FlowRecord::quick`])
-/// touches lines 0 and 1 and the first three of its direction's four; the others are touched at the start and by what is
-/// out of the ordinary.
+/// All that the kernel keeps of a connection: 1,024 bytes, sixteen cache lines. An ordinary packet
+/// ([`FlowRecord::quick`]) touches lines 0 and 1 and the first three of its direction's four; the others are touched at
+/// the start and by what is out of the ordinary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub struct FlowRecord {
@@ -127,8 +127,8 @@ pub struct FlowRecord {
 }
 
 /// Words without a meaning yet, so that a later version can keep something more in the same maps, and agents of both
-/// versions can take them over from each other. Versions that do not know of a word never write here, so a word is valid
-/// only where `generation` is the record's: else it is of a former flow, and counts as 0.
+/// versions can take them over from each other. Versions that do not know of a word never write here, so a word is
+/// valid only where `generation` is the record's: else it is of a former flow, and counts as 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Spare {
@@ -454,16 +454,16 @@ impl FlowRecord {
         self.directions[0].l3_bytes.wrapping_add(reverse)
     }
 
-    /// Whether the connection is over for both ends, as far as is known. After a RST that may have missed the number that
-    /// its receiver waited for, it may go on: then it takes an acknowledgement or the idle timeout to know.
+    /// Whether the connection is over for both ends, as far as is known. After a RST that may have missed the number
+    /// that its receiver waited for, it may go on: then it takes an acknowledgement or the idle timeout to know.
     #[inline(always)]
     fn is_over(&self) -> bool {
         let bits = self.state;
         bits & state::CLOSED != 0 && (bits & state::RST == 0 || bits & state::GRACEFUL != 0 || tcp::is_certain(self))
     }
 
-    /// Whether `packet` belongs to a new connection on the tuple of this one: it is the first SYN after the close; or, in a
-    /// connection whose close was not seen, the SYN-ACK to a SYN with another number.
+    /// Whether `packet` belongs to a new connection on the tuple of this one: it is the first SYN after the close; or,
+    /// in a connection whose close was not seen, the SYN-ACK to a SYN with another number.
     #[inline(always)]
     pub fn is_reopened_by(&self, packet: &Packet) -> bool {
         if packet.tcp_flags & tcp::SYN == 0 || packet.key.protocol != protocol::TCP {

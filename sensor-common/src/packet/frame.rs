@@ -30,8 +30,8 @@ pub trait Frame: Copy {
     fn segments(self) -> (u32, u32) {
         (1, 0)
     }
-    /// Whether this may be a frame before its network card cut it into segments and filled in their lengths: an IP length of
-    /// 0 is no fault of it then, and its own end is that of the datagram.
+    /// Whether this may be a frame before its network card cut it into segments and filled in their lengths: an IP
+    /// length of 0 is no fault of it then, and its own end is that of the datagram.
     #[inline(always)]
     fn is_unsegmented(self) -> bool {
         self.segments().1 != 0

@@ -78,8 +78,8 @@ pub(super) fn ipv6<F: Frame>(frame: F, packet: &mut Packet, place: &mut Place) -
     if ip.byte::<0>() >> 4 != 6 {
         return Err(Cause::MalformedNetwork);
     }
-    // A length of 0 is a jumbogram or BIG TCP if the frame is larger than the field could say, else an empty payload; or
-    // its card fills it in.
+    // A length of 0 is a jumbogram or BIG TCP if the frame is larger than the field could say, else an empty payload;
+    // or its card fills it in.
     let stated = match ip.be16::<4>() as u32 {
         0 if place.end.saturating_sub(start) > LONGEST_IPV6 => 0,
         0 if is_segmented(ip.byte::<6>()) && frame.is_unsegmented() => 0,

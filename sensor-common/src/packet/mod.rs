@@ -78,8 +78,8 @@ pub struct Packet {
     pub l3_offset: u16,
     /// Offset of the L4 payload from the start of the frame, in bytes.
     pub payload_offset: u16,
-    /// Bytes of one wire segment's L3 length that are no payload: the headers from the start of L3 to the payload, and what
-    /// UDP leaves over behind it.
+    /// Bytes of one wire segment's L3 length that are no payload: the headers from the start of L3 to the payload, and
+    /// what UDP leaves over behind it.
     pub header_len: u32,
     /// L4 payload in bytes (all segments together).
     pub payload_len: u32,

@@ -83,10 +83,10 @@ pub(super) fn transport<F: Frame>(frame: F, packet: &mut Packet, place: &mut Pla
     Ok(())
 }
 
-/// Bytes of a UDP datagram, header included: what its length field states (RFC 768), of the `room` bytes that IP carries.
-/// The rest is no user data (RFC 9868). What is missing of the datagram is in other fragments, or was never sent. A field of
-/// 0 is right where the length does not fit (RFC 2675). Segmentation writes the field anew, so super-packets need not have
-/// the right one.
+/// Bytes of a UDP datagram, header included: what its length field states (RFC 768), of the `room` bytes that IP
+/// carries. The rest is no user data (RFC 9868). What is missing of the datagram is in other fragments, or was never
+/// sent. A field of 0 is right where the length does not fit (RFC 2675). Segmentation writes the field anew, so
+/// super-packets need not have the right one.
 #[inline(always)]
 fn udp_len(stated: u32, room: u32) -> Result<u32, Refusal> {
     if stated == 0 && room > u16::MAX as u32 {

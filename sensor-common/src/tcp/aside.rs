@@ -3,8 +3,9 @@
 //!
 //! * the receiver acknowledges what was put aside, and nothing else that is known;
 //! * where the receiver is not seen, the sender goes on there with the next segment;
-//! * where the receiver was seen and is silent now, the sender goes on there for two seconds. (A receiver that gets what it does not
-//!   accept answers each of them, Linux at least twice a second: RFC 9293 §3.10.7.4, `tcp_invalid_ratelimit`.)
+//! * where the receiver was seen and is silent now, the sender goes on there for two seconds. (A receiver that gets
+//!   what it does not accept answers each of them, Linux at least twice a second: RFC 9293 §3.10.7.4,
+//!   `tcp_invalid_ratelimit`.)
 //!
 //! Then the direction goes on behind what was put aside.
 
@@ -63,8 +64,8 @@ pub(super) fn put(record: &mut FlowRecord, packet: &Packet, side: usize, extent:
     }
 }
 
-/// Whether the packet's acknowledgement, which nothing that is known explains, proves that what the other side sent aside was
-/// accepted. The other side goes on there then.
+/// Whether the packet's acknowledgement, which nothing that is known explains, proves that what the other side sent
+/// aside was accepted. The other side goes on there then.
 #[inline(always)]
 pub(super) fn is_proven(record: &mut FlowRecord, packet: &Packet, side: usize) -> bool {
     let sender = side ^ 1;

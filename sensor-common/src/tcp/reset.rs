@@ -2,15 +2,16 @@
 //! `tcp_rcv_synsent_state_process`).
 //!
 //! * **Answer to a SYN**: it acknowledges the SYN.
-//! * **In a connection**: it is exactly at the number that its receiver waits for. The observer knows two that this can be: the
-//!   highest that was sent, if it arrived, and the greatest that was acknowledged. Linux takes the end of the
+//! * **In a connection**: it is exactly at the number that its receiver waits for. The observer knows two that this can
+//!   be: the highest that was sent, if it arrived, and the greatest that was acknowledged. Linux takes the end of the
 //!   newest selective acknowledgement as well, which is the first of the two, and after a FIN the number of that FIN.
-//! * Anything else is dropped, or answered by a challenge ACK: nothing is closed. (Stacks before RFC 5961 close on any RST
-//!   in the window. If they do, nothing more comes of that side, and each segment to it is answered by an exact RST.)
+//! * Anything else is dropped, or answered by a challenge ACK: nothing is closed. (Stacks before RFC 5961 close on any
+//!   RST in the window. If they do, nothing more comes of that side, and each segment to it is answered by an exact
+//!   RST.)
 //!
-//! The receiver may have waited for the other one of the two numbers. It shows by acknowledging something behind the RST: then
-//! the connection goes on, and the RST was none ([`doubt`]). Until all that was sent before the RST is acknowledged, the flow
-//! keeps its place as long as one that is being closed ([`FlowRecord::is_over`]).
+//! The receiver may have waited for the other one of the two numbers. It shows by acknowledging something behind the
+//! RST: then the connection goes on, and the RST was none ([`doubt`]). Until all that was sent before the RST is
+//! acknowledged, the flow keeps its place as long as one that is being closed ([`FlowRecord::is_over`]).
 
 use super::ACK;
 use super::window::is_known;
@@ -69,8 +70,8 @@ fn takes_effect(record: &FlowRecord, packet: &Packet, side: usize) -> Option<u32
     if answered && seq == record.directions[receiver & 1].ack { Some(seq) } else { None }
 }
 
-/// A packet that was accepted after a RST: if it acknowledges what lies behind the RST of the other side, its sender did not
-/// take that RST.
+/// A packet that was accepted after a RST: if it acknowledges what lies behind the RST of the other side, its sender
+/// did not take that RST.
 #[inline(always)]
 pub(super) fn doubt(record: &mut FlowRecord, packet: &Packet, side: usize) {
     const OF_RESET: u32 = state::RST | state::RST_EARLY | state::RST_REVERSE | state::RST_AFTER_FIN | state::CLOSED;
@@ -84,8 +85,8 @@ pub(super) fn doubt(record: &mut FlowRecord, packet: &Packet, side: usize) {
     }
 }
 
-/// Whether the receiver of the RST has acknowledged all that was sent before it, as far as that is known: then it was at the
-/// number that the receiver waited for.
+/// Whether the receiver of the RST has acknowledged all that was sent before it, as far as that is known: then it was
+/// at the number that the receiver waited for.
 #[inline(always)]
 pub(crate) fn is_certain(record: &FlowRecord) -> bool {
     let from = (record.state & state::RST_REVERSE != 0) as usize;

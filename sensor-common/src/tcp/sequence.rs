@@ -1,15 +1,16 @@
 //! What sequence and acknowledgement numbers say about a direction: repeated, late and duplicate packets.
 //!
 //! An observer sees one copy of the traffic, some of it perhaps not at all, and keeps a few words per direction, so
-//! each term has a rule that takes a fixed number of steps. `highest` is one past the highest sequence number seen in the
-//! direction (`Direction::next`); SYN and FIN count as one byte (RFC 9293 §3.4); numbers wrap. Only what the receiver would
-//! accept counts ([`super::window`]); the rest is put aside ([`super::aside`]), and no number, state or count follows it.
+//! each term has a rule that takes a fixed number of steps. `highest` is one past the highest sequence number seen in
+//! the direction (`Direction::next`); SYN and FIN count as one byte (RFC 9293 §3.4); numbers wrap. Only what the
+//! receiver would accept counts ([`super::window`]); the rest is put aside ([`super::aside`]), and no number, state or
+//! count follows it.
 //!
 //! * **Skipped bytes**: a packet that starts above `highest` skips what lies between (it was lost before the observer, or
 //!   comes late). Skipped bytes are counted (`missing`), with the end of the newest such range (`gap_end`), until they have
 //!   come or the other side has acknowledged that end.
-//! * **Keep-alive** (RFC 9293 §3.8.4): starts one byte below `highest`, payload of 0 or 1 byte, no SYN or FIN, and all that was
-//!   sent is acknowledged (where the other side is not seen: may be).
+//! * **Keep-alive** (RFC 9293 §3.8.4): starts one byte below `highest`, payload of 0 or 1 byte, no SYN or FIN, and all
+//!   that was sent is acknowledged (where the other side is not seen: may be).
 //! * **Out of order**: lies wholly below `highest`, and fits into the skipped bytes: it ends at or below `gap_end` and is no
 //!   longer than `missing`. The observer sees these bytes for the first time.
 //! * **Retransmitted**: takes sequence space, lies wholly below `highest`, and is none of the above: the observer has seen
@@ -21,8 +22,8 @@
 //!   none.
 //!
 //! A SYN with another number than the one before starts the direction anew while nothing of it is acknowledged: the
-//! receiver decides by its answer which one holds. In a connection it changes nothing (RFC 9293 §3.10.7.4: it is answered
-//! by a challenge ACK). A FIN ends its sequence space: what lies behind it is put aside.
+//! receiver decides by its answer which one holds. In a connection it changes nothing (RFC 9293 §3.10.7.4: it is
+//! answered by a challenge ACK). A FIN ends its sequence space: what lies behind it is put aside.
 
 use super::window::{acknowledges, has_place, is_known};
 use super::{ACK, FIN, SYN, aside};

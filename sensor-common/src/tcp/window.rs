@@ -1,16 +1,17 @@
 //! What a receiver would accept, as far as an observer knows it (RFC 9293 §3.10.7.4, RFC 5961).
 //!
-//! The observer sees every acknowledgement and every segment, or nearly; so it knows of the receiver's next number that it is not
-//! below the greatest acknowledgement and not above the highest number that was sent. The bounds are those of Guido van
-//! Rooij, "Real Stateful TCP Packet Filtering in IP Filter" (2001), which the kernel's connection tracking has, too:
+//! The observer sees every acknowledgement and every segment, or nearly; so it knows of the receiver's next number that
+//! it is not below the greatest acknowledgement and not above the highest number that was sent. The bounds are those of
+//! Guido van Rooij, "Real Stateful TCP Packet Filtering in IP Filter" (2001), which the kernel's connection tracking
+//! has, too:
 //!
 //! * A segment starts at or below the right edge of the receiver's window (the greatest acknowledgement and the window
 //!   that came with it), and not further below the acknowledgement than the largest window was wide (what is below was
 //!   sent before the sender saw the acknowledgement).
 //! * An acknowledgement is of something that was sent, and not older than the largest window (RFC 5961 §5.2).
 //!
-//! Where the receiver's acknowledgements are not seen, there is no window: [`LEAP`] and [`GREATEST`] bound what is taken
-//! for granted.
+//! Where the receiver's acknowledgements are not seen, there is no window: [`LEAP`] and [`GREATEST`] bound what is
+//! taken for granted.
 
 use crate::flow::{FlowRecord, Numbers, note, state};
 use crate::packet::{NO_WSCALE, Packet};
@@ -39,8 +40,8 @@ pub(super) fn is_known(record: &FlowRecord, side: usize) -> bool {
     bits & state::SEQUENCE_KNOWN << sender == 0 || ahead <= 0
 }
 
-/// By how many bits the windows that `side` announces are to be shifted: both SYNs must offer it. A record that goes on from
-/// an earlier one has the options of no SYN.
+/// By how many bits the windows that `side` announces are to be shifted: both SYNs must offer it. A record that goes on
+/// from an earlier one has the options of no SYN.
 #[inline(always)]
 fn scale(record: &FlowRecord, side: usize) -> u32 {
     let syns = [state::SYN | state::SYN_ACK_BACK, state::SYN_ACK | state::SYN_BACK];

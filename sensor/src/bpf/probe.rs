@@ -216,8 +216,8 @@ pub(super) fn is_veth(interface: &str) -> bool {
     netlink::link(interface).ok().flatten().is_some_and(|link| link.kind.as_deref() == Some("veth"))
 }
 
-/// Kind of an interface's frames (ARPHRD_*, linux/if_arp.h); `None` if there is none of that name. Asked over netlink: /sys
-/// may be that of another network namespace.
+/// Kind of an interface's frames (ARPHRD_*, linux/if_arp.h); `None` if there is none of that name. Asked over netlink:
+/// /sys may be that of another network namespace.
 ///
 /// # Errors
 /// If netlink does not answer.

@@ -66,8 +66,8 @@ pub(super) enum ModelCommand {
         #[command(flatten)]
         socket: Socket,
     },
-    /// Say that a model serves under today's definitions of its features: set their hashes in its contract, if it passes
-    /// every check then
+    /// Say that a model serves under today's definitions of its features: set their hashes in its contract, if it
+    /// passes every check then
     Restamp {
         /// The ONNX file
         file: PathBuf,

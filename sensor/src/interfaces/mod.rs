@@ -45,8 +45,8 @@ impl Link {
     }
 }
 
-/// Of interfaces that are watched, the pairs that the same packets pass: a bridge and its port, a VLAN and its parent, the two ends
-/// of a veth pair. They count once at each. The first of a pair is the one that stands on the other.
+/// Of interfaces that are watched, the pairs that the same packets pass: a bridge and its port, a VLAN and its parent,
+/// the two ends of a veth pair. They count once at each. The first of a pair is the one that stands on the other.
 pub fn doubled<'a>(watched: &[&'a Link]) -> Vec<(&'a Link, &'a Link)> {
     let by_number = |number: u32| watched.iter().find(|link| link.ifindex == number).copied();
     let mut pairs = Vec::new();

@@ -91,8 +91,8 @@ pub(super) trait Kernel: Debug + Send + Sync {
 /// Makes a kernel for an input.
 pub(super) type Maker = Arc<dyn Fn(Given) -> Result<Arc<dyn Kernel>> + Send + Sync>;
 
-/// Operators that tract knows and that no model of flows needs: their answers are drawn at random, depend on the flows beside
-/// (DynamicQuantizeLinear takes its scale from the whole batch), or were never compared with the reference.
+/// Operators that tract knows and that no model of flows needs: their answers are drawn at random, depend on the flows
+/// beside (DynamicQuantizeLinear takes its scale from the whole batch), or were never compared with the reference.
 const WITHOUT: [&str; 30] = [
     "BlackmanWindow",
     "CategoryMapper",

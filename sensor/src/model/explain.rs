@@ -1,9 +1,10 @@
 //! Why a flow has its score: which features made it.
 //!
-//! Method: occlusion. Each feature in turn is replaced by its median in training, all variants are scored in one call, and a
-//! feature's effect is `score − score without it`. Effects are of one feature at a time: two that say the same hide each
-//! other, and effects do not sum to the score. A file without quantiles says no medians; its golden rows are rows of the
-//! training, so the medians of those that the model finds benign stand in. Called by `sensor model explain`.
+//! Method: occlusion. Each feature in turn is replaced by its median in training, all variants are scored in one call,
+//! and a feature's effect is `score − score without it`. Effects are of one feature at a time: two that say the same
+//! hide each other, and effects do not sum to the score. A file without quantiles says no medians; its golden rows are
+//! rows of the training, so the medians of those that the model finds benign stand in. Called by `sensor model
+//! explain`.
 
 use anyhow::Result;
 use serde::Serialize;

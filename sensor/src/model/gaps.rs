@@ -1,8 +1,9 @@
 //! Which columns make an answer that is not a finite number: missing, or far beyond the training's range.
 //!
-//! Such a flow has no score and passes, so a model that has gaps can be evaded by whoever makes a value missing or huge. Method:
-//! from a row with a finite answer, each column in turn is taken away, or set to a number that no training saw, and all
-//! variants are scored. Called by `sensor model check`, by the check of the plainest flows, and by `sensor replay`.
+//! Such a flow has no score and passes, so a model that has gaps can be evaded by whoever makes a value missing or
+//! huge. Method: from a row with a finite answer, each column in turn is taken away, or set to a number that no
+//! training saw, and all variants are scored. Called by `sensor model check`, by the check of the plainest flows, and
+//! by `sensor replay`.
 
 use anyhow::Result;
 use sensor_common::features::Presence;

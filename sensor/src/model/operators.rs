@@ -1,5 +1,5 @@
-//! Single operators on rows with missing, infinite, huge and tiny values, against the reference evaluator of the ONNX project
-//! (`models/conformance/operators.py` writes the right answers).
+//! Single operators on rows with missing, infinite, huge and tiny values, against the reference evaluator of the ONNX
+//! project (`models/conformance/operators.py` writes the right answers).
 
 use serde::Deserialize;
 
@@ -100,8 +100,8 @@ fn operators_answer_as_the_reference_does() {
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
 }
 
-/// Operators without floats, which have no NaN to lose; that only move what they are given; that are left out (ZipMap) or refused
-/// because their cost depends on values.
+/// Operators without floats, which have no NaN to lose; that only move what they are given; that are left out (ZipMap)
+/// or refused because their cost depends on values.
 const WITHOUT_NAN: [&str; 20] = [
     "BitShift",
     "BitwiseAnd",
@@ -136,8 +136,8 @@ fn every_operator_that_loads_was_compared() {
     assert!(known.is_empty(), "these load, but nobody compared them: {known:?}");
 }
 
-/// Files of users that were once run wrongly or refused, with golden rows of the library that trained them. `true`: a row
-/// without any value has a finite answer.
+/// Files of users that were once run wrongly or refused, with golden rows of the library that trained them. `true`: a
+/// row without any value has a finite answer.
 const CASES: [(&str, bool); 13] = [
     ("cast64_all_lr", false),
     ("categorical_nb", false),

@@ -1,4 +1,5 @@
-//! `sensor model restamp`: gives a model the hashes of today's definitions, where its owner says that it serves under them.
+//! `sensor model restamp`: gives a model the hashes of today's definitions, where its owner says that it serves under
+//! them.
 //!
 //! Only the keys of the contract change: every other byte of the file stays as it is. Called by `cli`, which checks the
 //! result before it is written.

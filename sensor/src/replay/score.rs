@@ -97,8 +97,8 @@ struct Count {
 /// Scores the flows of captures: rows to `output`, a summary by label to `report`.
 ///
 /// # Errors
-/// If the model or `output` fails. A capture that cannot be read (to its end) does not stop the others: what was read of it is
-/// in the output, and the error that is returned at the end names each such capture.
+/// If the model or `output` fails. A capture that cannot be read (to its end) does not stop the others: what was read
+/// of it is in the output, and the error that is returned at the end names each such capture.
 pub fn replay(
     options: &ReplayOptions,
     model: &mut Model,
@@ -142,8 +142,8 @@ pub fn replay(
     failure(failures, options.captures.len()).map_or(Ok(()), Err)
 }
 
-/// The record and the host context of flow `number` of a capture when it ended, numbered as [`replay`] does. `parser` as
-/// there.
+/// The record and the host context of flow `number` of a capture when it ended, numbered as [`replay`] does. `parser`
+/// as there.
 ///
 /// # Errors
 /// If there is no such flow, or the capture cannot be read up to it.

@@ -91,8 +91,8 @@ impl Table {
         }
     }
 
-    /// Whenever the sink is called, `number` holds that of its record: records are numbered from 1 in the order in which
-    /// they begin, whatever snapshots are taken.
+    /// Whenever the sink is called, `number` holds that of its record: records are numbered from 1 in the order in
+    /// which they begin, whatever snapshots are taken.
     #[must_use]
     pub fn with_numbers(self, number: Rc<Cell<u64>>) -> Table {
         Table { number, ..self }

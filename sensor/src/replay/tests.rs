@@ -14,8 +14,8 @@ use super::*;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// An Ethernet frame with IPv4 and TCP between 198.18.0.1:1000 and 198.18.0.2:80. Its number is 1; a RST has the number that the
-/// other side acknowledges, 2.
+/// An Ethernet frame with IPv4 and TCP between 198.18.0.1:1000 and 198.18.0.2:80. Its number is 1; a RST has the number
+/// that the other side acknowledges, 2.
 fn tcp(back: bool, flags: u8, payload: usize) -> Vec<u8> {
     let mut frame = vec![0u8; 12];
     frame.extend([0x08, 0x00, 0x45, 0]);

@@ -43,8 +43,8 @@ impl Poller {
         }
     }
 
-    /// The score that counts for a flow: the one with which it was accused before, if it has turned out to be a flood by
-    /// itself. What is sent for long looks less like one to a model than its beginning did.
+    /// The score that counts for a flow: the one with which it was accused before, if it has turned out to be a flood
+    /// by itself. What is sent for long looks less like one to a model than its beginning did.
     pub(in crate::agent) fn standing_score(&self, record: &FlowRecord, score: Score, now: u64) -> Score {
         if !company::is_heavy(record) {
             return score;

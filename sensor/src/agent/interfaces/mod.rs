@@ -94,8 +94,8 @@ impl Interfaces {
         self.kept.get(&ifindex).map(String::as_str)
     }
 
-    /// An interface that was watched by its plain name stays watched when it gets another one: whoever named it meant its
-    /// packets, and udev or an operator renames it while they go on. Patterns are about names, and let it go.
+    /// An interface that was watched by its plain name stays watched when it gets another one: whoever named it meant
+    /// its packets, and udev or an operator renames it while they go on. Patterns are about names, and let it go.
     fn keep_renamed<'a>(
         &mut self,
         attached: &[Attached],

@@ -1,8 +1,8 @@
 //! Floats that are made integers: by Cast, and by QuantizeLinear.
 //!
-//! What no integer can hold (NaN, infinities, what is too large) becomes the smallest integer of a Cast, as in numpy and in
-//! onnxruntime on x86; tract would make 0 of NaN: a category, a count, or a label that exists. Quantised, infinities and what is
-//! too large become the nearest number there is, and NaN the smallest.
+//! What no integer can hold (NaN, infinities, what is too large) becomes the smallest integer of a Cast, as in numpy
+//! and in onnxruntime on x86; tract would make 0 of NaN: a category, a count, or a label that exists. Quantised,
+//! infinities and what is too large become the nearest number there is, and NaN the smallest.
 
 use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;

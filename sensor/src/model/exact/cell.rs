@@ -1,8 +1,8 @@
 //! Recurrent layers.
 //!
 //! tract joins the gates of an LSTM, and of one form of GRU, to one operator with kernels that lose NaN, and runs whole
-//! sequences of the latter in another. The GRU is built of exact gates here, which tract then leaves as they are; for the LSTM,
-//! which has no such choice, a row with NaN is made NaN afterwards.
+//! sequences of the latter in another. The GRU is built of exact gates here, which tract then leaves as they are; for
+//! the LSTM, which has no such choice, a row with NaN is made NaN afterwards.
 
 use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;

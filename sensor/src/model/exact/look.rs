@@ -1,7 +1,8 @@
 //! Values looked up by an index that the input decides, and categories made columns.
 //!
-//! A categorical model has an entry for each category of its training, and a flow may have another. tract's operators then fail
-//! the whole call, with every other flow in it. Here that flow gets NaN, and no score, or a row in which no category is on.
+//! A categorical model has an entry for each category of its training, and a flow may have another. tract's operators
+//! then fail the whole call, with every other flow in it. Here that flow gets NaN, and no score, or a row in which no
+//! category is on.
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::array::{Gather, OneHot};

@@ -1,7 +1,7 @@
 //! Functions of one value.
 //!
-//! tract's kernels of 32-bit floats run where they are exact: on values up to a limit. Beyond it, and for NaN, which lies beyond
-//! every limit, the function itself answers, in 64 bits; so it does for all values of other types.
+//! tract's kernels of 32-bit floats run where they are exact: on values up to a limit. Beyond it, and for NaN, which
+//! lies beyond every limit, the function itself answers, in 64 bits; so it does for all values of other types.
 
 use tract_onnx::Onnx;
 use tract_onnx::model::ParsingContext;
@@ -246,8 +246,8 @@ pub(super) fn gates() -> (Box<dyn TypedOp>, Box<dyn TypedOp>) {
     (exact(Function::Sigmoid, ops::nn::sigmoid()), exact(Function::Tanh, ops::math::tanh()))
 }
 
-/// Registers Celu, which tract does not scale by α, Softplus, which overflows there, and the tests for NaN and infinities, which
-/// know 32-bit floats only.
+/// Registers Celu, which tract does not scale by α, Softplus, which overflows there, and the tests for NaN and
+/// infinities, which know 32-bit floats only.
 pub(super) fn register(framework: &mut Onnx) {
     framework.op_register.insert("Celu", celu);
     framework

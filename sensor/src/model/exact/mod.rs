@@ -1,12 +1,12 @@
 //! Operators of tract's that answer otherwise than ONNX says, replaced by ones that answer as it says.
 //!
-//! tract's kernels are made for speed on ordinary values. Some lose NaN (the minimum, the maximum, sigmoid, the cells of
-//! recurrent layers), some know 32-bit floats only, and its optimiser makes 0 of what is multiplied by 0. A model without
-//! missing-value handling would then give a number for a flow with missing values, and nobody would notice.
+//! tract's kernels are made for speed on ordinary values. Some lose NaN (the minimum, the maximum, sigmoid, the cells
+//! of recurrent layers), some know 32-bit floats only, and its optimiser makes 0 of what is multiplied by 0. A model
+//! without missing-value handling would then give a number for a flow with missing values, and nobody would notice.
 //!
-//! Invariant: no operator that loses NaN stays in a graph after [`rewrite`], and the optimiser does not know those that stand
-//! in their place, so it cannot fold them. [`super::operators`] tests each operator against the reference. Called by
-//! [`super::network`] between typing and optimising.
+//! Invariant: no operator that loses NaN stays in a graph after [`rewrite`], and the optimiser does not know those that
+//! stand in their place, so it cannot fold them. [`super::operators`] tests each operator against the reference. Called
+//! by [`super::network`] between typing and optimising.
 
 mod cast;
 mod cell;

@@ -1,7 +1,7 @@
 //! Functions of two values, with broadcasting.
 //!
-//! The optimiser of tract takes what is multiplied by 0 for 0, and adds nothing where the summand is small, so both would lose
-//! NaN, or the 1e-9 that keeps a logarithm finite. These it does not know.
+//! The optimiser of tract takes what is multiplied by 0 for 0, and adds nothing where the summand is small, so both
+//! would lose NaN, or the 1e-9 that keeps a logarithm finite. These it does not know.
 
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::broadcast::multi_broadcast;
@@ -129,8 +129,8 @@ fn apply<T: Real>(mut a: Tensor, mut b: Tensor, of: impl Fn(T, T) -> T + Copy) -
     Ok(out)
 }
 
-/// Writes the results over `all`, whose shape is that of the result. `false` if `other` is neither one value, nor a row that
-/// repeats, nor of that shape.
+/// Writes the results over `all`, whose shape is that of the result. `false` if `other` is neither one value, nor a row
+/// that repeats, nor of that shape.
 #[inline(always)]
 fn in_place<T: Real>(all: &mut Tensor, other: &Tensor, of: impl Fn(T, T) -> T) -> TractResult<bool> {
     let start = other.shape().iter().take_while(|dim| **dim == 1).count();

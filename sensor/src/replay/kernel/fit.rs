@@ -88,8 +88,8 @@ impl Fitter {
 
     /// Makes of a captured frame what the programs can be given.
     ///
-    /// A frame that the capture cut is padded with zeros to its length on the wire, and one whose length its sender's card
-    /// was to fill in gets it, if the host makes the same of it then as before.
+    /// A frame that the capture cut is padded with zeros to its length on the wire, and one whose length its sender's
+    /// card was to fill in gets it, if the host makes the same of it then as before.
     ///
     /// # Errors
     /// If the link type is not supported.
@@ -131,8 +131,8 @@ impl Fitter {
     }
 }
 
-/// Writes the length of `packet`'s datagram into its IP header if it states none and has room for it, as a network card does
-/// before it sends; the programs see what was sent.
+/// Writes the length of `packet`'s datagram into its IP header if it states none and has room for it, as a network card
+/// does before it sends; the programs see what was sent.
 fn fill_in_length(frame: &mut [u8], packet: &Packet) {
     let (field, len) = match packet.key.family {
         4 => (2, packet.l3_len()),

@@ -1,5 +1,5 @@
-//! What a capture's own form does to its packets: interfaces of other link types, sections, times that step back, the ports
-//! of tunnels. And what readers of the rows make of them.
+//! What a capture's own form does to its packets: interfaces of other link types, sections, times that step back, the
+//! ports of tunnels. And what readers of the rows make of them.
 
 use super::*;
 

@@ -207,8 +207,8 @@ impl Subjects {
         Ok(())
     }
 
-    /// Fills the table with answered flows: 64 for each bucket, so that none has a way left. In turns, as one that is not
-    /// answered yet gives way.
+    /// Fills the table with answered flows: 64 for each bucket, so that none has a way left. In turns, as one that is
+    /// not answered yet gives way.
     fn fill(&mut self, load: Load) -> Result<()> {
         for back in [false, true].repeat(FILLING) {
             let frame = frames::history(back)?;
