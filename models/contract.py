@@ -44,6 +44,8 @@ def agent(sensor, features):
     unknown = [name for name in features if name not in known]
     if unknown:
         raise SystemExit(f"this agent does not compute {', '.join(unknown)}; `sensor features` lists what it does")
+    if document["version"] < 3:
+        raise SystemExit(f"{sensor} is of an earlier release than this contract.py: take that of its release, or a newer agent")
     return document["version"], [known[name]["hash"] for name in features]
 
 

@@ -134,6 +134,9 @@ pub fn write(restamped: &Restamped, path: &Path) -> Result<()> {
 }
 
 fn put(path: &Path, bytes: &[u8]) -> Result<()> {
+    // What a link points to, not the link.
+    let place = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let path = place.as_path();
     let builder = || {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut file = tempfile::Builder::new().prefix(".model-").tempfile_in(folder)?;
